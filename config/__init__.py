@@ -1,0 +1,1 @@
+"""Experiments: one YAML file each, and the schema that knows their keys."""

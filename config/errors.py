@@ -1,0 +1,5 @@
+"""The one exception that means "the user's input is wrong", which main.py turns into a line and exit status 2."""
+
+
+class InputError(ValueError):
+    """Wrong input; the message is one line naming the value, the place and what is allowed."""

@@ -1,0 +1,143 @@
+"""The front door: flags and one YAML experiment in, one runner called. For example
+
+    python main.py --runner sample --method F-PNDM --sample_speed 50
+    python main.py --runner train --config digits.yml --train_path temp/train
+
+Any value of the experiment can be laid over: --set Sample.batch_size=64.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+# Which section of the experiment each flag lays itself over, by runner; a flag not named is the runner's own.
+SAMPLE = dict.fromkeys(("method", "sample_speed", "profile", "rtol", "atol"), "Sample")
+RUNNERS = {
+    "sample": SAMPLE
+    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
+    | {"image_path": None},
+    "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None},
+}
+COMMON = {"runner", "config", "device", "set"}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise SystemExit(complain(message))
+
+
+def complain(message):
+    """Print one line on stderr; returns the exit status of wrong input."""
+    print(f"main.py: {message}", file=sys.stderr)
+    return 2
+
+
+def parser():
+    from runner.method import METHODS, PROFILES
+
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add = p.add_argument
+    add("--runner", default="sample", choices=RUNNERS, help="what to do (default sample)")
+    add(
+        "--config",
+        default="digits.yml",
+        metavar="NAME.yml",
+        help="experiment: a path, or a file of config/ (default digits.yml)",
+    )
+    add("--method", metavar="M", help=f"numerical method: {', '.join(METHODS)}")
+    add("--sample_speed", metavar="N", help="number of steps")
+    add("--profile", metavar="P", help=f"{' or '.join(PROFILES)}: the paper, or the released code with its quirks")
+    add("--rtol", metavar="X", help="PF: relative tolerance")
+    add("--atol", metavar="X", help="PF: absolute tolerance")
+    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, mps; default auto, a GPU if there is one")
+    add("--model_path", metavar="F", help="checkpoint to sample from")
+    add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
+    add("--total_num", metavar="K", help="number of images")
+    add("--batch_size", metavar="B", help="images a network call")
+    add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
+    add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
+    add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
+    add("--set", action="append", default=[], metavar="Section.key=value", help="lay a value over the experiment's")
+    return p
+
+
+def experiment(args):
+    """The validated experiment that the flags describe. Raises InputError."""
+    from config.errors import InputError
+    from config.schema import load, parse_set
+
+    sections = RUNNERS[args.runner]
+    overrides = {}
+    for item in args.set:
+        target, value = parse_set(item)
+        overrides[target] = ("--set", value)
+    for name, value in vars(args).items():
+        if value is None or name in COMMON:
+            continue
+        if name not in sections:
+            able = ", ".join(runner for runner, flags in RUNNERS.items() if name in flags)
+            raise InputError(f"--{name} does not go with --runner {args.runner}, only with {able}")
+        if sections[name]:
+            overrides[f"{sections[name]}.{name}"] = (f"--{name}", value)
+    return load(args.config, overrides)
+
+
+def device(name):
+    """The torch device of that name. Raises InputError when this machine has none."""
+    import torch
+
+    from config.errors import InputError
+
+    there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        name = there[-1] if there[-1] == "mps" else there[min(1, len(there) - 1)]
+    if name == "cuda" and len(there) > 1:
+        name = "cuda:0"
+    if name not in there:
+        raise InputError(f"--device: {name} is not there; this machine has {', '.join(there)}")
+    return torch.device(name)
+
+
+def image_path(args, settings):
+    """Default folder of a sampling run, one for each of what people compare."""
+    name = f"{Path(args.config).stem}_{settings.method}"
+    name += "" if settings.method == "PF" else f"_{settings.sample_speed}"
+    name += "" if settings.profile == "exact" else f"_{settings.profile}"
+    name += "" if settings.seed == 0 else f"_seed{settings.seed}"
+    return Path("temp/sample") / name
+
+
+def main(argv=None):
+    """Run the command line `argv`; returns the exit status."""
+    args = parser().parse_args(argv)
+    from config.errors import InputError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+    try:
+        resolved = experiment(args)
+        if args.runner == "sample":
+            from runner import sample
+
+            sample.run(resolved, device(args.device), args.image_path or image_path(args, resolved.Sample))
+        else:
+            from runner import train
+
+            train.run(resolved, device(args.device), args.train_path or "temp/train", bool(args.restart))
+    except InputError as error:
+        return complain(error)
+    except OSError as error:
+        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("main.py: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return complain("the device is out of memory; a smaller --batch_size may fit")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

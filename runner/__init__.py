@@ -1,0 +1,1 @@
+"""Schedules, methods and the runners that use them."""

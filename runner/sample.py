@@ -1,0 +1,384 @@
+"""Sample images by a method, write them, and measure their distance to the data.
+
+    python main.py --runner sample --method F-PNDM --sample_speed 50
+
+Image i starts from its own noise. Batches are fixed ranges of image numbers and always run whole, so that an
+image is the same bytes whether it is made at once, after a restart, or among more images. The stages are
+iterables of (ids, uint8 images): `Sampler.images` → `write` → `measure`.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from config.errors import InputError
+from dataset import decode, open_dataset
+from model import load_model
+from model.checkpoint import sha256
+from runner.method import METHODS, NotFinite, solve, trajectory
+from runner.metric import Statistics, frechet_distance, pixels
+from runner.random import noise
+from runner.schedule import Schedule
+
+ROOT = Path(__file__).parent.parent
+GRID = 100  # images in grid.png
+
+
+def run(experiment, device, folder):
+    """Make, or finish, the images of `experiment` (a validated `Experiment`) in `folder`; returns the record.
+
+    Raises InputError before anything is written if it cannot be done.
+    """
+    sampler = Sampler(experiment, device)
+    folder = Path(folder)
+    total = experiment.Sample.total_num
+    if record := finished(folder, sampler.identity, total):
+        print(f"{folder} already holds these {total:,} images")
+        return report(record, folder)
+    reference = None
+    if experiment.Sample.features == "pixels" and total > 1:
+        images = open_dataset(experiment.Dataset)
+        reference = Statistics(images[0].numel())
+        for first in range(0, len(images), 1024):
+            reference.update(pixels(torch.stack([images[i] for i in range(first, min(first + 1024, len(images)))])))
+
+    statistics = Statistics(len(reference.sum)) if reference else None
+    first_images = []
+    with Folder(folder, sampler.identity) as target, progress_bar(total) as bar:
+        stream = measure(target.write(sampler.images(target, total, bar)), statistics)
+        for ids, images in stream:
+            first_images += images[: max(0, GRID - ids[0])]
+            bar.update(len(ids))
+        target.save("grid.png", to_image(grid(torch.stack(first_images))))
+    record = sampler.record(total, statistics, reference)
+    save_json(folder / "result.json", record)
+    return report(record, folder)
+
+
+class Sampler:
+    """A network, a method and a grid, checked and ready; makes images by their numbers."""
+
+    def __init__(self, experiment, device):
+        self.experiment, self.device = experiment, device
+        e, s = experiment, experiment.Sample
+        self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
+        self.shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
+        self.options = solver_options(e)
+        try:
+            trajectory(s.method, torch.zeros(1, *self.shape), self.schedule, s.sample_speed, s.profile, **self.options)
+        except ValueError as error:
+            raise InputError(f"--sample_speed, --profile: {error}") from None
+        self.steps = None if METHODS[s.method].options else s.sample_speed
+        self.path = checkpoint_path(s.model_path)
+        torch.backends.cudnn.allow_tf32 = False
+        self.network = load_model(e.Model, self.path, device)
+        self.checkpoint = {"path": str(s.model_path), "sha256": sha256(self.path)}
+        self.calls = self.made = 0
+        self.seconds = 0.0
+
+    @property
+    def identity(self):
+        """What the images depend on: two runs with equal identities make equal images."""
+        e, s = self.experiment, self.experiment.Sample
+        return {
+            "method": s.method,
+            "steps": self.steps,
+            "profile": s.profile,
+            "options": self.options,
+            "seed": s.seed,
+            "batch_size": s.batch_size,
+            "precision": "fp32",
+            "checkpoint": self.checkpoint["sha256"],
+            "Schedule": e.Schedule.model_dump(),
+            "Model": e.Model.model_dump(),
+            "images": {
+                name: getattr(e.Dataset, name) for name in ("image_size", "channels", "rescaled", "logit_transform")
+            },
+        }
+
+    def images(self, target, total, bar):
+        """(ids, uint8 images) for all ids below `total`: read where `target` has the whole batch, else made.
+
+        At least one batch is made, since the record's number of network calls is counted, not computed.
+        """
+        size = self.experiment.Sample.batch_size
+        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        for ids in batches:
+            if target.has(ids) and (ids is not batches[-1] or self.made):
+                yield ids, target.read(ids)
+            else:
+                yield ids, self.make(range(ids.start, ids.start + size), bar)[: len(ids)]
+
+    @torch.inference_mode()
+    def make(self, ids, bar=None):
+        """Images `ids` as uint8 (n, C, H, W) on the CPU."""
+        start = time.perf_counter()
+        s = self.experiment.Sample
+        x = torch.from_numpy(noise(s.seed, ids, self.shape)).to(self.device)
+        finite, times = [], []
+        try:
+            for state in solve(s.method, self.network, x, self.schedule, s.sample_speed, s.profile, **self.options):
+                finite.append(state.x.isfinite().all())  # looked at once, at the end: looking waits for the device
+                times.append(state.t)
+                if bar is not None:
+                    bar.set_postfix_str(f"step {len(times)}" + (f"/{self.steps}" if self.steps else ""))
+        except NotFinite as error:
+            raise InputError(f"{self.path}: {error}") from None
+        if not torch.stack(finite).all():
+            step = finite.index(False)
+            raise InputError(
+                f"{self.path}: the network's ε is not finite from step {step + 1} of {len(finite)} on "
+                f"(to t = {times[step]:g}), images {ids.start} to {ids.stop - 1}"
+            )
+        images = decode(state.x.cpu(), self.experiment.Dataset)
+        self.calls += state.nfe * len(ids)
+        self.made += len(ids)
+        self.seconds += time.perf_counter() - start
+        return images
+
+    def record(self, total, statistics, reference):
+        """What is written to result.json."""
+        s = self.experiment.Sample
+        nfe = self.calls / self.made
+        frechet = None
+        if statistics:
+            frechet = {
+                "value": frechet_distance(*statistics.moments(), *reference.moments()),
+                "features": s.features,
+                "images": statistics.count,
+                "reference": {"dataset": self.experiment.Dataset.dataset, "images": reference.count},
+            }
+        return {
+            "method": s.method,
+            "steps": self.steps,
+            "nfe": int(nfe) if float(nfe).is_integer() else nfe,
+            "profile": s.profile,
+            "seed": s.seed,
+            "images": total,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.made / self.seconds, 3),
+            "frechet": frechet,
+            "checkpoint": self.checkpoint,
+            "precision": "fp32",
+            "device": device_name(self.device),
+            "world_size": 1,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "numpy", "pillow")},
+            "config": self.experiment.model_dump(),
+            "identity": self.identity,
+        }
+
+
+class Folder:
+    """A run's folder: knows whose images it holds, gives back those there are, and takes new ones whole.
+
+    Used as a context; at its end every image handed to it is on the disk.
+    """
+
+    def __init__(self, path, identity):
+        self.path, self.identity = path, identity
+        self.pool = self.pending = None
+
+    def __enter__(self):
+        held = held_identity(self.path)
+        if held is not None and held != self.identity:
+            raise InputError(
+                f"--image_path: {self.path} holds images of another run ({_contrast(held, self.identity)})"
+            )
+        self.new = []
+        for parent in [self.path, *self.path.parents]:
+            if parent.exists():
+                break
+            self.new.append(parent)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob(".*.tmp"):
+            left.unlink()
+        probe = self.path / ".probe.tmp"
+        probe.touch()
+        probe.unlink()
+        self.present = {entry.name for entry in os.scandir(self.path) if entry.name.endswith(".png")}
+        self.pool = ThreadPoolExecutor(2)
+        self.pending = deque()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.pool.shutdown(wait=True)
+        if kind is None:
+            self._settle(0)
+        for folder in self.new:  # a run that failed before its first image leaves nothing behind
+            if kind is not None and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def has(self, ids):
+        return all(_name(i) in self.present for i in ids)
+
+    def read(self, ids):
+        return torch.stack([_read(self.path / _name(i)) for i in ids])
+
+    def write(self, stream):
+        """Pass (ids, images) on, writing those that are not there, off the main thread."""
+        for ids, images in stream:
+            missing = [(i, image) for i, image in zip(ids, images, strict=True) if _name(i) not in self.present]
+            if missing and not (self.path / "run.json").exists():
+                save_json(self.path / "run.json", self.identity)
+            self.pending.extend(self.pool.submit(self.save, _name(i), to_image(image)) for i, image in missing)
+            self._settle(4096)
+            yield ids, images
+
+    def save(self, name, image):
+        aside = self.path / f".{name}.tmp"
+        try:
+            image.save(aside, "PNG")
+            aside.replace(self.path / name)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            error.filename = error.filename or str(self.path / name)
+            raise
+
+    def _settle(self, most):
+        """Wait until at most `most` images are unwritten; raises what writing raised."""
+        while len(self.pending) > most or (self.pending and self.pending[0].done()):
+            self.pending.popleft().result()
+
+
+def measure(stream, statistics):
+    """Pass (ids, images) on, adding their pixels to `statistics` (None: nothing is measured)."""
+    for ids, images in stream:
+        if statistics is not None:
+            statistics.update(pixels(images))
+        yield ids, images
+
+
+def held_identity(folder):
+    """Identity of the run whose images `folder` holds; None when it holds none. Raises InputError if nothing says."""
+    try:
+        if (folder / "run.json").exists():
+            return json.loads((folder / "run.json").read_text())
+    except ValueError:
+        raise InputError(f"{folder / 'run.json'}: damaged; delete the folder or give another --image_path") from None
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--image_path: {folder} is not a folder")
+    if folder.is_dir() and any(re.fullmatch(r"\d{6,}\.png", entry.name) for entry in os.scandir(folder)):
+        raise InputError(f"--image_path: {folder} holds images of which no run.json says how they were made")
+    return None
+
+
+def finished(folder, identity, total):
+    """The record in `folder` if it is of this very run, complete; None if not. Raises InputError if it has more."""
+    if held_identity(folder) != identity:
+        return None
+    count = sum(bool(re.fullmatch(r"\d{6,}\.png", entry.name)) for entry in os.scandir(folder))
+    if count > total:
+        raise InputError(f"--total_num: {folder} already holds {count:,} images of this run, more than {total:,}")
+    try:
+        record = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    complete = count == total and all((folder / _name(i)).exists() for i in range(total))
+    return record if complete and record.get("images") == total else None
+
+
+def _contrast(held, wanted):
+    """The first difference of two identities, for a message."""
+    for name in wanted:
+        if held.get(name) != wanted[name]:
+            mine, theirs = wanted[name], held.get(name)
+            if isinstance(mine, dict) and isinstance(theirs, dict):
+                inner = next((k for k in mine if mine[k] != theirs.get(k)), None)
+                name, mine, theirs = (
+                    f"{name}.{inner}" if inner else name,
+                    mine.get(inner, mine),
+                    theirs.get(inner, theirs),
+                )
+            return f"{name} {theirs}, not {mine}"
+    return "made by another version"
+
+
+def _name(i):
+    return f"{i:06d}.png"
+
+
+def _read(path):
+    try:
+        with Image.open(path) as image:
+            pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+        return torch.from_numpy(pixels.copy())
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); delete it and run again") from None
+
+
+def to_image(image):
+    """uint8 (C, H, W) → PIL image, grey or RGB."""
+    array = image.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def grid(images):
+    """uint8 images (n, C, H, W) → one uint8 image (3, H', W'): tiles apart on a light ground, small ones enlarged."""
+    from torchvision.utils import make_grid
+
+    zoom = max(1, round(64 / images.shape[-1]))
+    gap = max(2, images.shape[-1] * zoom // 16)
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    return make_grid(images, nrow=math.ceil(math.sqrt(len(images))), padding=gap, pad_value=236)
+
+
+def solver_options(experiment):
+    """The options of `solve` that the experiment gives (PF's tolerances)."""
+    return {name: value for name in ("rtol", "atol") if (value := getattr(experiment.Sample, name)) is not None}
+
+
+def checkpoint_path(given):
+    """A checkpoint as given, or below the project's folder, where the bundled network lies."""
+    if given is None:
+        raise InputError("--model_path: no checkpoint is given, and the experiment names none")
+    for path in (Path(given), ROOT / given):
+        if path.exists():
+            return path
+    raise InputError(f"--model_path: no file {given}; README.md names where the published ones come from")
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def progress_bar(total):
+    return tqdm(total=total, unit="image", dynamic_ncols=True, file=sys.stderr)
+
+
+def save_json(path, value):
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def report(record, folder):
+    """Print what a person wants to know of a finished run; returns the record."""
+    how = f"{record['steps']} steps" if record["steps"] else "adaptive steps"
+    print(
+        f"{record['images']:,} images by {record['method']} in {how}, {record['nfe']:.4g} network calls an image, "
+        f"{record['images_per_second']:.4g} images/s"
+    )
+    if frechet := record["frechet"]:
+        reference = frechet["reference"]
+        print(
+            f"Fréchet distance on {frechet['features']}: {frechet['value']:.4f} to the {reference['images']:,} "
+            f"images of {reference['dataset']}"
+        )
+    print(f"{folder}: {folder / 'grid.png'}, {folder / 'result.json'}")
+    return record

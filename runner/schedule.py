@@ -1,0 +1,60 @@
+"""Noise schedules: ᾱ(t) at the training steps and, smoothly, between them."""
+
+import math
+
+import numpy as np
+
+TYPES = ("linear", "quad", "cosine")
+
+
+class Schedule:
+    """A noise schedule, x_t = √ᾱ_t · x_0 + √(1−ᾱ_t) · ε.
+
+    type: "linear" (β linear in t; Ho et al. 2020), "quad" (√β linear in t; DDIM's code) or
+        "cosine" (Nichol & Dhariwal 2021, Eq. 17, β capped at 0.999; takes no β range).
+    beta_start, beta_end: β at the first and the last training step, 0 < β < 1.
+    diffusion_step: number of training steps N; t counts them 0 … N−1 and t = −1 is clean data.
+
+    `betas` and `alphas_cumprod` are float64 arrays of shape (N,). Raises ValueError on a type or
+    range that is none of the above.
+    """
+
+    def __init__(self, type="linear", beta_start=1e-4, beta_end=0.02, diffusion_step=1000):
+        if type not in TYPES:
+            raise ValueError(f"schedule type {type!r} is not one of {', '.join(TYPES)}")
+        if diffusion_step < 1:
+            raise ValueError(f"diffusion_step is {diffusion_step}, it must be at least 1")
+        if type != "cosine" and not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"betas must satisfy 0 < beta_start <= beta_end < 1, not {beta_start}, {beta_end}")
+        if type == "linear":
+            betas = np.linspace(beta_start, beta_end, diffusion_step)
+        elif type == "quad":
+            betas = np.linspace(beta_start**0.5, beta_end**0.5, diffusion_step) ** 2
+        else:
+            edges = np.cos((np.arange(diffusion_step + 1) / diffusion_step + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = np.minimum(1 - edges[1:] / edges[:-1], 0.999)
+        self.type = type
+        self.diffusion_step = diffusion_step
+        self.betas = betas
+        self.alphas_cumprod = np.cumprod(1 - betas)
+        self._log_alpha = None
+
+    @property
+    def log_alpha_cumprod(self):
+        """log ᾱ as a function of real t in [−1, N−1], exact at the integers; call with `nu=1` for its slope.
+
+        A monotone cubic (PCHIP), so that ᾱ falls for every schedule, between the steps too.
+        """
+        if self._log_alpha is None:
+            from scipy.interpolate import PchipInterpolator  # costs 0.3 s, which `--help` need not wait for
+
+            knots = np.concatenate([[0.0], np.log(self.alphas_cumprod)])
+            self._log_alpha = PchipInterpolator(np.arange(-1.0, self.diffusion_step), knots)
+        return self._log_alpha
+
+    def alpha_cumprod(self, t):
+        """ᾱ at real t in [−1, N−1] (a number or an array of them), float64; ᾱ(−1) = 1."""
+        whole = np.asarray(t).astype(int)
+        if np.all(whole == t):
+            return np.where(whole < 0, 1.0, self.alphas_cumprod[whole])[()]
+        return np.exp(self.log_alpha_cumprod(t))[()]
