@@ -332,8 +332,8 @@ def save(path, tensors, metadata):
 
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, aside,
-              {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()})  # fmt: skip
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, aside, text)
     aside.replace(path)
 
 
