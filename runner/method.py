@@ -263,6 +263,8 @@ def dormand_prince(alpha, slope, clock, x, start, end, rtol, atol, joint=False):
     h = np.minimum(h, start - end)
     probe = yield from derivative(x - column(h) * k1, t - h)
     curvature = np.maximum(d1, norm((probe - k1) / scale) / h)
+    if not np.isfinite(curvature).all():
+        raise NotFinite(f"ε is not finite between t = {clock(t).max():g} and {clock(t - h).min():g}")
     guess = np.where(curvature <= 1e-15, np.maximum(1e-6, h * 1e-3), (0.01 / np.maximum(curvature, 1e-300)) ** 0.2)
     h = np.minimum(np.minimum(100 * h, guess), start - end)
 

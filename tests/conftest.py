@@ -1,7 +1,8 @@
-"""What all tests share: the reference data, and the project's folder on the import path."""
+"""What all tests share: the project's folder and the reference data."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "data")]
+DATA = Path(__file__).parent / "data"
+sys.path[:0] = [str(ROOT), str(DATA)]
