@@ -1,6 +1,7 @@
 """The methods against the released code's numbers, their theory, SciPy, and each other."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_order_of_convergence(method, expected, components):
         states = solve(method, network, start, LINEAR, steps)
         x = next(state.x for state in states if abs(state.t - 200) < 1e-9)
         errors.append((x - end).square().mean().sqrt().item())
-    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert slopes[-1] == pytest.approx(expected, abs=0.25), (errors, slopes)
 
 
@@ -240,9 +241,8 @@ def test_pf_published_is_scipy_on_the_whole_batch_with_the_linear_closed_form():
 def test_pf_says_where_the_network_is_not_finite():
     noise = torch.ones(2, 3, dtype=torch.float64)
     for eps, since in ((0.0, r"[5-9]\d\d.* and [0-4]?\d?\d"), (1.0, "999 and ")):
-        broken = lambda x, t, eps=eps: torch.where(t.view(-1, 1) < 500, torch.nan, eps) * x
         with pytest.raises(NotFinite, match=f"between t = {since}"):
-            last(solve("PF", broken, noise, LINEAR, 50))
+            last(solve("PF", lambda x, t, e=eps: torch.where(t.view(-1, 1) < 500, torch.nan, e) * x, noise, LINEAR, 50))
 
 
 @pytest.mark.parametrize("method", METHODS)
