@@ -154,6 +154,8 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     try:
         resolved = experiment(args)
+        if resolved.Sample.method == "PF" and args.sample_speed:
+            print("main.py: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
         if args.runner == "sample":
             from runner import sample
 

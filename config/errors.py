@@ -3,3 +3,6 @@
 
 class InputError(ValueError):
     """Wrong input; the message is one line naming the value, the place and what is allowed."""
+
+    def __init__(self, message):
+        super().__init__(" ".join(str(message).split()))

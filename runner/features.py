@@ -4,18 +4,15 @@ To add one is to add a line to EXTRACTORS, for a network that gives one vector a
 
     "dinov2": network("dinov2", 1024, load, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 
-where `load(path)` returns the network and the file of its weights.
+where `load(path)` returns the network and the file of its weights. Nothing heavy is imported before it is used, since
+the front door reads the names.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch.nn.functional import interpolate
-
 from config.errors import InputError
-from model.checkpoint import sha256
 
 MOST_PIXELS = 4096
 CHUNK = 50  # images a network call, pytorch-fid's own; more only take more memory
@@ -37,6 +34,8 @@ class Extractor:
 
     def __call__(self, images):
         """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
+        import torch
+
         with torch.inference_mode():
             return torch.cat([self.function(part).double().cpu() for part in images.split(CHUNK)])
 
@@ -57,6 +56,9 @@ def inception(shape, device, path):
     Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299 in the network.
     """
     import pytorch_fid.inception as package
+    import torch
+
+    from model.checkpoint import sha256
 
     file = _inception_file(path, package.FID_WEIGHTS_URL)
     given, package.load_state_dict_from_url = package.load_state_dict_from_url, lambda *_, **__: _weights(file)
@@ -78,6 +80,11 @@ def network(name, dimension, load, size, mean, std):
     """An entry of EXTRACTORS: `load(path)` → (network, file of its weights); it sees images resized to `size`."""
 
     def extractor(shape, device, path):
+        import torch
+        from torch.nn.functional import interpolate
+
+        from model.checkpoint import sha256
+
         net, file = load(path)
         net = net.eval().to(device)
         shift, scale = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
@@ -101,6 +108,8 @@ def is_fid(name, digest):
 
 
 def _weights(file):
+    import torch
+
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -109,6 +118,8 @@ def _weights(file):
 
 def _inception_file(path, url):
     """The file of Inception's weights: as given, or in the hub's cache, or downloaded into it."""
+    import torch
+
     name = url.rsplit("/", 1)[1]
     if path is not None:
         for file in (Path(path), Path(path) / name):

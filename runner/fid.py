@@ -7,7 +7,6 @@
 A distance is called FID when its features are those of pytorch-fid's Inception weights, and not otherwise.
 """
 
-import sys
 import zipfile
 from pathlib import Path
 
@@ -202,7 +201,7 @@ def _origin(moments):
 
 
 def _progress(images):
-    with tqdm(total=len(images), unit="image", desc="features", dynamic_ncols=True, file=sys.stderr) as bar:
+    with tqdm(total=len(images), unit="image", desc="features", dynamic_ncols=True, disable=None) as bar:
         for ids, batch in batches(images, BATCH):
             yield ids, batch
             bar.update(len(ids))

@@ -253,16 +253,22 @@ def dormand_prince(alpha, slope, clock, x, start, end, rtol, atol, joint=False):
         pairs = [(w, k) for w, k in zip(weights, stages, strict=True) if w]
         return x + column(h) * combine(*zip(*pairs, strict=True))
 
+    def check_finite(norms, later, earlier):
+        if not np.isfinite(norms).all():
+            raise NotFinite(f"ε is not finite between t = {clock(later).max():g} and {clock(earlier).min():g}")
+
     t = np.full(len(x), float(start))
     k1 = yield from derivative(x, t)
 
     # The first step size: one that an explicit Euler step suggests.
     scale = atol + rtol * x.abs()
     d0, d1 = norm(x / scale), norm(k1 / scale)
+    check_finite(d1, t, t)
     h = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-300))
     h = np.minimum(h, start - end)
     probe = yield from derivative(x - column(h) * k1, t - h)
     curvature = np.maximum(d1, norm((probe - k1) / scale) / h)
+    check_finite(curvature, t, t - h)
     guess = np.where(curvature <= 1e-15, np.maximum(1e-6, h * 1e-3), (0.01 / np.maximum(curvature, 1e-300)) ** 0.2)
     h = np.minimum(np.minimum(100 * h, guess), start - end)
 
@@ -279,8 +285,7 @@ def dormand_prince(alpha, slope, clock, x, start, end, rtol, atol, joint=False):
 
         scale = atol + rtol * x0.abs().maximum(x1.abs())
         error = norm(move(x0 * 0, step, RK45.E, stages) / scale)
-        if not np.isfinite(error).all():
-            raise NotFinite(f"ε is not finite between t = {clock(t[running]).max():g} and {clock(s).min():g}")
+        check_finite(error, t[running], s)
         good = error < 1
         factor = 0.9 * np.maximum(error, 1e-300) ** -0.2
         limit = np.where(good, np.where(retried[running], 1.0, 10.0), 1.0)

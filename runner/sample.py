@@ -16,10 +16,10 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -45,8 +45,7 @@ def run(experiment, device, folder):
     sampler = Sampler(experiment, device)
     folder = Path(folder)
     total = experiment.Sample.total_num
-    record = finished(folder, sampler.identity, total)
-    if record and measured(record, experiment.Sample):
+    if record := finished(folder, sampler.identity, experiment):
         print(f"{folder} already holds these {total:,} images")
         return report(record, folder)
     measurement = None
@@ -166,8 +165,12 @@ class Sampler:
             "precision": "fp32",
             "device": device_name(self.device),
             "world_size": 1,
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "numpy", "pillow")},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "pillow": PIL.__version__,
+            },
             "config": self.experiment.model_dump(),
             "identity": self.identity,
         }
@@ -226,18 +229,11 @@ class Folder:
             if missing and not (self.path / "run.json").exists():
                 save_json(self.path / "run.json", self.identity)
             self.pending.extend(self.pool.submit(self.save, _name(i), to_image(image)) for i, image in missing)
-            self._settle(4096)
+            self._settle(2 * len(ids))
             yield ids, images
 
     def save(self, name, image):
-        aside = self.path / f".{name}.tmp"
-        try:
-            image.save(aside, "PNG")
-            aside.replace(self.path / name)
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            error.filename = error.filename or str(self.path / name)
-            raise
+        save_whole(self.path / name, lambda aside: image.save(aside, "PNG"))
 
     def _settle(self, most):
         """Wait until at most `most` images are unwritten; raises what writing raised."""
@@ -251,14 +247,6 @@ def measure(stream, measurement):
         if measurement:
             measurement.update(ids, images)
         yield ids, images
-
-
-def measured(record, settings):
-    """Whether `record` holds the distance that the `Sample` section asks for."""
-    if settings.features == "none" or record["images"] < 2:
-        return True
-    card = record["frechet"] or {}
-    return card.get("features") == settings.features and card["reference"].get("file") == settings.statistics
 
 
 def held_identity(folder):
@@ -275,8 +263,9 @@ def held_identity(folder):
     return None
 
 
-def finished(folder, identity, total):
+def finished(folder, identity, experiment):
     """The record in `folder` if it is of this very run, complete; None if not. Raises InputError if it has more."""
+    total = experiment.Sample.total_num
     if held_identity(folder) != identity:
         return None
     count = sum(bool(re.fullmatch(r"\d{6,}\.png", entry.name)) for entry in os.scandir(folder))
@@ -287,7 +276,7 @@ def finished(folder, identity, total):
     except (OSError, ValueError):
         return None
     complete = count == total and all((folder / _name(i)).exists() for i in range(total))
-    return record if complete and record.get("images") == total else None
+    return record if complete and record.get("config") == experiment.model_dump() else None
 
 
 def _contrast(held, wanted):
@@ -357,13 +346,24 @@ def device_name(device):
 
 
 def progress_bar(total):
-    return tqdm(total=total, unit="image", dynamic_ncols=True, file=sys.stderr)
+    return tqdm(total=total, unit="image", dynamic_ncols=True, disable=None)
 
 
 def save_json(path, value):
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    save_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def save_whole(path, write):
+    """Have `write` write to a path beside `path`, then rename it: the file is there whole or not at all."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    try:
+        write(aside)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def report(record, folder):

@@ -37,19 +37,24 @@ class Schedule:
         self.diffusion_step = diffusion_step
         self.betas = betas
         self.alphas_cumprod = np.cumprod(1 - betas)
+        if not self.alphas_cumprod[-1] > 0:
+            raise ValueError(f"{diffusion_step} steps up to β = {betas[-1]:g} leave ᾱ = 0, nothing of the data")
         self._log_alpha = None
 
     @property
     def log_alpha_cumprod(self):
         """log ᾱ as a function of real t in [−1, N−1], exact at the integers; call with `nu=1` for its slope.
 
-        A monotone cubic (PCHIP), so that ᾱ falls for every schedule, between the steps too.
+        A cubic spline, twice differentiable as Runge–Kutta methods want their right side; for schedules so
+        coarse that the spline would rise somewhere, a monotone cubic (PCHIP), differentiable once.
         """
         if self._log_alpha is None:
-            from scipy.interpolate import PchipInterpolator  # costs 0.3 s, which `--help` need not wait for
+            from scipy.interpolate import CubicSpline, PchipInterpolator  # 0.3 s, which `--help` need not wait for
 
-            knots = np.concatenate([[0.0], np.log(self.alphas_cumprod)])
-            self._log_alpha = PchipInterpolator(np.arange(-1.0, self.diffusion_step), knots)
+            times, values = np.arange(-1.0, self.diffusion_step), np.concatenate([[0.0], np.log(self.alphas_cumprod)])
+            spline = CubicSpline(times, values)
+            rises = spline(np.linspace(-1, self.diffusion_step - 1, 8 * self.diffusion_step + 1), nu=1).max() > 0
+            self._log_alpha = PchipInterpolator(times, values) if rises else spline
         return self._log_alpha
 
     def alpha_cumprod(self, t):

@@ -69,7 +69,7 @@ class Trainer:
         order = itertools.islice(_order(len(self.images), dataset.batch_size, train.seed), self.step, total)
         loader = DataLoader(self.images, batch_sampler=order, num_workers=dataset.num_workers)
         log = SummaryWriter(self.folder, purge_step=self.step + 1)
-        progress = tqdm(loader, initial=self.step, total=total, unit="step", dynamic_ncols=True)
+        progress = tqdm(loader, initial=self.step, total=total, unit="step", dynamic_ncols=True, disable=None)
         with contextlib.closing(log):
             for images in progress:
                 loss, norm = self._step(images)

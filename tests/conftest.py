@@ -1,7 +1,58 @@
-"""What all tests share: the reference data, and the project's folder on the import path."""
+"""What all tests share: the project's folder and the reference data."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "data")]
+DATA = Path(__file__).parent / "data"
+sys.path[:0] = [str(ROOT), str(DATA)]
+
+
+class Tiny:
+    """A small network with random weights on 8×8 images, as files of an experiment and a checkpoint."""
+
+    def __init__(self, folder):
+        import torch
+        import yaml
+
+        from config.schema import load
+        from model import checkpoint
+        from model.unet import UNet, settings_of
+
+        tree = yaml.safe_load((ROOT / "config" / "digits.yml").read_text())
+        tree["Model"] |= {"ch": 32, "ch_mult": [1], "attn_resolutions": []}
+        tree["Sample"] |= {"total_num": 10, "batch_size": 4, "sample_speed": 4}
+        tree["Sample"]["model_path"] = str(folder / "tiny.safetensors")
+        self.config = folder / "tiny.yml"
+        self.config.write_text(yaml.safe_dump(tree))
+        torch.manual_seed(0)
+        self.network = UNet(settings_of(load(str(self.config)).Model))
+        self.model = folder / "tiny.safetensors"
+        checkpoint.save(self.model, self.network.state_dict(), {"weights": "raw"})
+
+    def flags(self, folder, *more):
+        """The command line of a sampling run into `folder`."""
+        return ["--config", str(self.config), "--device", "cpu", "--image_path", str(folder), *more]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run main.py in this process: cli(flag, ...) → (exit status, stdout, stderr)."""
+    import main
+
+    def run(*flags):
+        capsys.readouterr()
+        try:
+            status = main.main([str(flag) for flag in flags])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run

@@ -1,0 +1,251 @@
+"""The sample runner: what a run's folder holds, and that an image is its number's and nothing else's."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import main
+from config.schema import load
+from dataset import open_dataset
+from model import checkpoint
+from runner.metric import frechet_distance
+from runner.random import generator, noise
+
+
+def files(folder):
+    """Name → bytes of the images in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
+
+
+def images(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]).astype(int)
+
+
+def process(*flags, **more):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+
+
+def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
+    status, out, err = cli(*tiny.flags(tmp_path / "run"))
+    assert (status, err) == (0, "")
+    assert "10 images by F-PNDM in 4 steps, 13 network calls" in out
+    held = {path.name for path in (tmp_path / "run").iterdir()}
+    assert held == {f"{i:06d}.png" for i in range(10)} | {"grid.png", "result.json", "run.json"}
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    wanted = {"method": "F-PNDM", "steps": 4, "nfe": 13, "profile": "exact", "seed": 0, "images": 10, "world_size": 1}
+    assert {name: record[name] for name in wanted} == wanted
+    assert record["checkpoint"]["sha256"] == hashlib.sha256(tiny.model.read_bytes()).hexdigest()
+    assert record["images_per_second"] == pytest.approx(12 / record["seconds"], rel=0.01)  # three batches of 4
+    assert record["config"]["Model"]["ch"] == 32
+    assert record["precision"] == "fp32"
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["frechet"]["images"] == 10
+    assert record["frechet"]["features"] == "pixels"
+
+
+def test_distance_is_that_of_the_written_images(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run", "--total_num", 70))
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    mine = images(tmp_path / "run").reshape(70, -1) / 255
+    data = torch.stack(list(open_dataset(load(str(tiny.config)).Dataset))).flatten(1).double().numpy() / 255
+    direct = frechet_distance(mine.mean(0), np.cov(mine.T), data.mean(0), np.cov(data.T))
+    assert record["frechet"]["value"] == pytest.approx(direct, rel=1e-10)
+    assert record["frechet"]["reference"]["images"] == 1797
+
+
+def test_bytes_do_not_depend_on_how_many_images_are_made(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "few", "--total_num", 6))
+    cli(*tiny.flags(tmp_path / "many", "--total_num", 11))
+    few, many = files(tmp_path / "few"), files(tmp_path / "many")
+    assert len(few) == 6
+    assert few.items() <= many.items()
+
+
+def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "grown", "--total_num", 5))
+    kept = (tmp_path / "grown" / "000001.png").stat().st_mtime_ns
+    assert cli(*tiny.flags(tmp_path / "grown", "--total_num", 11))[0] == 0
+    cli(*tiny.flags(tmp_path / "once", "--total_num", 11))
+    assert files(tmp_path / "grown") == files(tmp_path / "once")
+    assert (tmp_path / "grown" / "000001.png").stat().st_mtime_ns == kept
+    assert json.loads((tmp_path / "grown" / "result.json").read_text())["images"] == 11
+
+
+@pytest.mark.parametrize("method", ["F-PNDM", "PF"])
+def test_images_do_not_depend_on_the_batch_size_beyond_rounding(tiny, cli, tmp_path, method):
+    for size in (1, 3, 10):
+        cli(*tiny.flags(tmp_path / str(size), "--method", method, "--batch_size", size))
+    for size in (1, 3):
+        assert np.abs(images(tmp_path / str(size)) - images(tmp_path / "10")).max() <= 1
+
+
+def test_missing_images_come_back_with_the_same_bytes(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run"))
+    before = files(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    kept = (tmp_path / "run" / "000008.png").stat().st_mtime_ns
+    for name in ("000001.png", "000002.png", "000007.png"):
+        (tmp_path / "run" / name).unlink()
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    assert files(tmp_path / "run") == before
+    assert (tmp_path / "run" / "000008.png").stat().st_mtime_ns == kept
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert again["frechet"] == record["frechet"]
+    assert again["nfe"] == record["nfe"]
+
+
+def test_a_complete_run_is_not_made_again(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run"))
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    status, out, _ = cli(*tiny.flags(tmp_path / "run"))
+    assert status == 0
+    assert "already holds these 10 images" in out
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_lost_record_is_made_again(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run"))
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").unlink()
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (again["nfe"], again["frechet"]) == (record["nfe"], record["frechet"])
+
+
+def test_seeds_and_images_have_noise_of_their_own():
+    drawn = np.concatenate([noise(seed, range(50), (1, 8, 8)) for seed in (0, 1)])
+    assert len(np.unique(drawn.reshape(100, -1), axis=0)) == 100
+    assert np.array_equal(noise(0, [7], (1, 8, 8))[0], drawn[7])
+    assert abs(drawn.mean()) < 0.05
+    assert abs(drawn.std() - 1) < 0.05
+
+
+def test_noise_is_pinned():
+    """A change of these numbers, by NumPy or here, would change every image ever made."""
+    np.testing.assert_allclose(noise(0, [0], (3,))[0], PINNED[0], rtol=1e-6)
+    np.testing.assert_allclose(noise(1234, [2**40], (3,))[0], PINNED[1], rtol=1e-6)
+    assert generator(0, "order", 0).permutation(6).tolist() == PINNED[2]
+
+
+PINNED = [[0.0599110350, 0.0155596342, -1.1644384861], [-1.5529762506, -0.1028061435, 0.2341959924], [2, 1, 3, 4, 0, 5]]
+
+
+STOPPED = ["--total_num", 80, "--sample_speed", 50]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main.main([str(flag) for flag in tiny.flags(folder, *STOPPED)]) == 0
+    return files(folder)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny, cli, tmp_path, undisturbed, stop):
+    flags = tiny.flags(tmp_path / "run", *STOPPED)
+    run = process(*flags)
+    while len(files(tmp_path / "run")) < 8 and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(stop)
+    since = time.monotonic()
+    err = run.communicate()[1]
+    if stop != signal.SIGKILL:
+        assert time.monotonic() - since < 2
+        assert run.returncode == 130
+        assert err.startswith("main.py: interrupted")
+        assert err.count("\n") == 1
+    done = files(tmp_path / "run")
+    assert 8 <= len(done) < 80
+    assert done.items() <= undisturbed.items()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert cli(*flags)[0] == 0
+    assert files(tmp_path / "run") == undisturbed
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["--method", "DDIM"], "method F-PNDM, not DDIM"),
+        (["--sample_speed", "5"], "steps 4, not 5"),
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--profile", "published"], "profile exact, not published"),
+        (["--batch_size", "5"], "batch_size 4, not 5"),
+        (["--set", "Schedule.type=cosine"], "Schedule.type linear, not cosine"),
+        (["--total_num", "3"], "already holds 10 images"),
+    ],
+)
+def test_a_folder_with_other_images_is_refused(tiny, cli, tmp_path, change, said):
+    cli(*tiny.flags(tmp_path / "run"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    status, _, err = cli(*tiny.flags(tmp_path / "run", *change))
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_folder_with_foreign_images_is_refused(tiny, cli, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "000000.png")
+    status, _, err = cli(*tiny.flags(tmp_path))
+    assert status == 2
+    assert "no run.json says" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["000000.png"]
+
+
+@pytest.mark.parametrize("method", ["F-PNDM", "PF"])
+def test_nan_from_the_network_is_named_with_its_step(tiny, cli, tmp_path, method):
+    tensors = {name: value.clone() for name, value in tiny.network.state_dict().items()}
+    tensors["conv_out.bias"] += torch.nan
+    checkpoint.save(tmp_path / "nan.safetensors", tensors, {})
+    flags = tiny.flags(tmp_path / "run", "--model_path", tmp_path / "nan.safetensors", "--method", method)
+    status, _, err = cli(*flags)
+    assert status == 2
+    assert ("from step 1 of 4 on (to t = 500)" if method == "F-PNDM" else "not finite between t = 999 and") in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def limited(size):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("size, left", [(60, set()), (4000, {f"{i:06d}.png" for i in range(100)} | {"run.json"})])
+def test_a_full_disk_ends_in_one_line_with_whole_files_kept(tiny, tmp_path, size, left):
+    """The operating system refuses to write more than `size` bytes a file: too few for run.json, or for the grid."""
+    run = process(*tiny.flags(tmp_path / "run", "--total_num", 100), preexec_fn=limited(size))
+    err = run.communicate()[1]
+    assert run.returncode == 2
+    assert "File too large" in err
+    assert str(tmp_path / "run") in err
+    assert err.count("\n") == 1
+    assert {path.name for path in (tmp_path / "run").glob("*")} == left
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_read_only_folder_is_named(tiny, cli, tmp_path):
+    tmp_path.chmod(0o500)
+    status, _, err = cli(*tiny.flags(tmp_path / "run"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "Permission denied" in err
+
+
+def test_a_target_below_a_file_is_named(tiny, cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file", tmp_path / "file" / "run"):
+        status, _, err = cli(*tiny.flags(target))
+        assert (status, err.count("\n")) == (2, 1)
+        assert "ot a" in err

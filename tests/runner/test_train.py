@@ -1,0 +1,206 @@
+"""Training: what a step computes, and that a run continues bit for bit after whatever stopped it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from config.schema import load
+from model import load_model
+from model.ema import EMA
+from runner.train import Trainer, _order
+
+SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
+
+
+def flags(tiny, folder, epochs, *more):
+    """A training run of `epochs` × 3 steps."""
+    batch = ["--batch_size", "599", "--set", f"Train.epoch={epochs}"]
+    return [
+        "--runner",
+        "train",
+        "--config",
+        tiny.config,
+        "--device",
+        "cpu",
+        "--train_path",
+        folder,
+        *batch,
+        *SHORT,
+        *more,
+    ]
+
+
+def experiment(tiny, **values):
+    return load(str(tiny.config), {name.replace("_", ".", 1): ("--set", value) for name, value in values.items()})
+
+
+def state(folder):
+    return torch.load(folder / "train.ckpt", weights_only=True)
+
+
+def assert_same(a, b):
+    """Equal to the bit, through nested dicts and lists."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_same(a[name], b[name])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory):
+    """A run of 12 steps, undisturbed."""
+    import main
+
+    folder = tmp_path_factory.mktemp("straight")
+    assert main.main([str(flag) for flag in flags(tiny, folder, 4)]) == 0
+    return folder
+
+
+def test_a_run_leaves_checkpoint_average_and_scalars(tiny, straight):
+    assert state(straight)["step"] == 12
+    log = EventAccumulator(str(straight)).Reload()
+    assert {"loss", "gradient_norm", "learning_rate"} <= set(log.Tags()["scalars"])
+    assert [event.step for event in log.Scalars("loss")] == [5, 10]
+    assert [event.step for event in log.Images("sample")] == [5, 10]
+    average = load_model(experiment(tiny).Model, straight / "ema.safetensors")
+    assert_same(average.state_dict(), state(straight)["ema"])
+
+
+def test_the_average_can_be_sampled_from(tiny, straight, cli, tmp_path):
+    assert cli(*tiny.flags(tmp_path / "run", "--model_path", straight / "ema.safetensors"))[0] == 0
+
+
+def test_a_run_in_two_parts_ends_with_the_same_bits(tiny, straight, cli, tmp_path):
+    assert cli(*flags(tiny, tmp_path, 2))[0] == 0
+    assert state(tmp_path)["step"] == 6
+    assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
+    mine, theirs = state(tmp_path), state(straight)
+    for name in ("model", "ema", "optimizer", "step"):
+        assert_same(mine[name], theirs[name])
+
+
+def test_a_killed_run_ends_with_the_same_bits(tiny, straight, cli, tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path, 4))]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "train.ckpt").exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert state(tmp_path)["step"] in (5, 10)
+    assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
+    for name in ("model", "ema", "optimizer", "step"):
+        assert_same(state(tmp_path)[name], state(straight)[name])
+
+
+@pytest.mark.parametrize("kind", ["linear", "square"])
+def test_loss_is_the_formula(tiny, tmp_path, kind, monkeypatch):
+    """With a network that answers zero, the loss is the mean over images of Σ|ε| or Σε²; ε is standard normal."""
+    trainer = Trainer(experiment(tiny, Train_loss_type=kind), torch.device("cpu"), tmp_path, False)
+    seen = {}
+    forward = trainer.network.forward
+
+    def zero(x, t):
+        seen.update(x=x, t=t)
+        return forward(x, t) * 0
+
+    monkeypatch.setattr(trainer.network, "forward", zero)
+    loss, _ = trainer._step(trainer.images[:64])
+    assert loss.item() == pytest.approx(64 * (1.0 if kind == "square" else np.sqrt(2 / np.pi)), rel=0.1)
+    assert seen["x"].shape == (64, 1, 8, 8)
+    times = seen["t"]
+    assert torch.equal(times[33:], 999 - times[:31])  # antithetic
+
+
+def test_training_lowers_the_loss(tiny, tmp_path):
+    trainer = Trainer(experiment(tiny, Optim_lr=2e-3), torch.device("cpu"), tmp_path, False)
+    losses = [trainer._step(trainer.images[:64])[0].item() for _ in range(60)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_learning_rate_warms_up(tiny, tmp_path):
+    trainer = Trainer(experiment(tiny, Train_warmup=4, Optim_lr=0.1), torch.device("cpu"), tmp_path, False)
+    rates = []
+    for _ in range(6):
+        trainer._step(trainer.images[:8])
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+def test_average_follows_its_formula():
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(network, 0.5)
+    expected = network.weight.item()
+    for step in range(1, 8):
+        with torch.no_grad():
+            network.weight.fill_(step)
+        ema.update(network, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert ema.network.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_epoch_shows_every_image_once_in_its_own_order():
+    order = _order(10, 5, seed=3)
+    epochs = [next(order) + next(order) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("dequantization", ["uniform", "gaussian"])
+def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization):
+    values = {f"Dataset_{dequantization}_dequantization": True, "Dataset_random_flip": True}
+    trainer = Trainer(experiment(tiny, **values), torch.device("cpu"), tmp_path, False)
+    images = trainer.images[:500]
+    x = trainer._augment(images, np.random.default_rng(0))
+    plain = images.float() / 127.5 - 1
+    flipped = (x - plain.flip(3)).abs().amax((1, 2, 3)) < (x - plain).abs().amax((1, 2, 3))
+    assert 0.4 < flipped.float().mean() < 0.6
+    straightened = torch.where(flipped[:, None, None, None], x.flip(3), x)
+    deviation = straightened - plain
+    assert 0 < deviation.std() < 0.03
+    assert abs(deviation.mean()) < 0.005
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ([], "--restart continues it"),
+        (["--restart", "--set", "Optim.lr=0.5"], "Optim.lr is 0.5"),
+        (["--restart", "--set", "Model.ch=64"], "Model.ch is 64"),
+    ],
+)
+def test_a_folder_with_a_run_is_not_overwritten(tiny, straight, cli, more, said):
+    before = (straight / "train.ckpt").read_bytes()
+    status, _, err = cli(*flags(tiny, straight, 4, *more))
+    assert (status, err.count("\n")) == (2, 1)
+    assert said in err
+    assert (straight / "train.ckpt").read_bytes() == before
+
+
+def test_wrong_input_is_named(tiny, cli, tmp_path):
+    for more, said in (
+        (["--restart"], "no "),
+        (["--batch_size", "1798"], "above the 1797 images"),
+        (["--total_num", "5"], "--total_num does not go with --runner train"),
+    ):
+        status, _, err = cli(*flags(tiny, tmp_path / "new", 1), *more)
+        assert (status, err.count("\n")) == (2, 1)
+        assert said in err
+        assert not (tmp_path / "new").exists()

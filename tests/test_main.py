@@ -1,0 +1,92 @@
+"""The command line as a clumsy user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import main
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, main\ntry: main.main(['--help'])\nexcept SystemExit: pass\n"
+        "print({'torch', 'scipy', 'pydantic'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("set()")
+    assert "F-PNDM" in out
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--runner", "smaple"], "invalid choice: 'smaple'"),
+        (["--config", "nothing.yml"], "--config: no file nothing.yml"),
+        (["--method", "F-PDNM"], "--method: Sample.method is 'F-PDNM'"),
+        (["--sample_speed", "0"], "--sample_speed: Sample.sample_speed is '0'"),
+        (["--sample_speed", "-3"], "--sample_speed: Sample.sample_speed is '-3'"),
+        (["--sample_speed", "1001"], "Sample.sample_speed 1001 is above"),
+        (["--sample_speed", "abc"], "--sample_speed: Sample.sample_speed is 'abc'"),
+        (["--profile", "published", "--sample_speed", "30"], "cannot run 30 steps; it can run 1, 2, 4, 5, 8, 10"),
+        (["--profile", "published", "--sample_speed", "1000"], "cannot run 1000 steps"),
+        (["--profile", "published", "--method", "PF", "--rtol", "1e-3"], "fixed tolerances"),
+        (["--method", "DDIM", "--rtol", "1e-3"], "takes no option rtol"),
+        (["--total_num", "0"], "--total_num: Sample.total_num is '0'"),
+        (["--batch_size", "1.5"], "--batch_size: Sample.batch_size is '1.5'"),
+        (["--set", "Sample.batchsize=3"], "--set: unknown key Sample.batchsize; did you mean batch_size?"),
+        (["--set", "nonsense"], "--set nonsense: not of the form"),
+        (["--restart"], "--restart does not go with --runner sample, only with train"),
+        (["--train_path", "x"], "--train_path does not go with --runner sample"),
+        (["--samplespeed", "3"], "unrecognized arguments: --samplespeed"),
+        (["--device", "cuda:77"], "--device: cuda:77 is not there; this machine has cpu"),
+        (["--device", "gpu"], "--device: gpu is not there"),
+        (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),
+        (["--model_path", "{tmp}/empty"], "not a checkpoint"),
+        (["--model_path", "{tmp}/text"], "not a checkpoint"),
+        (["--model_path", "{tmp}/code.pt"], "executing code"),
+        (["--model_path", "{tmp}/cut.safetensors"], "damaged"),
+        (["--set", "Model.ch=64"], "does not fit the Model section"),
+        (["--set", "Model.ch=48"], "a multiple of 32 is needed"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_writes_nothing(cli, tiny, tmp_path, flags, said):
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("these are not the weights you are looking for")
+    torch.save({"model": Hostile()}, tmp_path / "code.pt")
+    (tmp_path / "cut.safetensors").write_bytes(tiny.model.read_bytes()[:-1000])
+    before = sorted(tmp_path.rglob("*"))
+    flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
+    status, out, err = cli(*tiny.flags(tmp_path / "run"), *flags)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.startswith("main.py: ")
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Hostile:
+    """Unpickling this would run a command."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_pf_says_that_it_chooses_its_steps(cli, tiny, tmp_path):
+    status, out, err = cli(*tiny.flags(tmp_path / "run"), "--method", "PF", "--sample_speed", "7", "--total_num", "2")
+    assert status == 0
+    assert "PF chooses its own steps" in err
+    assert "adaptive steps" in out
+
+
+def test_default_folders_tell_runs_apart():
+    def name(*flags):
+        args = main.parser().parse_args(list(flags))
+        return main.image_path(args, main.experiment(args).Sample).name
+
+    assert name() == "digits_F-PNDM_50"
+    assert name("--method", "DDIM", "--sample_speed", "10", "--seed", "3") == "digits_DDIM_10_seed3"
+    assert name("--profile", "published") == "digits_F-PNDM_50_published"
+    assert name("--method", "PF") == "digits_PF"
