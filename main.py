@@ -12,12 +12,16 @@ import sys
 from pathlib import Path
 
 # Which section of the experiment each flag lays itself over, by runner; a flag not named is the runner's own.
+FEATURES = dict.fromkeys(("features", "inception_path"), "Sample")
 SAMPLE = dict.fromkeys(("method", "sample_speed", "profile", "rtol", "atol"), "Sample")
 RUNNERS = {
     "sample": SAMPLE
     | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
-    | {"image_path": None},
+    | FEATURES
+    | {"statistics": "Sample", "image_path": None},
     "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None},
+    "fid": FEATURES | {"paths": None, "out": None},
+    "stats": FEATURES | {"paths": None, "out": None},
 }
 COMMON = {"runner", "config", "device", "set"}
 
@@ -34,6 +38,7 @@ def complain(message):
 
 
 def parser():
+    from runner.features import EXTRACTORS
     from runner.method import METHODS, PROFILES
 
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -58,6 +63,11 @@ def parser():
     add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
+    add("--features", metavar="F", help=f"features of the Fréchet distance: {', '.join(EXTRACTORS)}, none")
+    add("--statistics", metavar="FILE", help="statistics file to measure samples against (default the dataset itself)")
+    add("--inception_path", metavar="FILE", help="pytorch-fid's Inception weights (default the torch hub's cache)")
+    add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
+    add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
     add("--set", action="append", default=[], metavar="Section.key=value", help="lay a value over the experiment's")
     return p
 
@@ -73,11 +83,12 @@ def experiment(args):
         target, value = parse_set(item)
         overrides[target] = ("--set", value)
     for name, value in vars(args).items():
-        if value is None or name in COMMON:
+        if value in (None, []) or name in COMMON:
             continue
         if name not in sections:
             able = ", ".join(runner for runner, flags in RUNNERS.items() if name in flags)
-            raise InputError(f"--{name} does not go with --runner {args.runner}, only with {able}")
+            flag = f"--{name}" if name != "paths" else f"path {value[0]}"
+            raise InputError(f"{flag} does not go with --runner {args.runner}, only with {able}")
         if sections[name]:
             overrides[f"{sections[name]}.{name}"] = (f"--{name}", value)
     return load(args.config, overrides)
@@ -109,9 +120,35 @@ def image_path(args, settings):
     return Path("temp/sample") / name
 
 
+def distance(args, resolved):
+    """The runners fid and stats, on paths, or on the experiment's dataset."""
+    from config.errors import InputError
+    from dataset import open_dataset
+    from dataset.readers import plain_folder
+    from runner import fid
+
+    settings = resolved.Sample
+    features = settings.features if args.features or (args.runner == "stats" and not args.paths) else "inception"
+    if features == "none":
+        if args.features:
+            raise InputError(f"--features: none leaves --runner {args.runner} nothing to do")
+        features = "inception"
+    where = device(args.device)
+    if args.runner == "fid":
+        fid.compare(args.paths, features, where, settings.inception_path, args.out)
+        return
+    if len(args.paths) > 1:
+        raise InputError(f"--runner stats: {len(args.paths)} paths are given; it takes one folder, or --config alone")
+    if args.paths and not Path(args.paths[0]).is_dir():
+        raise InputError(f"{args.paths[0]}: no such folder")
+    images = plain_folder(args.paths[0]) if args.paths else open_dataset(resolved.Dataset)
+    name = Path(args.paths[0]).resolve().name if args.paths else Path(args.config).stem
+    fid.make_statistics(images, features, where, args.out or f"temp/stats/{name}.npz", settings.inception_path)
+
+
 def main(argv=None):
     """Run the command line `argv`; returns the exit status."""
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)
     from config.errors import InputError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
@@ -123,6 +160,8 @@ def main(argv=None):
             from runner import sample
 
             sample.run(resolved, device(args.device), args.image_path or image_path(args, resolved.Sample))
+        elif args.runner in ("fid", "stats"):
+            distance(args, resolved)
         else:
             from runner import train
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from config.errors import InputError
+from runner.features import EXTRACTORS
 from runner.method import METHODS, PROFILES
 from runner.schedule import TYPES
 
@@ -190,7 +191,9 @@ class SampleSection(Section):
     total_num: Positive = key(1000, "number of images")
     batch_size: Positive = key(128, "images a network call")
     model_path: str | None = key(None, "the checkpoint")
-    features: Literal["pixels", "none"] = key("none", "features of the Fréchet distance")
+    features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")
+    statistics: str | None = key(None, "statistics file of the reference; default the dataset itself")
+    inception_path: str | None = key(None, "pytorch-fid's Inception weights; default the hub's cache, or downloaded")
     mpi4py: bool = key(False, "released files: processes are started by torchrun instead")
     last_only: Literal[True] = key(True, "only final images are written")
 

@@ -1,33 +1,53 @@
-"""Images by name: `open_dataset` gives uint8 tensors, `encode` and `decode` go between them and what a network sees."""
+"""Images by name: `open_dataset` gives uint8 tensors, `batches` reads them ahead; `encode` and `decode` go between
+them and what a network sees."""
 
-import numpy as np
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from config.errors import InputError
+from dataset.readers import READERS
 
 
 def open_dataset(section):
-    """The dataset of a `Dataset` section: len() images, [i] a uint8 tensor (C, H, W).
+    """The dataset of a `Dataset` section: len() images, [i] a uint8 tensor (C, H, W), .record what they are.
 
     Raises InputError when its files are missing, saying which go where.
     """
-    if section.dataset not in _READERS:
-        raise InputError(f"Dataset.dataset {section.dataset} has no reader; those that have are {', '.join(_READERS)}")
-    images = _READERS[section.dataset](section)
+    images = READERS[section.dataset](section)
     shape, wanted = tuple(images[0].shape), (section.channels, section.image_size, section.image_size)
     if shape != wanted:
         raise InputError(f"Dataset: {section.dataset} has images of {shape}, the experiment says {wanted}")
     return images
 
 
-def _digits(section):
-    """The 1,797 handwritten 8×8 digits of scikit-learn (UCI, Alpaydin & Kaynak 1998), grey levels 0 … 16 → 0 … 255."""
-    from sklearn.datasets import load_digits
+def batches(images, size):
+    """(ids, uint8 images (n, C, H, W)) of all `images` in order, decoded ahead by threads, two batches at most.
 
-    return torch.from_numpy(np.rint(load_digits().images[:, None] * (255 / 16)).astype(np.uint8))
+    Raises InputError when one has another shape than the first.
+    """
+    shape = images[0].shape
 
+    def stack(ids, futures):
+        for i, future in zip(ids, futures, strict=True):
+            if (found := future.result().shape) != shape:
+                raise InputError(f"image {i} is {tuple(found)}, image 0 {tuple(shape)}; all must be of one shape")
+        return ids, torch.stack([future.result() for future in futures])
 
-_READERS = {"DIGITS": _digits}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pending = deque()
+        try:
+            for first in range(0, len(images), size):
+                ids = range(first, min(first + size, len(images)))
+                pending.append((ids, [pool.submit(images.__getitem__, i) for i in ids]))
+                if len(pending) > 2:
+                    yield stack(*pending.popleft())
+            while pending:
+                yield stack(*pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def encode(images, section):

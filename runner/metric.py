@@ -1,73 +1,225 @@
-"""Statistics of image features, streamed, and the Fréchet distance between them."""
+"""Statistics of image features, streamed; the Fréchet distance between them, and its standard error."""
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from config.errors import InputError
+from runner.files import aside
 
-MOST_PIXELS = 4096
-
-
-def pixels(images):
-    """uint8 images (n, C, H, W) → their grey levels in [0, 1], float64 (n, C·H·W). For small images only."""
-    features = images.flatten(1).double() / 255
-    if features.shape[1] > MOST_PIXELS:
-        raise InputError(
-            f"Sample.features: pixels are for images of at most {MOST_PIXELS} values, not {features.shape[1]}"
-        )
-    return features
+GROUPS = 20  # of the jackknife
+ROWS = 128  # features a group gathers before they enter its matrix, which is then read and written once for all
+EPS = 2.0**-52
+BLOCK = 256  # columns of a product that knows its triangles
 
 
 class Statistics:
-    """Count, sum and sum of outer products of feature vectors, float64: what mean and covariance need.
+    """Count, mean and scatter Σ (f − mean)(f − mean)ᵀ of feature vectors, float64, apart for each group of images.
 
-    Memory does not grow with the number of vectors, and the statistics of parts add up to those of the whole.
+    An image is in group (its number) mod `groups`; the groups are what the jackknife leaves out in turn. Scatters
+    are about each group's own mean and joined by Chan, Golub & LeVeque's update (1983), so nothing cancels.
+    Memory is that of `groups` matrices (20 × 33.5 MB at 2048 dimensions) and of `groups` × 128 waiting features,
+    however many vectors come; the statistics of parts merge into those of the whole.
     """
 
-    def __init__(self, dimension):
-        self.count = 0
-        self.sum = torch.zeros(dimension, dtype=torch.float64)
-        self.outer = torch.zeros(dimension, dimension, dtype=torch.float64)
+    def __init__(self, dimension, groups=GROUPS):
+        self.counts = [0] * groups
+        self.means = torch.zeros(groups, dimension, dtype=torch.float64)
+        self.scatters = torch.zeros(groups, dimension, dimension, dtype=torch.float64)
+        self._waiting = []
 
-    def update(self, features):
-        """Take in features (n, dimension)."""
-        features = features.double()
-        self.count += len(features)
-        self.sum += features.sum(0)
-        self.outer.addmm_(features.T, features)
+    @property
+    def dimension(self):
+        return self.means.shape[1]
+
+    @property
+    def count(self):
+        return sum(self.counts) + sum(len(features) for _, features in self._waiting)
+
+    def update(self, features, ids):
+        """Take in features (n, dimension) of the images numbered `ids` (n). Raises InputError if one is not finite."""
+        features = features.double().cpu()
+        if not (finite := features.isfinite().all(1)).all():
+            raise InputError(f"the features of image {ids[int(finite.int().argmin())]} are not finite")
+        self._waiting.append((torch.as_tensor(ids) % len(self.counts), features))
+        if self.count - sum(self.counts) >= ROWS * len(self.counts):
+            self.settle()
+
+    def settle(self):
+        """Let the waiting features enter the matrices; whoever reads `counts`, `means`, `scatters` calls this first."""
+        if self._waiting:
+            groups, features = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting = []
+            for g in groups.unique().tolist():
+                part = features[groups == g]
+                mean = part.mean(0)
+                part = part - mean
+                self._join(g, len(part), mean, part.T @ part)
+        return self
 
     def merge(self, other):
-        """Take in what `other` has seen."""
-        self.count += other.count
-        self.sum += other.sum
-        self.outer += other.outer
+        """Take in what `other`, of as many groups, has seen."""
+        self.settle(), other.settle()
+        for g, count in enumerate(other.counts):
+            if count:
+                self._join(g, count, other.means[g], other.scatters[g])
+
+    def _join(self, g, count, mean, scatter):
+        shift, total = mean - self.means[g], self.counts[g] + count
+        self.scatters[g] += scatter
+        self.scatters[g].addr_(shift, shift, alpha=self.counts[g] * count / total)
+        self.means[g] += shift * (count / total)
+        self.counts[g] = total
 
     def moments(self):
-        """Mean (d,) and covariance (d, d), float64 arrays; the covariance divides by count − 1, as `np.cov` does."""
+        """Mean (d,) and covariance (d, d), float64; the covariance divides by count − 1, as `np.cov` does.
+
+        Raises InputError with fewer than 2 images.
+        """
+        self.settle()
         if self.count < 2:
             raise InputError(f"a covariance needs at least 2 images, not {self.count}")
-        mean = self.sum / self.count
-        covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
-        return mean.numpy(), covariance.numpy()
+        return self._moments(self.scatters.sum(0), self.counts)
+
+    def leave_one_out(self):
+        """The moments without each group in turn, of those that have images."""
+        scatter = self.settle().scatters.sum(0)
+        for g, count in enumerate(self.counts):
+            if count:
+                yield self._moments(scatter - self.scatters[g], [*self.counts[:g], 0, *self.counts[g + 1 :]])
+
+    def _moments(self, scatter, counts):
+        counts = torch.tensor(counts, dtype=torch.float64)
+        mean = counts @ self.means / counts.sum()
+        apart = (self.means - mean) * counts.sqrt()[:, None]
+        return mean, scatter.addmm_(apart.T, apart).div_(counts.sum() - 1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (d,) and covariance (d, d) of features, and the record of where they come from (a dict)."""
+
+    mu: torch.Tensor
+    sigma: torch.Tensor
+    record: dict = field(default_factory=dict)
+
+    def save(self, path):
+        """Write a statistics file: `mu`, `sigma`, and `record`, a JSON string."""
+        with aside(path) as other, open(other, "wb") as file:
+            np.savez(file, mu=self.mu.numpy(), sigma=self.sigma.numpy(), record=np.array(json.dumps(self.record)))
+
+    @classmethod
+    def load(cls, path):
+        """Read a statistics file, ours or one of only `mu` and `sigma`. Raises InputError when it is not one."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mu, sigma = (torch.from_numpy(np.array(file[name], np.float64)) for name in ("mu", "sigma"))
+                record = json.loads(str(file["record"])) if "record" in file else {}
+        except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: not a statistics file, an .npz with mu (d,) and sigma (d, d) ({error})"
+            ) from None
+        try:
+            _check(mu, sigma)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+        return cls(mu, sigma, record)
 
 
 def frechet_distance(mu1, sigma1, mu2, sigma2):
     """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½, the squared 2-Wasserstein distance of two Gaussians.
 
-    mu (d,), sigma (d, d) symmetric, positive semi-definite. With Σ = A Aᵀ the last trace is the sum of the
-    singular values of A₁ᵀ A₂: real, and accurate for singular covariances too, where a general matrix square
-    root is not. Raises ValueError on shapes that differ and on values that are not finite.
+    mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64, on a GPU if
+    there is one. Returns a float, not below 0. Raises ValueError on shapes that differ, on values that are not
+    finite, and on a covariance that is not symmetric.
+
+    Σ₁Σ₂ has the eigenvalues of the symmetric LᵀΣ₂L, where Σ₁ = LLᵀ, which no general matrix square root is needed
+    for. They are exact to ε·λ_max, their roots to ε·λ_max/√λ: too little when a covariance is nearly singular. Then
+    the trace is the sum of the singular values of A₁ᵀA₂, where Σ = AAᵀ has A of full numerical rank.
     """
-    mu1, mu2, sigma1, sigma2 = (torch.as_tensor(np.asarray(v, np.float64)) for v in (mu1, mu2, sigma1, sigma2))
-    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape or sigma1.shape != (*mu1.shape, *mu1.shape):
-        shapes = ", ".join(str(tuple(v.shape)) for v in (mu1, sigma1, mu2, sigma2))
-        raise ValueError(f"the statistics have shapes {shapes}; (d,), (d, d) twice are needed")
-    if not all(v.isfinite().all() for v in (mu1, mu2, sigma1, sigma2)):
-        raise ValueError("the statistics are not finite")
+    given = (mu1, sigma1, mu2, sigma2)
+    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(v, dtype=torch.float64, device=_device()) for v in given)
+    _check(mu1, sigma1)
+    _check(mu2, sigma2)
+    if mu1.shape != mu2.shape:
+        raise ValueError(f"the statistics have {len(mu1)} and {len(mu2)} dimensions")
+    apart = ((mu1 - mu2) ** 2).sum() + sigma1.trace() + sigma2.trace()
 
-    def root(sigma):  # A with A Aᵀ = Σ
-        values, vectors = torch.linalg.eigh(sigma)
-        return vectors * values.clamp(min=0).sqrt()
+    lower, failed = torch.linalg.cholesky_ex(sigma1)
+    if not failed:
+        values = torch.linalg.eigvalsh(_congruent(lower, sigma2))
+        distance = apart - 2 * values.clamp(min=0).sqrt().sum()
+        error = EPS * values[-1] * (1 / values).sum().sqrt()  # rounding errors of eigenvalues add up as random ones
+        if values[0] > 0 and error < 1e-9 * distance:
+            return float(distance)
+    trace = torch.linalg.svdvals(_root(sigma1).T @ _root(sigma2)).sum()
+    return max(0.0, float(apart - 2 * trace))
 
-    overlap = torch.linalg.svdvals(root(sigma1).T @ root(sigma2)).sum()
-    return float(((mu1 - mu2) ** 2).sum() + sigma1.trace() + sigma2.trace() - 2 * overlap)
+
+def standard_error(statistics, mu, sigma):
+    """Standard error of the Fréchet distance from the images in `statistics` to the reference `mu`, `sigma`.
+
+    By the delete-a-group jackknife: √((G − 1)/G · Σ (θ_g − θ̄)²), θ_g the distance without group g (Efron &
+    Stein 1981). The reference counts as fixed: it is the error from drawing other images, of the same number. None
+    when fewer than 3 images, or fewer than 2 groups, leave nothing to delete.
+    """
+    counts = [count for count in statistics.settle().counts if count]
+    if len(counts) < 2 or sum(counts) - max(counts) < 2:
+        return None
+    device = _device()
+    mu, sigma = mu.to(device), sigma.to(device)
+    trace = sigma.trace()
+    span = None
+    if statistics.count <= len(mu):  # all parts lie in the span of the images: as few dimensions as they are do
+        span, _ = _range(statistics.moments()[1].to(device))
+        sigma = span.T @ sigma @ span
+    lower, failed = torch.linalg.cholesky_ex(sigma)
+    root = _root(sigma) if failed else lower
+    distances = []
+    for mean, covariance in statistics.leave_one_out():
+        mean, covariance = mean.to(device), covariance.to(device)
+        apart = ((mean - mu) ** 2).sum() + covariance.trace() + trace
+        if span is not None:
+            covariance = span.T @ covariance @ span
+        product = root.T @ covariance @ root if failed else _congruent(root, covariance)
+        distances.append(float(apart - 2 * torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()))
+    return math.sqrt((len(counts) - 1) * np.var(distances))
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check(mu, sigma):
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)} are not of shapes (d,) and (d, d)")
+    largest, skew = (torch.linalg.vector_norm(v, torch.inf) for v in (sigma, sigma - sigma.T))
+    if not (mu.isfinite().all() and largest.isfinite()):
+        raise ValueError("mu and sigma are not finite")
+    if skew > 1e-5 * largest:
+        raise ValueError("sigma is not symmetric")
+
+
+def _congruent(lower, sigma):
+    """The lower triangle of LᵀΣL (d, d), at a third of the multiplications of two full products."""
+    product = torch.zeros_like(sigma)
+    for j in range(0, len(sigma), BLOCK):
+        product[j:, j : j + BLOCK] = lower[j:, j:].T @ (sigma[j:, j:] @ lower[j:, j : j + BLOCK])
+    return product
+
+
+def _range(sigma):
+    """Eigenvectors (d, r) and eigenvalues (r,) of Σ above its rounding errors, of which the rest are made."""
+    values, vectors = torch.linalg.eigh(sigma)
+    real = values > max(len(sigma), 16) * EPS * values[-1]
+    return vectors[:, real], values[real]
+
+
+def _root(sigma):
+    """A (d, r) with AAᵀ = Σ, r its numerical rank."""
+    vectors, values = _range(sigma)
+    return vectors * values.sqrt()

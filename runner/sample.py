@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from config.errors import InputError
-from dataset import decode, open_dataset
+from dataset import decode
 from model import load_model
 from model.checkpoint import sha256
+from runner.fid import Measurement, describe
 from runner.method import METHODS, NotFinite, solve, trajectory
-from runner.metric import Statistics, frechet_distance, pixels
 from runner.random import noise
 from runner.schedule import Schedule
 
@@ -47,22 +48,20 @@ def run(experiment, device, folder):
     if record := finished(folder, sampler.identity, experiment):
         print(f"{folder} already holds these {total:,} images")
         return report(record, folder)
-    reference = None
-    if experiment.Sample.features == "pixels" and total > 1:
-        images = open_dataset(experiment.Dataset)
-        reference = Statistics(images[0].numel())
-        for first in range(0, len(images), 1024):
-            reference.update(pixels(torch.stack([images[i] for i in range(first, min(first + 1024, len(images)))])))
-
-    statistics = Statistics(len(reference.sum)) if reference else None
+    measurement = None
+    if experiment.Sample.features != "none":
+        if total > 1:
+            measurement = Measurement.of(experiment, device)
+        else:
+            print("one image has no covariance, so no Fréchet distance is measured", file=sys.stderr)
     first_images = []
     with Folder(folder, sampler.identity) as target, progress_bar(total) as bar:
-        stream = measure(target.write(sampler.images(target, total, bar)), statistics)
+        stream = measure(target.write(sampler.images(target, total, bar)), measurement)
         for ids, images in stream:
             first_images += images[: max(0, GRID - ids[0])]
             bar.update(len(ids))
         target.save("grid.png", to_image(grid(torch.stack(first_images))))
-    record = sampler.record(total, statistics, reference)
+    record = sampler.record(total, measurement)
     save_json(folder / "result.json", record)
     return report(record, folder)
 
@@ -148,18 +147,10 @@ class Sampler:
         self.seconds += time.perf_counter() - start
         return images
 
-    def record(self, total, statistics, reference):
+    def record(self, total, measurement):
         """What is written to result.json."""
         s = self.experiment.Sample
         nfe = self.calls / self.made
-        frechet = None
-        if statistics:
-            frechet = {
-                "value": frechet_distance(*statistics.moments(), *reference.moments()),
-                "features": s.features,
-                "images": statistics.count,
-                "reference": {"dataset": self.experiment.Dataset.dataset, "images": reference.count},
-            }
         return {
             "method": s.method,
             "steps": self.steps,
@@ -169,7 +160,7 @@ class Sampler:
             "images": total,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.made / self.seconds, 3),
-            "frechet": frechet,
+            "frechet": measurement and measurement.card(),
             "checkpoint": self.checkpoint,
             "precision": "fp32",
             "device": device_name(self.device),
@@ -250,11 +241,11 @@ class Folder:
             self.pending.popleft().result()
 
 
-def measure(stream, statistics):
-    """Pass (ids, images) on, adding their pixels to `statistics` (None: nothing is measured)."""
+def measure(stream, measurement):
+    """Pass (ids, images) on, letting `measurement` see them (None: nothing is measured)."""
     for ids, images in stream:
-        if statistics is not None:
-            statistics.update(pixels(images))
+        if measurement:
+            measurement.update(ids, images)
         yield ids, images
 
 
@@ -383,10 +374,6 @@ def report(record, folder):
         f"{record['images_per_second']:.4g} images/s"
     )
     if frechet := record["frechet"]:
-        reference = frechet["reference"]
-        print(
-            f"Fréchet distance on {frechet['features']}: {frechet['value']:.4f} to the {reference['images']:,} "
-            f"images of {reference['dataset']}"
-        )
+        print(describe(frechet))
     print(f"{folder}: {folder / 'grid.png'}, {folder / 'result.json'}")
     return record

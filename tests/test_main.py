@@ -40,7 +40,7 @@ def test_help_loads_nothing_heavy():
         (["--set", "nonsense"], "--set nonsense: not of the form"),
         (["--restart"], "--restart does not go with --runner sample, only with train"),
         (["--train_path", "x"], "--train_path does not go with --runner sample"),
-        (["--samplespeed", "3"], "unrecognized arguments: --samplespeed 3"),
+        (["--samplespeed", "3"], "unrecognized arguments: --samplespeed"),
         (["--device", "cuda:77"], "--device: cuda:77 is not there; this machine has cpu"),
         (["--device", "gpu"], "--device: gpu is not there"),
         (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),

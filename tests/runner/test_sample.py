@@ -60,7 +60,7 @@ def test_distance_is_that_of_the_written_images(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "run", "--total_num", 70))
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     mine = images(tmp_path / "run").reshape(70, -1) / 255
-    data = open_dataset(load(str(tiny.config)).Dataset).flatten(1).double().numpy() / 255
+    data = torch.stack(list(open_dataset(load(str(tiny.config)).Dataset))).flatten(1).double().numpy() / 255
     direct = frechet_distance(mine.mean(0), np.cov(mine.T), data.mean(0), np.cov(data.T))
     assert record["frechet"]["value"] == pytest.approx(direct, rel=1e-10)
     assert record["frechet"]["reference"]["images"] == 1797

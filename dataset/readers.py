@@ -1,0 +1,270 @@
+"""Readers of the datasets' own files, with the recipes of the paper's released code."""
+
+import contextlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from config.errors import InputError
+
+SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+DEFAULT = Path("temp/dataset")
+
+
+@dataclass(frozen=True)
+class Images:
+    """len() images, [i] a uint8 tensor (C, H, W); `record` says what they are: dataset, split, crop, resize."""
+
+    items: Sequence
+    read: Callable
+    record: dict
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.read(self.items[i])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an encoded image becomes a tensor: crop a box, bring the smaller side to `size`, crop the centre.
+
+    channels 1 or 3, None: as the file has; crop (left, upper, right, lower) or None; size in pixels or None. Resizing
+    is Pillow's antialiased bilinear, which torchvision's `Resize` is.
+    """
+
+    channels: int | None = None
+    crop: tuple | None = None
+    size: int | None = None
+
+    def decode(self, file, name):
+        """The image in `file` (a path or bytes), called `name` in errors, as uint8 (C, H, W)."""
+        try:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                grey = self.channels == 1 if self.channels else image.mode in ("1", "L", "LA", "I;16", "I")
+                image = image.convert("L" if grey else "RGB")
+        except FileNotFoundError:
+            raise InputError(f"{name}: no such image") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{name}: not a readable image ({str(error).splitlines()[0]})") from None
+        if self.crop:
+            image = image.crop(self.crop)
+        if self.size and image.size != (self.size, self.size):
+            from torchvision.transforms.functional import center_crop, resize
+
+            image = center_crop(resize(image, self.size), self.size)
+        array = np.array(image)
+        return torch.from_numpy(array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+    def open(self, path):
+        return self.decode(path, path)
+
+    @property
+    def record(self):
+        left, upper, right, lower = self.crop or (0, 0, 0, 0)
+        crop = (
+            f"{right - left}×{lower - upper} about ({(left + right) // 2}, {(upper + lower) // 2})"
+            if self.crop
+            else None
+        )
+        resize = (
+            f"smaller side to {self.size}, antialiased bilinear; centre {self.size}×{self.size}" if self.size else None
+        )
+        return {"crop": crop, "resize": resize}
+
+
+def digits(section):
+    """The 1,797 handwritten 8×8 digits of scikit-learn (UCI, Alpaydin & Kaynak 1998), grey levels 0 … 16 → 0 … 255."""
+    from sklearn.datasets import load_digits
+
+    images = np.rint(load_digits().images[:, None] * (255 / 16)).astype(np.uint8)
+    return Images(torch.from_numpy(images), torch.as_tensor, {"dataset": "DIGITS", "split": "all"} | Recipe().record)
+
+
+def cifar10(section):
+    """The 50,000 training images, through torchvision; downloaded when they are not there."""
+    from torchvision.datasets import CIFAR10
+
+    root = _root(section)
+    there = root.exists()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            data = CIFAR10(root, train=True, download=not (root / CIFAR10.base_folder).exists()).data
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            there or root.rmdir()
+        raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
+    images = torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
+    return Images(images, torch.as_tensor, {"dataset": "CIFAR10", "split": "train"} | Recipe().record)
+
+
+def celeba(section):
+    """The training split, through torchvision: 128×128 about (x, y) = (89, 121), then resized to the image size."""
+    from torchvision.datasets import CelebA
+
+    try:
+        names = CelebA(_root(section), split="train", target_type=[]).filename
+    except (OSError, RuntimeError) as error:
+        files = ", ".join(name for _, _, name in CelebA.file_list if name.endswith(".txt"))
+        raise _missing(section, f"celeba/ with img_align_celeba/ (the .jpg files), {files}", error) from None
+    recipe = Recipe(section.channels, (89 - 64, 121 - 64, 89 + 64, 121 + 64), section.image_size)
+    read = partial(_open_in, _root(section) / CelebA.base_folder / "img_align_celeba", recipe)
+    return Images(names, read, {"dataset": "CELEBA", "split": "train"} | recipe.record)
+
+
+def lsun(section):
+    """The training images of a category: smaller side resized to the image size, centre cropped.
+
+    Not through torchvision's LSUN, which writes a pickle of all keys into the working folder and trusts the one it
+    finds there, by the letters of the database's path alone; the images are the same ones in the same order.
+    """
+    if not section.category:
+        raise InputError("Dataset.category: LSUN needs one, bedroom or church_outdoor, say")
+    name = f"{section.category}_train_lmdb"
+    database = Database.at(section, _root(section) / name, f"{name}/data.mdb, from github.com/fyu/lsun")
+    recipe = Recipe(section.channels, None, section.image_size)
+    with database.begin() as transaction:
+        keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
+    record = {"dataset": "LSUN", "category": section.category, "split": "train"}
+    return Images(keys, partial(database.read, recipe), record | recipe.record)
+
+
+def ffhq(section):
+    """All images: from the released code's LMDB (keys RESOLUTION-00000 …, `length`), or a folder of image files."""
+    root, record = _root(section), {"dataset": "FFHQ", "split": "all"}
+    recipe = Recipe(section.channels, None, section.image_size)
+    if not (root / "data.mdb").exists():
+        if not (files := image_files(root, "**/*")):
+            raise _missing(
+                section, "the images in any subfolders, or data.mdb of an LMDB, from github.com/NVlabs/ffhq-dataset"
+            )
+        return Images(files, recipe.open, record | recipe.record)
+    database = Database.at(section, root, "data.mdb")
+    with database.begin() as transaction:
+        count = int(transaction.get(b"length") or 0)
+    keys = np.array([f"{section.image_size}-{i:05d}".encode() for i in range(count)])
+    return Images(keys, partial(database.read, recipe), record | recipe.record)
+
+
+def folder(section):
+    """All image files in a folder and below: smaller side resized to the image size, centre cropped."""
+    root, recipe = _root(section), Recipe(section.channels, None, section.image_size)
+    if not (files := image_files(root, "**/*")):
+        raise _missing(section, f"image files ({', '.join(sorted(SUFFIXES))}) in any subfolders")
+    return Images(files, recipe.open, {"dataset": "FOLDER", "path": str(root), "split": "all"} | recipe.record)
+
+
+READERS = {"DIGITS": digits, "CIFAR10": cifar10, "CELEBA": celeba, "LSUN": lsun, "FFHQ": ffhq, "FOLDER": folder}
+
+
+def image_files(path, pattern="*"):
+    """The image files of a folder, sorted; of a sampling run's folder the numbered images alone, not its grid."""
+    path = Path(path)
+    if (path / "run.json").exists():
+        return sorted(path.glob("[0-9]*.png"))
+    return sorted(file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES)
+
+
+def plain_folder(path):
+    """The images that lie in a folder, as they are. Raises InputError when there are none."""
+    if not (files := image_files(path)):
+        raise InputError(f"{path}: no image files in this folder ({', '.join(sorted(SUFFIXES))})")
+    return Images(files, Recipe().open, {"dataset": "FOLDER", "path": str(path), "split": None} | Recipe().record)
+
+
+def array(path):
+    """The uint8 images (n, H, W, C) of an .npy, which stays on the disk, or an .npz, in its `arr_0` or only array."""
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(images, np.lib.npyio.NpzFile):
+            with images as file:
+                images = file["arr_0" if "arr_0" in file else min(file)]
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not readable as NumPy's arrays ({error})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
+        raise InputError(
+            f"{path}: holds {images.dtype} {images.shape}; images are uint8 (n, H, W, C) with C 1 or 3, "
+            "statistics mu (d,) and sigma (d, d)"
+        )
+    return Images(images, _from_array, {"dataset": "FILE", "path": str(path), "split": None} | Recipe().record)
+
+
+@dataclass(frozen=True)
+class Database:
+    """Encoded images in an LMDB."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, section, path, files):
+        """The one at `path`. Raises InputError, naming the files that belong there, when it cannot be opened."""
+        try:
+            import lmdb
+        except ImportError:
+            raise InputError(f"Dataset.dataset {section.dataset}: {path} is read by lmdb; pip install lmdb") from None
+        if not (path / "data.mdb").exists():
+            raise _missing(section, files)
+        try:
+            cls(path).begin().abort()
+        except lmdb.Error as error:
+            raise InputError(f"{path}: not a readable LMDB ({error})") from None
+        return cls(path)
+
+    def begin(self):
+        import lmdb
+
+        path = str(self.path.resolve())
+        if path not in _ENVIRONMENTS:
+            _ENVIRONMENTS[path] = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+        return _ENVIRONMENTS[path].begin()
+
+    def read(self, recipe, key):
+        key = bytes(key)
+        with self.begin() as transaction:
+            encoded = transaction.get(key)
+        name = f"{self.path}, key {key.decode(errors='replace')}"
+        if encoded is None:
+            raise InputError(f"{name}: not in this database")
+        return recipe.decode(encoded, name)
+
+
+_ENVIRONMENTS = {}  # path → LMDB; one may be open once in a process
+
+
+def close_databases():
+    """Close every LMDB; what reads next opens it again. None may cross a fork, so this comes before each."""
+    while _ENVIRONMENTS:
+        _ENVIRONMENTS.popitem()[1].close()
+
+
+if hasattr(os, "register_at_fork"):  # where there are forks
+    os.register_at_fork(before=close_databases)
+
+
+def _open_in(folder, recipe, name):
+    return recipe.open(folder / name)
+
+
+def _from_array(image):
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _root(section):
+    return Path(section.path) if section.path else DEFAULT / section.dataset
+
+
+def _missing(section, files, error=None):
+    why = f" ({str(error).splitlines()[0]})" if error else ""
+    return InputError(
+        f"Dataset.dataset {section.dataset}: its files are not in {_root(section)}{why}; what belongs there is "
+        f"{files}; Dataset.path names another folder"
+    )

@@ -1,0 +1,139 @@
+"""What images are compared by: extractors from uint8 images to feature vectors.
+
+To add one is to add a line to EXTRACTORS, for a network that gives one vector an image:
+
+    "dinov2": network("dinov2", 1024, load, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+
+where `load(path)` returns the network and the file of its weights. Nothing heavy is imported before it is used, since
+the front door reads the names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.errors import InputError
+
+MOST_PIXELS = 4096
+CHUNK = 50  # images a network call, pytorch-fid's own; more only take more memory
+FID_HASH = "6726825d"  # how the SHA-256 of pytorch-fid's weights begins
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A function from uint8 images (n, C, H, W) to features (n, dimension), and what identifies it.
+
+    Two statistics can be compared when name, dimension and hash (SHA-256 of the weights, None without) agree.
+    """
+
+    name: str
+    dimension: int
+    hash: str | None
+    resize: str | None
+    function: Callable
+
+    def __call__(self, images):
+        """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
+        import torch
+
+        with torch.inference_mode():
+            return torch.cat([self.function(part).double().cpu() for part in images.split(CHUNK)])
+
+
+def pixels(shape, device, path):
+    """Grey levels in [0, 1]; for images (C, H, W) of at most 4096 values."""
+    dimension = shape[0] * shape[1] * shape[2]
+    if dimension > MOST_PIXELS:
+        raise InputError(
+            f"--features pixels: for images of at most {MOST_PIXELS} values, not {dimension}; use inception"
+        )
+    return Extractor("pixels", dimension, None, None, lambda images: images.flatten(1).double() / 255)
+
+
+def inception(shape, device, path):
+    """pytorch-fid's Inception, pool3: its network and its weights, which alone make a distance an FID.
+
+    Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299 in the network.
+    """
+    import pytorch_fid.inception as package
+    import torch
+
+    from model.checkpoint import sha256
+
+    file = _inception_file(path, package.FID_WEIGHTS_URL)
+    given, package.load_state_dict_from_url = package.load_state_dict_from_url, lambda *_, **__: _weights(file)
+    try:
+        network = package.InceptionV3().eval().to(device)
+    except RuntimeError as error:
+        raise InputError(f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})") from None
+    finally:
+        package.load_state_dict_from_url = given
+    torch.backends.cudnn.allow_tf32 = False
+
+    def function(images):
+        return network((images.to(device).float() / 255).expand(-1, 3, -1, -1))[0].flatten(1)
+
+    return Extractor("inception", 2048, sha256(file), "bilinear to 299×299", function)
+
+
+def network(name, dimension, load, size, mean, std):
+    """An entry of EXTRACTORS: `load(path)` → (network, file of its weights); it sees images resized to `size`."""
+
+    def extractor(shape, device, path):
+        import torch
+        from torch.nn.functional import interpolate
+
+        from model.checkpoint import sha256
+
+        net, file = load(path)
+        net = net.eval().to(device)
+        shift, scale = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+
+        def function(images):
+            x = (images.to(device).float() / 255).expand(-1, 3, -1, -1)
+            return net((interpolate(x, (size, size), mode="bicubic", antialias=True) - shift) / scale)
+
+        return Extractor(name, dimension, sha256(file), f"bicubic to {size}×{size}", function)
+
+    return extractor
+
+
+# name → function (shape of an image (C, H, W), device, --inception_path or None) → Extractor
+EXTRACTORS = {"pixels": pixels, "inception": inception}
+
+
+def is_fid(name, digest):
+    """Whether features of that name and hash make an FID."""
+    return name == "inception" and (digest or "").startswith(FID_HASH)
+
+
+def _weights(file):
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{file}: not readable as weights ({str(error).splitlines()[0]})") from None
+
+
+def _inception_file(path, url):
+    """The file of Inception's weights: as given, or in the hub's cache, or downloaded into it."""
+    import torch
+
+    name = url.rsplit("/", 1)[1]
+    if path is not None:
+        for file in (Path(path), Path(path) / name):
+            if file.is_file():
+                return file
+        raise InputError(f"--inception_path: no file {path}; it is {name} of pytorch-fid, or a folder with it")
+    file = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), FID_HASH)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"--features inception: {url} could not be downloaded ({error}); put that file at {file}, "
+                "or say where it is with --inception_path"
+            ) from None
+    return file

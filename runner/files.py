@@ -1,0 +1,24 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import json
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def aside(path):
+    """A path beside `path` to write to, renamed to `path` at the end; on an error it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    other = path.with_name(f".{path.name}.tmp")
+    try:
+        yield other
+        other.replace(path)
+    except BaseException:
+        other.unlink(missing_ok=True)
+        raise
+
+
+def save_json(path, value):
+    with aside(path) as file:
+        file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

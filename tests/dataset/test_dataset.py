@@ -1,0 +1,322 @@
+"""Datasets read from stand-ins in their true on-disk formats, by the true readers."""
+
+import builtins
+import hashlib
+import pickle
+import time
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from config.errors import InputError
+from config.schema import DatasetSection
+from dataset import batches, open_dataset
+from dataset.readers import array, close_databases, plain_folder
+
+
+def section(name, path, size, channels=3, **more):
+    return DatasetSection(dataset=name, path=str(path), image_size=size, channels=channels, **more)
+
+
+def picture(seed, width, height, channels=3):
+    """A smooth image, which survives JPEG, with some noise."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (4, 4, channels), np.uint8).squeeze()
+    return Image.fromarray(small).resize((width, height), Image.BICUBIC)
+
+
+def encoded(tmp_path, image, suffix):
+    path = tmp_path / f"one{suffix}"
+    image.save(path)
+    return path.read_bytes()
+
+
+def database(path, items):
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for name, value in items.items():
+            transaction.put(name, value)
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """python pickles as in cifar-10-python.tar.gz, 20 images a batch; torchvision is told their checksums."""
+    base, rng = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
+    base.mkdir()
+    data = rng.integers(0, 256, (6, 20, 3072), np.uint8)
+
+    def write(name, content):
+        (base / name).write_bytes(pickle.dumps(content, protocol=2))
+        return hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    sums = [[name, write(name, {"data": part, "labels": [0] * 20})] for name, part in zip(names, data, strict=True)]
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": write("batches.meta", {"label_names": ["a"]})}
+    for name, value in (("train_list", sums[:5]), ("test_list", sums[5:]), ("meta", meta)):
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
+    return tmp_path, data[:5].reshape(100, 3, 32, 32)
+
+
+@pytest.fixture
+def celeba(tmp_path, monkeypatch):
+    """178×218 JPEGs and the five lists; 6 images of the training split, 2 of the others."""
+    base = tmp_path / "celeba"
+    (base / "img_align_celeba").mkdir(parents=True)
+    names = [f"{i:06d}.jpg" for i in range(1, 9)]
+    for i, name in enumerate(names):
+        picture(i, 178, 218).save(base / "img_align_celeba" / name, quality=95)
+
+    def table(columns, header=False):
+        head = f"{len(names)}\n{' '.join(f'c{i}' for i in range(columns))}\n" if header else ""
+        return head + "".join(f"{name} {' '.join(['1'] * columns)}\n" for name in names)
+
+    partition = "".join(f"{name} {(0, 0, 0, 1, 0, 0, 2, 0)[i]}\n" for i, name in enumerate(names))
+    files = {
+        "list_eval_partition.txt": partition,
+        "identity_CelebA.txt": table(1),
+        "list_bbox_celeba.txt": table(4, header=True),
+        "list_landmarks_align_celeba.txt": table(10, header=True),
+        "list_attr_celeba.txt": table(40, header=True),
+    }
+    for name, text in files.items():
+        (base / name).write_text(text)
+    sums = [("", hashlib.md5(text.encode()).hexdigest(), name) for name, text in files.items()]
+    monkeypatch.setattr(torchvision.datasets.CelebA, "file_list", sums)
+    return tmp_path, [names[i] for i in (0, 1, 2, 4, 5, 7)]
+
+
+def test_digits():
+    images = open_dataset(DatasetSection(dataset="DIGITS", image_size=8, channels=1))
+    assert len(images) == 1797 and images[5].shape == (1, 8, 8) and images[5].dtype == torch.uint8
+    assert max(int(images[i].max()) for i in range(20)) == 255
+
+
+def test_cifar10(cifar10):
+    path, data = cifar10
+    images = open_dataset(section("CIFAR10", path, 32))
+    assert len(images) == 100 and np.array_equal(torch.stack([images[i] for i in range(100)]).numpy(), data)
+    assert images.record["split"] == "train"
+
+
+def test_cifar10_with_a_changed_byte_is_refused(cifar10):
+    path, _ = cifar10
+    (path / "cifar-10-batches-py/data_batch_3").write_bytes(b"x")
+    with pytest.raises(InputError, match="CIFAR10: its files are not in"):
+        open_dataset(section("CIFAR10", path, 32))
+
+
+def test_cifar10_is_fetched_only_when_it_is_not_there(tmp_path, monkeypatch):
+    asked = []
+
+    def download(*args, **options):
+        asked.append(args[0])
+        raise urllib.error.URLError("offline")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", download)
+    with pytest.raises(
+        InputError, match=r"not in .*nowhere .*offline.*cifar-10-batches-py/, unpacked from https://www"
+    ):
+        open_dataset(section("CIFAR10", tmp_path / "nowhere", 32))
+    assert asked and not (tmp_path / "nowhere").exists()
+
+
+def test_celeba_is_cropped_as_the_released_code_does(celeba):
+    path, names = celeba
+    images = open_dataset(section("CELEBA", path, 64))
+    assert len(images) == len(names)
+    # Released code: Crop(121 - 64, 121 + 64, 89 - 64, 89 + 64), Resize(64).
+    recipe = transforms.Compose(
+        [lambda image: transforms.functional.crop(image, 57, 25, 128, 128), transforms.Resize(64)]
+    )
+    for i, name in enumerate(names):
+        with Image.open(path / "celeba/img_align_celeba" / name) as image:
+            assert np.array_equal(images[i].numpy().transpose(1, 2, 0), np.asarray(recipe(image)))
+    assert images.record == {
+        "dataset": "CELEBA",
+        "split": "train",
+        "crop": "128×128 about (89, 121)",
+        "resize": "smaller side to 64, antialiased bilinear; centre 64×64",
+    }
+
+
+def test_celeba_without_a_list_or_an_image(celeba):
+    path, names = celeba
+    (path / "celeba/img_align_celeba" / names[2]).unlink()
+    with pytest.raises(InputError, match=f"{names[2]}: no such image"):
+        open_dataset(section("CELEBA", path, 64))[2]
+    (path / "celeba/identity_CelebA.txt").unlink()
+    with pytest.raises(InputError, match=r"celeba/ with img_align_celeba/ .*identity_CelebA.txt"):
+        open_dataset(section("CELEBA", path, 64))
+
+
+def test_lsun_is_what_torchvision_reads(tmp_path, monkeypatch):
+    folder = tmp_path / "church_outdoor_train_lmdb"
+    sizes = [(341, 256), (256, 300), (256, 256), (400, 257)]
+    items = {f"{97 * i % 100:040x}".encode(): encoded(tmp_path, picture(i, *s), ".webp") for i, s in enumerate(sizes)}
+    database(folder, items)
+    images = open_dataset(section("LSUN", tmp_path, 256, category="church_outdoor"))
+    ours = [images[i] for i in range(len(images))]
+    close_databases()
+    monkeypatch.chdir(tmp_path)  # where torchvision leaves its pickle
+    recipe = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.PILToTensor()])
+    theirs = torchvision.datasets.LSUN(str(tmp_path), ["church_outdoor_train"], recipe)
+    assert len(ours) == len(theirs) == 4
+    for i in range(4):
+        assert torch.equal(ours[i], theirs[i][0])
+    assert images.record["category"] == "church_outdoor"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_lsun_in_worker_processes(tmp_path):
+    database(
+        tmp_path / "bedroom_train_lmdb", {b"%d" % i: encoded(tmp_path, picture(i, 32, 32), ".png") for i in range(8)}
+    )
+    images = open_dataset(section("LSUN", tmp_path, 32, category="bedroom"))
+    assert images[0].shape == (3, 32, 32)  # open in this process, too
+    read = torch.cat(list(DataLoader(images, batch_size=2, num_workers=2)))
+    assert torch.equal(read, torch.stack([images[i] for i in range(8)]))
+
+
+def test_lsun_wrong(tmp_path):
+    with pytest.raises(InputError, match=r"Dataset.category: LSUN needs one"):
+        open_dataset(section("LSUN", tmp_path, 256))
+    with pytest.raises(InputError, match=r"tower_train_lmdb/data\.mdb"):
+        open_dataset(section("LSUN", tmp_path, 256, category="tower"))
+    pytest.importorskip("lmdb")
+    (tmp_path / "tower_train_lmdb").mkdir()
+    (tmp_path / "tower_train_lmdb/data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(InputError, match="tower_train_lmdb: not a readable LMDB"):
+        open_dataset(section("LSUN", tmp_path, 256, category="tower"))
+    database(tmp_path / "kitchen_train_lmdb", {b"k": b"no image"})
+    with pytest.raises(InputError, match="kitchen_train_lmdb, key k: not a readable image"):
+        open_dataset(section("LSUN", tmp_path, 256, category="kitchen"))
+
+
+def test_lsun_without_lmdb(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **options):
+        if name == "lmdb":
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match="pip install lmdb"):
+        open_dataset(section("LSUN", tmp_path, 256, category="tower"))
+
+
+def test_ffhq_database(tmp_path):
+    items = {f"{r}-{i:05d}".encode(): encoded(tmp_path, picture(i, r, r), ".png") for r in (16, 32) for i in range(3)}
+    database(tmp_path, items | {b"length": b"3"})
+    images = open_dataset(section("FFHQ", tmp_path, 32))
+    assert len(images) == 3
+    assert np.array_equal(images[2].numpy().transpose(1, 2, 0), np.asarray(picture(2, 32, 32)))
+    with pytest.raises(InputError, match="key 64-00000: not in this database"):
+        open_dataset(section("FFHQ", tmp_path, 64))
+
+
+@pytest.mark.parametrize("name", ["FFHQ", "FOLDER"])
+def test_folders_below_folders(tmp_path, name):
+    for i in range(3):
+        (tmp_path / f"{i:05d}").mkdir()
+        picture(i, 48, 64).save(tmp_path / f"{i:05d}" / f"{i}.PNG")
+    (tmp_path / "notes.txt").write_text("not an image")
+    images = open_dataset(section(name, tmp_path, 32))
+    assert len(images) == 3
+    for i in range(3):
+        right = transforms.CenterCrop(32)(transforms.Resize(32)(picture(i, 48, 64)))
+        assert np.array_equal(images[i].numpy().transpose(1, 2, 0), np.asarray(right))
+
+
+def test_folder_in_grey(tmp_path):
+    picture(0, 8, 8).save(tmp_path / "a.png")
+    assert open_dataset(section("FOLDER", tmp_path, 8, channels=1))[0].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(("name", "what"), [("FFHQ", "ffhq-dataset"), ("FOLDER", r"\.png.* in any subfolders")])
+def test_empty_folder(tmp_path, name, what):
+    with pytest.raises(InputError, match=f"{name}: its files are not in {tmp_path}; what belongs there is .*{what}"):
+        open_dataset(section(name, tmp_path, 32))
+
+
+def test_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="not in temp/dataset/FOLDER"):
+        open_dataset(DatasetSection(dataset="FOLDER", image_size=8, channels=3))
+
+
+def test_wrong_size_and_broken_file(cifar10, tmp_path):
+    with pytest.raises(InputError, match=r"CIFAR10 has images of \(3, 32, 32\), the experiment says \(3, 64, 64\)"):
+        open_dataset(section("CIFAR10", cifar10[0], 64))
+    (tmp_path / "broken.png").write_bytes(encoded(tmp_path, picture(0, 32, 32), ".png")[:50])
+    (tmp_path / "one.png").unlink()
+    with pytest.raises(InputError, match=r"broken\.png: not a readable image"):
+        open_dataset(section("FOLDER", tmp_path, 32))
+
+
+def test_plain_folder_of_a_sampling_run_leaves_out_its_grid(tmp_path):
+    for name in ("000000.png", "000001.png", "grid.png"):
+        picture(0, 8, 8, 1).save(tmp_path / name)
+    assert len(plain_folder(tmp_path)) == 3
+    (tmp_path / "run.json").write_text("{}")
+    assert len(plain_folder(tmp_path)) == 2 and plain_folder(tmp_path)[0].shape == (1, 8, 8)
+
+
+def test_arrays(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    np.savez(tmp_path / "b.npz", images, np.arange(5))  # guided diffusion's: images, labels
+    np.savez(tmp_path / "c.npz", samples=images)
+    for name in ("a.npy", "b.npz", "c.npz"):
+        read = array(tmp_path / name)
+        assert len(read) == 5 and np.array_equal(read[3].numpy(), images[3].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (np.zeros((5, 8, 8, 3)), r"holds float64 \(5, 8, 8, 3\); images are uint8 \(n, H, W, C\)"),
+        (np.zeros((5, 3, 8, 8), np.uint8), r"holds uint8 \(5, 3, 8, 8\)"),
+        (np.array([{}], object), "not readable as NumPy's arrays"),
+        (b"nothing", "not readable as NumPy's arrays"),
+    ],
+)
+def test_wrong_arrays(tmp_path, content, what):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(InputError, match=f"a.npy: {what}"):
+        array(path)
+
+
+def test_batches_are_in_order_and_of_one_shape(tmp_path):
+    for i in range(70):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / f"{i:03d}.png")
+    read = list(batches(plain_folder(tmp_path), 16))
+    assert [len(ids) for ids, _ in read] == [16, 16, 16, 16, 6]
+    assert torch.cat([images for _, images in read])[:, 0, 0, 0].tolist() == list(range(70))
+    picture(0, 5, 4, 1).save(tmp_path / "055.png")
+    with pytest.raises(InputError, match=r"image 55 is \(1, 4, 5\), image 0 \(1, 4, 4\)"):
+        list(batches(plain_folder(tmp_path), 16))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_reading_keeps_up(tmp_path, suffix):
+    """At least 2,000 32×32 images a second; asked of the best of three, since the machine does other things too."""
+    rng = np.random.default_rng(0)
+    for i in range(500):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / f"{i:03d}{suffix}")
+    images = open_dataset(section("FOLDER", Path(tmp_path), 32))
+
+    def seconds():
+        start = time.perf_counter()
+        assert sum(len(ids) for ids, _ in batches(images, 64)) == 500
+        return time.perf_counter() - start
+
+    assert 500 / min(seconds() for _ in range(3)) >= 2000
