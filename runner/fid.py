@@ -13,11 +13,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.errors import InputError
+from config.files import save_json
 from dataset import batches, open_dataset
 from dataset.readers import array, plain_folder
 from model.checkpoint import sha256
 from runner.features import EXTRACTORS, is_fid
-from runner.files import save_json
 from runner.metric import Moments, Statistics, frechet_distance, standard_error
 
 WEAK = 10_000  # images below which a distance is marked weak: its bias falls as one over their number
@@ -74,7 +74,11 @@ class Measurement:
 
     def __init__(self, extractor, reference, record=None):
         self.extractor, self.reference, self.made_of = extractor, reference, record or {}
-        self.statistics = Statistics(extractor.dimension)
+        self.reset()
+
+    def reset(self):
+        """Forget the images seen."""
+        self.statistics = Statistics(self.extractor.dimension)
 
     @classmethod
     def of(cls, experiment, device):

@@ -37,6 +37,18 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.cpu()
 
+    def from_others(self, tensors):
+        """For the first process: every other's tensors like its own, process by process; the others send theirs."""
+        for rank in range(1, self.size):
+            if self.rank == rank:
+                for tensor in tensors:
+                    dist.send(tensor.to(self.device).contiguous(), 0)
+            elif self.first:
+                received = [torch.empty_like(tensor, device=self.device) for tensor in tensors]
+                for tensor in received:
+                    dist.recv(tensor, rank)
+                yield [tensor.cpu() for tensor in received]
+
 
 @contextmanager
 def processes(device, timeout_minutes=30):

@@ -1,12 +1,8 @@
 """Runs on several real processes (gloo): the same images to the byte, the same training to rounding."""
 
-import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -55,7 +51,7 @@ def test_training_does_not_depend_on_the_number_of_processes(tiny, tmp_path_fact
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main.main([str(flag) for flag in [*flags, "--train_path", alone]]) == 0
     run = torchrun(count, *flags, *more, "--train_path", together)
-    out, err = run.communicate(timeout=120)
+    _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     mine, theirs = train_state(together), train_state(alone)
     assert mine["step"] == theirs["step"] == 9
