@@ -49,6 +49,8 @@ def run(experiment, device, folder):
         print(f"{folder} already holds these {total:,} images")
         return report(record, folder)
     measurement = None
+    if experiment.Sample.metrics and (experiment.Sample.features == "none" or total < 2):
+        raise InputError("--metrics: needs --features, and at least 2 images")
     if experiment.Sample.features != "none":
         if total > 1:
             measurement = Measurement.of(experiment, device)
