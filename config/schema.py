@@ -163,10 +163,12 @@ class TrainSection(Section):
     ema: bool = key(True, "keep an exponential moving average of the weights")
     ema_rate: Rate = key(0.999, "its decay a step; less in the first steps, (1+n)/(10+n)")
     precision: Literal["fp32", "bf16"] = key("fp32", "bf16: the network computes in bfloat16, weights stay float32")
+    micro_batch: Positive | None = key(None, "images a process runs at once; the rest of the batch accumulates")
     warmup: Annotated[int, Field(ge=0)] = key(0, "steps over which the learning rate rises to lr")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of weights, order, times, noise, dropout")
     log_interval: Positive = key(50, "steps between scalars")
     sample_interval: Positive = key(2000, "steps between sample grids")
+    distance_num: Annotated[int, Field(ge=0)] = key(0, "images of the distance measured at each sample grid; 0: none")
     checkpoint_interval: Positive = key(2000, "steps between checkpoints")
 
 

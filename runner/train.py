@@ -2,149 +2,165 @@
 
     python main.py --runner train --config digits.yml --train_path temp/train
     python main.py --runner train --config digits.yml --train_path temp/train --restart
+    torchrun --nproc_per_node=8 main.py --runner train --config ddim_cifar10.yml --train_path temp/train
 
-Everything random in step n follows from the seed and n alone, so that a restart needs no stored random state
-and continues bit for bit. The folder holds `train.ckpt` (everything needed to continue), `ema.safetensors`
-(the averaged network, for --model_path) and TensorBoard's files.
+Everything random in step n follows from the seed and n alone, for the whole batch, of which each process takes
+its part: a restart needs no stored random state and continues bit for bit, and the number of processes changes
+the result by rounding alone. The folder holds the last checkpoints (`train-STEP.ckpt`, everything needed to
+continue), `ema.safetensors` (the averaged network, for --model_path), `best.safetensors` (the average with the
+least distance so far) and TensorBoard's files.
 """
 
 import contextlib
 import itertools
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config.errors import InputError
-from dataset import decode, encode, open_dataset
+from dataset import encode, open_dataset
 from model import checkpoint
 from model.ema import EMA
 from model.unet import UNet, settings_of
-from runner.method import solve
-from runner.random import generator, noise
-from runner.sample import grid, solver_options
+from runner.processes import Processes, processes
+from runner.random import generator
+from runner.sample import grid, save_whole
 from runner.schedule import Schedule
+
+KEEP = 3  # checkpoints
 
 
 def run(experiment, device, folder, restart=False):
     """Train `experiment` (a validated `Experiment`) on `device` in `folder` (a path). Raises InputError."""
-    trainer = Trainer(experiment, device, Path(folder), restart)
-    trainer.train()
+    with processes(device) as team:
+        Trainer(experiment, team, Path(folder), restart).train()
 
 
 class Trainer:
     """State of one training run: network, average, optimizer, and the number of steps done."""
 
-    def __init__(self, experiment, device, folder, restart):
-        self.experiment, self.device, self.folder = experiment, device, folder
-        self.file = folder / "train.ckpt"
-        if self.file.exists() and not restart:
+    def __init__(self, experiment, team, folder, restart=False):
+        self.experiment, self.team, self.folder = experiment, team, folder
+        self.device = team.device
+        files = sorted(folder.glob("train-*.ckpt"), reverse=True)
+        if files and not restart:
             raise InputError(f"--train_path: {folder} holds a training run; --restart continues it")
-        if restart and not self.file.exists():
-            raise InputError(f"--restart: no {self.file} to continue from")
-        s = experiment.Schedule
+        if restart and not files:
+            raise InputError(f"--restart: no train-STEP.ckpt in {folder} to continue from")
+        s, dataset = experiment.Schedule, experiment.Dataset
         self.schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
-        self.images = open_dataset(experiment.Dataset)
-        self.batches = len(self.images) // experiment.Dataset.batch_size
+        self.images = open_dataset(dataset)
+        self.batches = len(self.images) // dataset.batch_size
         if not self.batches:
-            raise InputError(
-                f"Dataset.batch_size {experiment.Dataset.batch_size} is above the {len(self.images)} images"
-            )
+            raise InputError(f"Dataset.batch_size {dataset.batch_size} is above the {len(self.images)} images")
+        if dataset.batch_size < team.size:
+            raise InputError(f"Dataset.batch_size {dataset.batch_size} is below the {team.size} processes")
+        cuts = [rank * dataset.batch_size // team.size for rank in (team.rank, team.rank + 1)]
+        self.part = slice(*cuts)  # this process's images of every batch
 
         torch.manual_seed(experiment.Train.seed)
-        self.network = UNet(settings_of(experiment.Model)).to(device)
+        self.network = UNet(settings_of(experiment.Model)).to(self.device)
         self.ema = EMA(self.network, experiment.Train.ema_rate if experiment.Train.ema else 0.0)
         self.optimizer = _optimizer(self.network, experiment.Optim)
-        self.step = 0
+        self.step, self.best = 0, float("inf")
         if restart:
-            self._load()
+            self._load(files)
+        self.parallel = self.network
+        if team.size > 1:
+            self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False)
 
     def train(self):
-        train, dataset = self.experiment.Train, self.experiment.Dataset
+        """Train to the end of the last epoch; raises KeyboardInterrupt, with a checkpoint kept, when told to stop."""
+        train, dataset, first = self.experiment.Train, self.experiment.Dataset, self.team.first
         total = train.epoch * self.batches
         self.folder.mkdir(parents=True, exist_ok=True)
         order = itertools.islice(_order(len(self.images), dataset.batch_size, train.seed), self.step, total)
-        loader = DataLoader(self.images, batch_sampler=order, num_workers=dataset.num_workers)
-        log = SummaryWriter(self.folder, purge_step=self.step + 1)
-        progress = tqdm(loader, initial=self.step, total=total, unit="step", dynamic_ncols=True, disable=None)
-        with contextlib.closing(log):
+        mine = (batch[self.part] for batch in order)
+        loader = DataLoader(self.images, batch_sampler=mine, num_workers=dataset.num_workers)
+        quiet = None if first else True
+        progress = tqdm(loader, initial=self.step, total=total, unit="step", dynamic_ncols=True, disable=quiet)
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(_soft_stop())
+            log = None
+            if first:
+                log = stack.enter_context(contextlib.closing(SummaryWriter(self.folder, purge_step=self.step + 1)))
             for images in progress:
                 loss, norm = self._step(images)
                 if self.step % train.log_interval == 0:
-                    progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                    log.add_scalar("loss", loss, self.step)
-                    log.add_scalar("gradient_norm", norm, self.step)
-                    log.add_scalar("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
+                    loss = self.team.total(loss).item()
+                    if not np.isfinite(loss):
+                        raise InputError(f"the loss is {loss} at step {self.step}; a smaller Optim.lr may help")
+                    progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    if first:
+                        log.add_scalar("loss", loss, self.step)
+                        log.add_scalar("gradient_norm", norm, self.step)
+                        log.add_scalar("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
                 if self.step % train.sample_interval == 0:
-                    log.add_image("sample", self._sample(), self.step)
-                if self.step % train.checkpoint_interval == 0 or self.step == total:
-                    if not loss.isfinite():
-                        raise InputError(f"the loss is {loss.item()} at step {self.step}; a smaller Optim.lr may help")
+                    self._sample(log)
+                if first and (self.step % train.checkpoint_interval == 0 or self.step == total or stop.asked):
                     self._save()
+                if stop.asked:
+                    raise KeyboardInterrupt
 
     def _step(self, images):
-        """One step on uint8 images (n, C, H, W). Returns loss and gradient norm, tensors on the device."""
+        """One step on this process's uint8 images (n, C, H, W) of the batch.
+
+        Returns this process's share of the loss and the gradient's norm, tensors on the device.
+        """
         train, optim = self.experiment.Train, self.experiment.Optim
-        n, total = len(images), self.schedule.diffusion_step
+        n, total = self.experiment.Dataset.batch_size, self.schedule.diffusion_step
         rng = generator(train.seed, "batch", self.step)
         # Antithetic times, as in the released code: half are drawn, half mirrored.
         times = rng.integers(0, total, n // 2 + 1)
-        times = np.concatenate([times, total - 1 - times])[:n]
+        times = np.concatenate([times, total - 1 - times])[:n][self.part]
         x0 = self._augment(images, rng).to(self.device)
-        eps = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(self.device)
+        eps = torch.from_numpy(rng.standard_normal((n, *x0.shape[1:]), np.float32)[self.part]).to(self.device)
         alpha = torch.from_numpy(self.schedule.alphas_cumprod[times]).float().to(self.device)[:, None, None, None]
-        t = torch.from_numpy(times).to(self.device)
-        torch.manual_seed(int(generator(train.seed, "dropout", self.step).integers(2**63)))
+        x, t = alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps, torch.from_numpy(times).to(self.device)
+        torch.manual_seed(int(generator(train.seed, "dropout", self.step).integers(2**62)) + self.team.rank)
 
         self.network.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-            predicted = self.network(alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps, t).float()
-        error = predicted - eps
-        loss = (error.abs() if train.loss_type == "linear" else error**2).sum((1, 2, 3)).mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        losses = []
+        size = train.micro_batch or len(x)
+        for first in range(0, len(x), size):
+            micro = slice(first, first + size)
+            # Processes exchange gradients once a step, in the last backward pass.
+            waiting = self.team.size > 1 and first + size < len(x)
+            with self.parallel.no_sync() if waiting else contextlib.nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+                    error = self.parallel(x[micro], t[micro]).float() - eps[micro]
+                loss = (error.abs() if train.loss_type == "linear" else error**2).sum() / n
+                (loss * self.team.size).backward()  # DistributedDataParallel averages over processes
+            losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or float("inf"))
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * min(1.0, (self.step + 1) / max(1, train.warmup))
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.network, self.step)
-        return loss.detach(), norm
+        return sum(losses), norm
 
     def _augment(self, images, rng):
+        """This process's images as the network sees them, flipped and dequantized; draws for the whole batch."""
         d = self.experiment.Dataset
+        n, shape = d.batch_size, tuple(images.shape[1:])
         if d.random_flip:
-            flip = torch.from_numpy(rng.random(len(images)) < 0.5)
+            flip = torch.from_numpy(rng.random(n)[self.part] < 0.5)
             images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        if not (d.uniform_dequantization or d.gaussian_dequantization):
-            return encode(images, d)
         levels = images.float()
         if d.uniform_dequantization:
-            levels = (levels + torch.from_numpy(rng.random(levels.shape, np.float32))) * (255 / 256)
+            levels = (levels + torch.from_numpy(rng.random((n, *shape), np.float32)[self.part])) * (255 / 256)
         if d.gaussian_dequantization:
-            levels = levels + 2.55 * torch.from_numpy(rng.standard_normal(levels.shape, np.float32))
+            levels = levels + 2.55 * torch.from_numpy(rng.standard_normal((n, *shape), np.float32)[self.part])
         return encode(levels, d)
-
-    @torch.no_grad()
-    def _sample(self):
-        """A grid of 64 images by the experiment's method, from the average; the noise is that of a sampling run."""
-        e = self.experiment
-        shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
-        x = torch.from_numpy(noise(e.Sample.seed, range(64), shape)).to(self.device)
-        for state in solve(
-            e.Sample.method,
-            self.ema.network,
-            x,
-            self.schedule,
-            e.Sample.sample_speed,
-            e.Sample.profile,
-            **solver_options(e),
-        ):
-            x = state.x
-        return grid(decode(x.cpu(), e.Dataset))
 
     def _save(self):
         state = {
@@ -152,31 +168,68 @@ class Trainer:
             "ema": self.ema.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "best": self.best,
             "experiment": self.experiment.model_dump(),
         }
-        aside = self.file.with_name(f".{self.file.name}.tmp")
-        torch.save(state, aside)
-        aside.replace(self.file)
-        metadata = {"weights": "EMA", "step": str(self.step), "Model": self.experiment.Model.model_dump()}
-        checkpoint.save(self.folder / "ema.safetensors", self.ema.network.state_dict(), metadata)
+        save_whole(self.folder / f"train-{self.step:08d}.ckpt", lambda aside: torch.save(state, aside))
+        self._save_average("ema.safetensors")
+        for old in sorted(self.folder.glob("train-*.ckpt"))[:-KEEP]:
+            old.unlink()
 
-    def _load(self):
-        state = checkpoint.unpickle(self.file)
+    def _save_average(self, name):
+        e = self.experiment
+        metadata = {"weights": "EMA" if e.Train.ema else "raw", "step": str(self.step), "Model": e.Model.model_dump()}
+        checkpoint.save(self.folder / name, self.ema.network.state_dict(), metadata)
+
+    def _load(self, files):
+        """Continue from the first of `files` that is whole."""
+        for file in files:
+            try:
+                state = checkpoint.unpickle(file)
+                break
+            except InputError as error:
+                if file == files[-1]:
+                    raise
+                print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
         for section, mine in self.experiment.model_dump().items():
             for name, value in mine.items():
                 theirs = state["experiment"].get(section, {}).get(name)
                 if theirs != value and section != "Sample" and name not in _FREE:
-                    raise InputError(
-                        f"--restart: {section}.{name} is {value!r}, {self.file} was trained with {theirs!r}"
-                    )
+                    raise InputError(f"--restart: {section}.{name} is {value!r}, {file} was trained with {theirs!r}")
         self.network.load_state_dict(state["model"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.best = state["step"], state["best"]
+
+
+class _soft_stop:
+    """While in this context, the first SIGINT or SIGTERM sets `asked`, so that the step under way is finished."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+        self.__exit__()
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 # What may differ between the parts of one training run.
-_FREE = {"epoch", "log_interval", "sample_interval", "checkpoint_interval", "num_workers", "path"}
+_FREE = {
+    "epoch",
+    "micro_batch",
+    "log_interval",
+    "sample_interval",
+    "checkpoint_interval",
+    "distance_num",
+    "num_workers",
+    "path",
+}
 
 
 def _order(count, batch_size, seed):

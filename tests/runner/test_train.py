@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from config.schema import load
 from model import load_model
 from model.ema import EMA
+from runner.processes import Processes
 from runner.train import Trainer, _order
 
 SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
@@ -42,8 +43,16 @@ def experiment(tiny, **values):
     return load(str(tiny.config), {name.replace("_", ".", 1): ("--set", value) for name, value in values.items()})
 
 
+def newest(folder):
+    return max(folder.glob("train-*.ckpt"))
+
+
 def state(folder):
-    return torch.load(folder / "train.ckpt", weights_only=True)
+    return torch.load(newest(folder), weights_only=True)
+
+
+def trainer(tiny, folder, **values):
+    return Trainer(experiment(tiny, **values), Processes(torch.device("cpu")), folder)
 
 
 def assert_same(a, b):
@@ -99,7 +108,7 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(tiny, straight, cli, tmp_pat
 def test_a_killed_run_ends_with_the_same_bits(tiny, straight, cli, tmp_path):
     command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path, 4))]
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while not (tmp_path / "train.ckpt").exists() and run.poll() is None:
+    while not list(tmp_path.glob("train-*.ckpt")) and run.poll() is None:
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -112,16 +121,16 @@ def test_a_killed_run_ends_with_the_same_bits(tiny, straight, cli, tmp_path):
 @pytest.mark.parametrize("kind", ["linear", "square"])
 def test_loss_is_the_formula(tiny, tmp_path, kind, monkeypatch):
     """With a network that answers zero, the loss is the mean over images of Σ|ε| or Σε²; ε is standard normal."""
-    trainer = Trainer(experiment(tiny, Train_loss_type=kind), torch.device("cpu"), tmp_path, False)
+    run = trainer(tiny, tmp_path, Train_loss_type=kind)
     seen = {}
-    forward = trainer.network.forward
+    forward = run.network.forward
 
     def zero(x, t):
         seen.update(x=x, t=t)
         return forward(x, t) * 0
 
-    monkeypatch.setattr(trainer.network, "forward", zero)
-    loss, _ = trainer._step(trainer.images[:64])
+    monkeypatch.setattr(run.network, "forward", zero)
+    loss, _ = run._step(run.images[:64])
     assert loss.item() == pytest.approx(64 * (1.0 if kind == "square" else np.sqrt(2 / np.pi)), rel=0.1)
     assert seen["x"].shape == (64, 1, 8, 8)
     times = seen["t"]
@@ -129,17 +138,17 @@ def test_loss_is_the_formula(tiny, tmp_path, kind, monkeypatch):
 
 
 def test_training_lowers_the_loss(tiny, tmp_path):
-    trainer = Trainer(experiment(tiny, Optim_lr=2e-3), torch.device("cpu"), tmp_path, False)
-    losses = [trainer._step(trainer.images[:64])[0].item() for _ in range(60)]
+    run = trainer(tiny, tmp_path, Optim_lr=2e-3)
+    losses = [run._step(run.images[:64])[0].item() for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
 def test_learning_rate_warms_up(tiny, tmp_path):
-    trainer = Trainer(experiment(tiny, Train_warmup=4, Optim_lr=0.1), torch.device("cpu"), tmp_path, False)
+    run = trainer(tiny, tmp_path, Train_warmup=4, Optim_lr=0.1)
     rates = []
     for _ in range(6):
-        trainer._step(trainer.images[:8])
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        run._step(run.images[:64])
+        rates.append(run.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
@@ -166,9 +175,9 @@ def test_every_epoch_shows_every_image_once_in_its_own_order():
 @pytest.mark.parametrize("dequantization", ["uniform", "gaussian"])
 def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization):
     values = {f"Dataset_{dequantization}_dequantization": True, "Dataset_random_flip": True}
-    trainer = Trainer(experiment(tiny, **values), torch.device("cpu"), tmp_path, False)
-    images = trainer.images[:500]
-    x = trainer._augment(images, np.random.default_rng(0))
+    run = trainer(tiny, tmp_path, Dataset_batch_size=500, **values)
+    images = run.images[:500]
+    x = run._augment(images, np.random.default_rng(0))
     plain = images.float() / 127.5 - 1
     flipped = (x - plain.flip(3)).abs().amax((1, 2, 3)) < (x - plain).abs().amax((1, 2, 3))
     assert 0.4 < flipped.float().mean() < 0.6
@@ -187,11 +196,11 @@ def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization)
     ],
 )
 def test_a_folder_with_a_run_is_not_overwritten(tiny, straight, cli, more, said):
-    before = (straight / "train.ckpt").read_bytes()
+    before = newest(straight).read_bytes()
     status, _, err = cli(*flags(tiny, straight, 4, *more))
     assert (status, err.count("\n")) == (2, 1)
     assert said in err
-    assert (straight / "train.ckpt").read_bytes() == before
+    assert newest(straight).read_bytes() == before
 
 
 def test_wrong_input_is_named(tiny, cli, tmp_path):

@@ -1,0 +1,58 @@
+"""The processes of a run: one, or as many as torchrun started, each with its device."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who this process is among `size`. The methods do nothing that costs when there is one."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self):
+        return self.rank == 0
+
+    def share(self, items):
+        """This process's items: every size-th, from its rank on."""
+        return items[self.rank :: self.size]
+
+    def wait(self):
+        """Until all processes are here."""
+        self.total(torch.zeros(1))
+
+    def total(self, tensor):
+        """The sum of a tensor over all processes, on the CPU."""
+        if self.size == 1:
+            return tensor.cpu()
+        tensor = tensor.to(self.device, copy=True)
+        dist.all_reduce(tensor)
+        return tensor.cpu()
+
+
+@contextmanager
+def processes(device, timeout_minutes=30):
+    """A `Processes` for this one, joined with the others if torchrun started several (NCCL on GPUs, gloo on CPUs).
+
+    A process that waits longer than the timeout for another ends with an error, and torchrun ends them all.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield Processes(device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield Processes(device, dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
