@@ -18,9 +18,9 @@ RUNNERS = {
     "sample": SAMPLE
     | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
     | FEATURES
-    | {"statistics": "Sample", "image_path": None},
+    | {"statistics": "Sample", "metrics": "Sample", "image_path": None},
     "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None},
-    "fid": FEATURES | {"paths": None, "out": None},
+    "fid": FEATURES | {"metrics": "Sample", "paths": None, "out": None},
     "stats": FEATURES | {"paths": None, "out": None},
 }
 COMMON = {"runner", "config", "device", "set"}
@@ -64,6 +64,7 @@ def parser():
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
     add("--features", metavar="F", help=f"features of the Fréchet distance: {', '.join(EXTRACTORS)}, none")
+    add("--metrics", metavar="M", help="beyond it: kid, prdc, or kid,prdc; features are kept in memory then")
     add("--statistics", metavar="FILE", help="statistics file to measure samples against (default the dataset itself)")
     add("--inception_path", metavar="FILE", help="pytorch-fid's Inception weights (default the torch hub's cache)")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
@@ -135,7 +136,7 @@ def distance(args, resolved):
         features = "inception"
     where = device(args.device)
     if args.runner == "fid":
-        fid.compare(args.paths, features, where, settings.inception_path, args.out)
+        fid.compare(args.paths, features, where, settings.inception_path, args.out, settings.metrics)
         return
     if len(args.paths) > 1:
         raise InputError(f"--runner stats: {len(args.paths)} paths are given; it takes one folder, or --config alone")

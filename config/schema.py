@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from config.errors import InputError
 from runner.features import EXTRACTORS
@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Widths = Annotated[list[Positive], Field(min_length=1)]
+Names = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v)]
 
 
 def key(default, meaning, **limits):
@@ -192,6 +193,7 @@ class SampleSection(Section):
     batch_size: Positive = key(128, "images a network call")
     model_path: str | None = key(None, "the checkpoint")
     features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")
+    metrics: Names = key([], "beyond the Fréchet distance: kid, prdc, or both, with a comma between")
     statistics: str | None = key(None, "statistics file of the reference; default the dataset itself")
     inception_path: str | None = key(None, "pytorch-fid's Inception weights; default the hub's cache, or downloaded")
     mpi4py: bool = key(False, "released files: processes are started by torchrun instead")

@@ -207,12 +207,12 @@ class Database:
     @classmethod
     def at(cls, section, path, files):
         """The one at `path`. Raises InputError, naming the files that belong there, when it cannot be opened."""
+        if not (path / "data.mdb").exists():
+            raise _missing(section, files)
         try:
             import lmdb
         except ImportError:
             raise InputError(f"Dataset.dataset {section.dataset}: {path} is read by lmdb; pip install lmdb") from None
-        if not (path / "data.mdb").exists():
-            raise _missing(section, files)
         try:
             cls(path).begin().abort()
         except lmdb.Error as error:

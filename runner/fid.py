@@ -10,6 +10,7 @@ A distance is called FID when its features are those of pytorch-fid's Inception 
 import zipfile
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from config.errors import InputError
@@ -18,22 +19,24 @@ from dataset import batches, open_dataset
 from dataset.readers import array, plain_folder
 from model.checkpoint import sha256
 from runner.features import EXTRACTORS, is_fid
-from runner.metric import Moments, Statistics, frechet_distance, standard_error
+from runner.metric import METRICS, NEAREST, Moments, Statistics, frechet_distance, standard_error
 
 WEAK = 10_000  # images below which a distance is marked weak: its bias falls as one over their number
 BATCH = 64
 
 
-def compare(paths, features, device, inception_path=None, out=None):
+def compare(paths, features, device, inception_path=None, out=None, metrics=()):
     """Print the distance of the images at paths[0] from those at paths[1]; returns its card, written to `out` if given.
 
     A path is a folder of images, an .npz or .npy of uint8 images (n, H, W, C), or a statistics file. Raises InputError
-    when there are not two, and before any feature is computed when they cannot be compared.
+    when there are not two, and before any feature is computed when they cannot be compared. `metrics` are of METRICS.
     """
     if len(paths) != 2:
         raise InputError(f"--runner fid: needs two paths, images or a statistics file each; {len(paths)} are given")
     _writable(out, ".json")
     sides = [_open(path) for path in paths]
+    for path, side in zip(paths, sides, strict=True):
+        _refuse_metrics(metrics, path, None if _moments(side) else len(side))
     shapes = {path: tuple(side[0].shape) for path, side in zip(paths, sides, strict=True) if not _moments(side)}
     extractor = EXTRACTORS[features](next(iter(shapes.values())), device, inception_path) if shapes else None
     if extractor and not extractor.resize and len(set(shapes.values())) > 1:
@@ -43,12 +46,13 @@ def compare(paths, features, device, inception_path=None, out=None):
         if _moments(side):
             _refuse_other(path, side, extractor or sides[1])
     a, b = sides
+    kept = [] if metrics else None
     if not _moments(b):
-        b = moments_of(b, extractor)
+        b = moments_of(b, extractor, kept)
     if _moments(a):
         card = make_card(a, b, extractor)
     else:
-        measurement = Measurement(extractor, b, a.record)
+        measurement = Measurement(extractor, b, a.record, metrics, kept)
         for ids, images in _progress(a):
             measurement.update(ids, images)
         card = measurement.card()
@@ -70,15 +74,19 @@ def make_statistics(images, features, device, out, inception_path=None):
 
 
 class Measurement:
-    """The distance of a stream of images to a fixed reference, as the images come."""
+    """The distance of a stream of images to a fixed reference, as the images come.
 
-    def __init__(self, extractor, reference, record=None):
+    Features are kept for `metrics` (names of METRICS) alone, for which `others` is a list of the reference's.
+    """
+
+    def __init__(self, extractor, reference, record=None, metrics=(), others=None):
         self.extractor, self.reference, self.made_of = extractor, reference, record or {}
+        self.metrics, self.others = metrics, others
         self.reset()
 
     def reset(self):
         """Forget the images seen."""
-        self.statistics = Statistics(self.extractor.dimension)
+        self.statistics, self.kept = Statistics(self.extractor.dimension), []
 
     @classmethod
     def of(cls, experiment, device):
@@ -86,7 +94,10 @@ class Measurement:
         data, sample = experiment.Dataset, experiment.Sample
         shape = (data.channels, data.image_size, data.image_size)
         extractor = EXTRACTORS[sample.features](shape, device, sample.inception_path)
+        _refuse_metrics(sample.metrics, "--total_num", sample.total_num)
+        kept = [] if sample.metrics else None
         if sample.statistics:
+            _refuse_metrics(sample.metrics, sample.statistics, None)
             reference = open_statistics(sample.statistics)
             _refuse_other(sample.statistics, reference, extractor)
         else:
@@ -94,19 +105,30 @@ class Measurement:
                 images = open_dataset(data)
             except InputError as error:
                 raise InputError(f"{error}; --statistics FILE or --features none do without") from None
-            reference = moments_of(images, extractor)
-        return cls(extractor, reference)
+            reference = moments_of(images, extractor, kept)
+        return cls(extractor, reference, None, sample.metrics, kept)
 
     def update(self, ids, images):
         """Take in uint8 images (n, C, H, W) of those numbers."""
-        self.statistics.update(self.extractor(images), ids)
+        features = self.extractor(images)
+        self.statistics.update(features, ids)
+        if self.metrics:
+            self.kept.append(features.float())
+
+    def gather(self, team):
+        """Let the first of several processes (`Processes`) take in what the others have seen."""
+        self.statistics.gather(team)
+        if self.metrics:
+            mine = torch.cat([torch.zeros(0, self.extractor.dimension), *self.kept])
+            self.kept = [mine, *(features for (features,) in team.from_others([mine]))]
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""
         record = self.made_of | _record(self.extractor, self.statistics)
         moments = Moments(*self.statistics.moments(), record)
         error = standard_error(self.statistics, self.reference.mu, self.reference.sigma)
-        return make_card(moments, self.reference, self.extractor, error)
+        card = make_card(moments, self.reference, self.extractor, error)
+        return card | {name: METRICS[name](torch.cat(self.kept), torch.cat(self.others)) for name in self.metrics}
 
 
 def make_card(a, b, extractor=None, error=None):
@@ -137,14 +159,22 @@ def describe(card):
     error = "" if card["error"] is None else f" ± {card['error']:.4f}"
     where = reference.get("file") or reference.get("path") or reference["dataset"]
     weak = f"; weak, of fewer than {WEAK:,}" if card["weak"] else ""
-    return f"{name}: {card['value']:.4f}{error}, {images} to the {others} of {where}{weak}"
+    more = ""
+    if kid := card.get("kid"):
+        more += f"; {'KID' if name == 'FID' else 'kernel distance'} {kid['value']:.5f} ± {kid['deviation']:.5f}"
+    if prdc := card.get("prdc"):
+        more += "; " + ", ".join(f"{what} {prdc[what]:.3f}" for what in ("precision", "recall", "density", "coverage"))
+    return f"{name}: {card['value']:.4f}{error}, {images} to the {others} of {where}{weak}{more}"
 
 
-def moments_of(images, extractor):
-    """`Moments` of `images` (len() images, [i], .record), read once."""
+def moments_of(images, extractor, kept=None):
+    """`Moments` of `images` (len() images, [i], .record), read once; their features are added to the list `kept`."""
     statistics = Statistics(extractor.dimension, groups=1)
     for ids, batch in _progress(images):
-        statistics.update(extractor(batch), ids)
+        features = extractor(batch)
+        statistics.update(features, ids)
+        if kept is not None:
+            kept.append(features.float())
     return Moments(*statistics.moments(), images.record | _record(extractor, statistics))
 
 
@@ -192,6 +222,14 @@ def _refuse_other(path, moments, other):
     for what, theirs, ours in zip(("features", "weights' hash", "dimensions"), held, wanted, strict=True):
         if None not in (theirs, ours) and theirs != ours:
             raise InputError(f"{path}: {what} {theirs}, to be compared with {ours}; only equal ones can be")
+
+
+def _refuse_metrics(metrics, where, count):
+    """Raise InputError unless `count` images (None: a statistics file) at `where` are enough for the metrics."""
+    if metrics and count is None:
+        raise InputError(f"--metrics {','.join(metrics)}: from images on both sides, but {where} is a statistics file")
+    if "prdc" in metrics and count <= NEAREST:
+        raise InputError(f"--metrics prdc: needs more than {NEAREST} images on each side, {where} has {count}")
 
 
 def _record(extractor, statistics):

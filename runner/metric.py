@@ -14,6 +14,7 @@ from config.files import aside
 GROUPS = 20  # of the jackknife
 ROWS = 128  # features a group gathers before they enter its matrix, which is then read and written once for all
 EPS = 2.0**-52
+NEAREST = 5  # which neighbour gives the balls of precision and recall their radius
 BLOCK = 256  # columns of a product that knows its triangles
 
 
@@ -197,6 +198,53 @@ def standard_error(statistics, mu, sigma):
         product = root.T @ covariance @ root if failed else _congruent(root, covariance)
         distances.append(float(apart - 2 * torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()))
     return math.sqrt((len(counts) - 1) * np.var(distances))
+
+
+def kid(features, reference, subsets=100, size=1000):
+    """Kernel Inception distance of features (n, d) and (m, d): Bińkowski et al. 2018, arXiv:1801.01401.
+
+    The unbiased squared MMD with the kernel (x·y/d + 1)³, its mean and standard deviation over random subsets of `size`
+    (or all, where there are fewer), drawn from a fixed seed. It may fall below 0.
+    """
+    size = min(size, len(features), len(reference))
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(subsets):
+        x, y = (v[rng.permutation(len(v))[:size]].to(_device()).double() for v in (features, reference))
+        (xx, yy, xy) = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        within = sum((k.sum() - k.trace()) / (size * (size - 1)) for k in (xx, yy))
+        values.append(float(within - 2 * xy.mean()))
+    return {"value": np.mean(values), "deviation": np.std(values), "subsets": subsets, "size": size}
+
+
+def prdc(features, reference, nearest=NEAREST):
+    """Precision, recall, density and coverage of features (n, d) against (m, d): Naeem et al. 2020, arXiv:2002.09797.
+
+    By balls about each point through its `nearest`th neighbour, so n and m are above `nearest`.
+    """
+    x, y = (v.to(_device()).double() for v in (features, reference))
+
+    def rows(a, b):  # distances, a block of a at a time
+        return (torch.cdist(part, b, compute_mode="donot_use_mm_for_euclid_dist") for part in a.split(ROWS))
+
+    def radii(a):  # the point itself is its nearest, at 0
+        return torch.cat([block.kthvalue(nearest + 1, dim=1).values for block in rows(a, a)])
+
+    around_x, around_y = radii(x), radii(y)
+    balls = torch.cat([(block < around_y).sum(1) for block in rows(x, y)])  # of the reference that each image lies in
+    recalled = torch.cat([(block < around_x).any(1) for block in rows(y, x)])
+    closest = torch.cat([block.min(1).values for block in rows(y, x)])
+    return {
+        "precision": float((balls > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(balls.sum()) / (nearest * len(x)),
+        "coverage": float((closest < around_y).double().mean()),
+        "nearest": nearest,
+    }
+
+
+# Beyond the Fréchet distance, from the features themselves: name → function (features, those of the reference) → dict.
+METRICS = {"kid": kid, "prdc": prdc}
 
 
 def _device():

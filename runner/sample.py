@@ -55,6 +55,8 @@ def run(experiment, device, folder):
                 report(record, folder)
             return record
         measurement = None
+        if experiment.Sample.metrics and (experiment.Sample.features == "none" or total < 2):
+            raise InputError("--metrics: needs --features, and at least 2 images")
         if experiment.Sample.features != "none":
             if total > 1:
                 measurement = Measurement.of(experiment, team.device)
@@ -69,7 +71,7 @@ def run(experiment, device, folder):
         calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
         seconds = time.perf_counter() - start
         if measurement:
-            measurement.statistics.gather(team)
+            measurement.gather(team)
         if not team.first:
             return None
         target.save("grid.png", to_image(grid(target.read(range(min(total, GRID))))))

@@ -183,7 +183,7 @@ class Trainer:
         for first in self.team.share(range(0, e.Train.distance_num, size)):
             ids = range(first, min(first + size, e.Train.distance_num))
             self.measurement.update(ids, generate(e, self.ema.network, self.schedule, ids, self.device))
-        self.measurement.statistics.gather(self.team)
+        self.measurement.gather(self.team)
         if log:
             value = self.measurement.card()["value"]
             log.add_scalar(f"frechet_{e.Sample.features}", value, self.step)

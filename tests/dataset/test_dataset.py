@@ -208,6 +208,8 @@ def test_lsun_without_lmdb(tmp_path, monkeypatch):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    (tmp_path / "tower_train_lmdb").mkdir()
+    (tmp_path / "tower_train_lmdb/data.mdb").touch()
     with pytest.raises(InputError, match="pip install lmdb"):
         open_dataset(section("LSUN", tmp_path, 256, category="tower"))
 
