@@ -27,8 +27,7 @@ from tqdm import tqdm
 from config.errors import InputError
 from config.files import aside, save_json
 from dataset import decode
-from model import load_model
-from model.checkpoint import sha256
+from model import checkpoint, diffusers, load_model
 from runner.fid import Measurement, describe
 from runner.method import METHODS, NotFinite, solve, trajectory
 from runner.processes import processes
@@ -96,8 +95,14 @@ class Sampler:
         self.steps = None if METHODS[s.method].options else s.sample_speed
         self.path = checkpoint_path(s.model_path)
         torch.backends.cudnn.allow_tf32 = False
-        self.network = load_model(e.Model, self.path, self.device)
-        self.checkpoint = {"path": str(s.model_path), "sha256": sha256(self.path)}
+        source = checkpoint.read(self.path)
+        self.network = load_model(e.Model, source).float().to(self.device)
+        self.checkpoint = {
+            "path": str(s.model_path),
+            "sha256": checkpoint.sha256(source.path),
+            "format": source.format,
+            "weights": source.weights,
+        }
         self.calls = self.made = 0
 
     @property
@@ -370,13 +375,15 @@ def solver_options(experiment):
 
 
 def checkpoint_path(given):
-    """A checkpoint as given, or below the project's folder, where the bundled network lies."""
+    """A checkpoint as given, or below the project's folder, where the bundled network lies; or its name on the hub."""
     if given is None:
         raise InputError("--model_path: no checkpoint is given, and the experiment names none")
     for path in (Path(given), ROOT / given):
         if path.exists():
             return path
-    raise InputError(f"--model_path: no file {given}; README.md names where the published ones come from")
+    if diffusers.is_hub_name(given):
+        return given
+    raise InputError(f"--model_path: no file {given}; docs/networks.md names where the published ones come from")
 
 
 def device_name(device):
@@ -397,6 +404,7 @@ def report(record, folder):
         f"{record['images']:,} images by {record['method']} in {how}, {record['nfe']:.4g} network calls an image, "
         f"{record['images_per_second']:.4g} images/s"
     )
+    print("network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]))
     if frechet := record["frechet"]:
         print(describe(frechet))
     print(f"{folder}: {folder / 'grid.png'}, {folder / 'result.json'}")
