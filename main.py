@@ -7,6 +7,7 @@ Any value of the experiment can be laid over: --set Sample.batch_size=64.
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -24,8 +25,8 @@ RUNNERS = {
     "sample": SAMPLE
     | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
     | FEATURES
-    | {"statistics": "Sample", "metrics": "Sample", "image_path": None},
-    "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None},
+    | {"statistics": "Sample", "metrics": "Sample", "image_path": None, "timeout": None},
+    "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None, "timeout": None},
     "fid": FEATURES | {"metrics": "Sample", "paths": None, "out": None},
     "stats": FEATURES | {"paths": None, "out": None},
 }
@@ -35,6 +36,14 @@ COMMON = {"runner", "config", "device", "set"}
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise SystemExit(complain(message))
+
+
+def minutes(text):
+    """A positive number of minutes."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
 
 
 def complain(message):
@@ -76,6 +85,7 @@ def parser():
     add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
+    add("--timeout", type=minutes, metavar="M", help="several processes: minutes one waits for another (default 30)")
     add("--features", metavar="F", help=f"features of the Fréchet distance: {', '.join(EXTRACTORS)}, none")
     add("--metrics", metavar="M", help="beyond it: kid, prdc, or kid,prdc; features are kept in memory then")
     add("--statistics", metavar="FILE", help="statistics file to measure samples against (default the dataset itself)")
@@ -168,13 +178,15 @@ def main(argv=None):
         if args.runner == "sample":
             from runner import sample
 
-            sample.run(resolved, device(args.device), args.image_path or image_path(args, resolved.Sample))
+            folder = args.image_path or image_path(args, resolved.Sample)
+            sample.run(resolved, device(args.device), folder, args.timeout)
         elif args.runner in ("fid", "stats"):
             distance(args, resolved)
         else:
             from runner import train
 
-            train.run(resolved, device(args.device), args.train_path or "temp/train", bool(args.restart))
+            folder = args.train_path or "temp/train"
+            train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout)
     except InputError as error:
         return complain(error)
     except OSError as error:

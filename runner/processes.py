@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+TIMEOUT = 30.0  # minutes
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -16,6 +18,11 @@ class Processes:
     device: torch.device
     rank: int = 0
     size: int = 1
+
+    @property
+    def restarted(self):
+        """Whether torchrun has started these processes again after one of them failed (`--max-restarts`)."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
     @property
     def first(self):
@@ -59,10 +66,10 @@ class Processes:
 
 
 @contextmanager
-def processes(device, timeout_minutes=30):
+def processes(device, timeout=None):
     """A `Processes` for this one, joined with the others if torchrun started several (NCCL on GPUs, gloo on CPUs).
 
-    A process that waits longer than the timeout for another ends with an error, and torchrun ends them all.
+    A process that waits for another longer than `timeout` minutes (30) ends with an error, and torchrun ends them all.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -71,7 +78,7 @@ def processes(device, timeout_minutes=30):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout or TIMEOUT))
     try:
         yield Processes(device, dist.get_rank(), size)
     finally:

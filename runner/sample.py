@@ -38,13 +38,14 @@ ROOT = Path(__file__).parent.parent
 GRID = 100  # images in grid.png
 
 
-def run(experiment, device, folder):
+def run(experiment, device, folder, timeout=None):
     """Make, or finish, the images of `experiment` (a validated `Experiment`) in `folder`; returns the record.
 
-    Under torchrun every process makes its share, and the first returns the record. Raises InputError before
+    Under torchrun every process makes its share, and the first returns the record; `timeout` is the minutes that
+    one waits for another. Raises InputError before
     anything is written if it cannot be done.
     """
-    with processes(device) as team:
+    with processes(device, timeout) as team:
         sampler = Sampler(experiment, team)
         folder = Path(folder)
         total = experiment.Sample.total_num

@@ -39,9 +39,13 @@ from runner.schedule import Schedule
 KEEP = 3  # checkpoints
 
 
-def run(experiment, device, folder, restart=False):
-    """Train `experiment` (a validated `Experiment`) on `device` in `folder` (a path). Raises InputError."""
-    with processes(device) as team:
+def run(experiment, device, folder, restart=False, timeout=None):
+    """Train `experiment` (a validated `Experiment`) on `device` in `folder` (a path). Raises InputError.
+
+    timeout: minutes that a process waits for another. When torchrun restarts the processes, they continue.
+    """
+    with processes(device, timeout) as team:
+        restart = restart or (team.restarted and any(Path(folder).glob("train-*.ckpt")))
         Trainer(experiment, team, Path(folder), restart).train()
 
 

@@ -1,6 +1,9 @@
 """Training: what a step computes, and that a run continues bit for bit after whatever stopped it."""
 
+import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config.schema import load
@@ -213,3 +217,60 @@ def test_wrong_input_is_named(tiny, cli, tmp_path):
         assert (status, err.count("\n")) == (2, 1)
         assert said in err
         assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, straight, cli, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    newest(tmp_path / "run").write_bytes(newest(straight).read_bytes()[:-5000])
+    status, _, err = cli(*flags(tiny, tmp_path / "run", 4, "--restart"))
+    assert status == 0
+    assert "going on from the checkpoint before it" in err
+    assert err.count("\n") == 1
+    assert_same(state(tmp_path / "run")["model"], state(straight)["model"])
+
+
+def test_only_the_last_checkpoints_are_kept(straight):
+    assert sorted(path.name for path in straight.glob("train-*")) == [f"train-{n:08d}.ckpt" for n in (5, 10, 12)]
+
+
+def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
+    distance = ["--set", "Train.distance_num=30", "--set", "Sample.sample_speed=4"]
+    assert cli(*flags(tiny, tmp_path / "run", 4), *distance)[0] == 0
+    log = EventAccumulator(str(tmp_path / "run")).Reload()
+    values = {event.step: event.value for event in log.Scalars("frechet_pixels")}
+    assert list(values) == [5, 10]
+    best = min(values, key=values.get)
+    with safe_open(tmp_path / "run" / "best.safetensors", "pt") as file:
+        assert file.metadata()["step"] == str(best)
+    assert state(tmp_path / "run")["best"] == pytest.approx(values[best], rel=1e-6)
+    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30]
+    assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
+    record = json.loads((tmp_path / "images" / "result.json").read_text())
+    assert record["frechet"]["value"] == pytest.approx(values[best], rel=1e-5)
+
+
+def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_kept(tiny, straight, tmp_path):
+    """The operating system refuses files beyond 100 kB: TensorBoard's fit, a checkpoint does not."""
+    shutil.copytree(straight, tmp_path / "run")
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path / "run", 6, "--restart"))]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 2
+    assert "File too large" in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert newest(tmp_path / "run").read_bytes() == newest(straight).read_bytes()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_being_told_to_stop_leaves_a_checkpoint_of_the_step_under_way(tiny, straight, cli, tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path, 4))]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not list(tmp_path.glob("events*")) and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    err = run.communicate()[1]
+    assert run.returncode == 130
+    assert err.startswith("main.py: interrupted")
+    assert 1 <= state(tmp_path)["step"] < 12
+    assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
+    assert_same(state(tmp_path)["optimizer"], state(straight)["optimizer"])
