@@ -70,11 +70,12 @@ def variants(tensors, target):
 
     for i in range(20):
         name = rng.choice(names)
+        dtype = torch.int64 if i % 2 else rng.choice([torch.complex64, torch.bool])
         wrong = {
             "missing": {n: v for n, v in tensors.items() if n != name},
             "extra": tensors | {f"{name}.again\n": torch.zeros(3)},
             "shape": tensors | {name: torch.zeros(*tensors[name].shape, 2)},
-            "dtype": tensors | {name: tensors[name].to(rng.choice([torch.int64, torch.complex64, torch.bool]))},
+            "dtype": tensors | {name: tensors[name].to(dtype)},
         }
         for what, content in wrong.items():
             yield f"{what} {name}", to_safetensors(content) if i % 2 else to_torch(content)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+import main
 from config.errors import InputError
 from config.schema import load
 from model import load_model
 from model.checkpoint import read, save
-from runner.train import Trainer
+from model.unet import settings_of
 
 
 def shifted(tensors, by=1.0):
@@ -113,16 +114,17 @@ def test_published_names_in_safetensors(tmp_path):
 
 def test_own_training_checkpoint(tmp_path):
     """As runner/train.py writes it, and its averaged network beside it."""
-    small = {"Dataset.batch_size": 500, "Model.ch": 32, "Train.epoch": 1, "Train.sample_interval": 100}
-    experiment = load("digits.yml", {key: ("--set", value) for key, value in small.items()})
-    trainer = Trainer(experiment, torch.device("cpu"), tmp_path, restart=False)
-    trainer.train()
-    sources = [read(tmp_path / "train.ckpt"), read(tmp_path / "ema.safetensors")]
+    small = ["Dataset.batch_size=500", "Model.ch=32", "Train.epoch=1", "Train.sample_interval=100"]
+    flags = ["--runner", "train", "--config", "digits.yml", "--device", "cpu", "--train_path", str(tmp_path)]
+    assert main.main([*flags, *(flag for value in small for flag in ("--set", value))]) == 0
+    (file,) = tmp_path.glob("train*.ckpt")
+    written = torch.load(file, weights_only=True)
+    sources = [read(file), read(tmp_path / "ema.safetensors")]
     assert [source.weights for source in sources] == ["EMA", "EMA"]
-    assert all(source.settings == trainer.network.settings for source in sources)
     for source in sources:
-        loaded = load_model(experiment.Model, source).state_dict()
-        assert all(torch.equal(loaded[name], value) for name, value in trainer.ema.network.state_dict().items())
+        assert source.settings == settings_of(written["experiment"]["Model"])
+        loaded = load_model(written["experiment"]["Model"], source).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in written["ema"].items())
 
 
 @pytest.mark.parametrize("stored, loaded", [("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
