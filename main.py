@@ -7,9 +7,15 @@ Any value of the experiment can be laid over: --set Sample.batch_size=64.
 """
 
 import argparse
+import os
 import signal
 import sys
+import time
 from pathlib import Path
+
+from config.errors import InputError
+
+RANK = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
 
 # Which section of the experiment each flag lays itself over, by runner; a flag not named is the runner's own.
 FEATURES = dict.fromkeys(("features", "inception_path"), "Sample")
@@ -33,6 +39,13 @@ class Parser(argparse.ArgumentParser):
 
 def complain(message):
     """Print one line on stderr; returns the exit status of wrong input."""
+    if RANK:
+        # What is wrong for all processes is said by the first, whose end lets torchrun end this one meanwhile.
+        try:
+            time.sleep(5)
+        except KeyboardInterrupt:
+            return 2
+        message = f"process {RANK}: {message}"
     print(f"main.py: {message}", file=sys.stderr)
     return 2
 
@@ -75,7 +88,6 @@ def parser():
 
 def experiment(args):
     """The validated experiment that the flags describe. Raises InputError."""
-    from config.errors import InputError
     from config.schema import load, parse_set
 
     sections = RUNNERS[args.runner]
@@ -99,8 +111,6 @@ def device(name):
     """The torch device of that name. Raises InputError when this machine has none."""
     import torch
 
-    from config.errors import InputError
-
     there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
@@ -123,7 +133,6 @@ def image_path(args, settings):
 
 def distance(args, resolved):
     """The runners fid and stats, on paths, or on the experiment's dataset."""
-    from config.errors import InputError
     from dataset import open_dataset
     from dataset.readers import plain_folder
     from runner import fid
@@ -150,12 +159,11 @@ def distance(args, resolved):
 def main(argv=None):
     """Run the command line `argv`; returns the exit status."""
     args = parser().parse_intermixed_args(argv)
-    from config.errors import InputError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     try:
         resolved = experiment(args)
-        if resolved.Sample.method == "PF" and args.sample_speed:
+        if resolved.Sample.method == "PF" and args.sample_speed and not RANK:
             print("main.py: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
         if args.runner == "sample":
             from runner import sample
@@ -172,7 +180,8 @@ def main(argv=None):
     except OSError as error:
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("main.py: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
+        if not RANK:
+            print("main.py: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
         return 130
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":

@@ -4,14 +4,21 @@
 def load_model(config, checkpoint=None, device="cpu"):
     """The network of a `Model` section, in evaluation mode on `device`: network(x, t) → ε.
 
-    config: a `Model` section, a dict as in the YAML files (or the validated section). checkpoint: a path or a
-    state dict in any format that `model.checkpoint` knows; without one the weights are random.
-    Raises InputError (a ValueError) naming the key, or the first tensor that does not fit.
+    config: a `Model` section, a dict as in the YAML files (or the validated section). checkpoint: a path, a name on
+    the hub, a state dict or training list in any format that `model.checkpoint` knows, or what its `read` returned;
+    without one the weights are random. Half precision becomes float32, float64 stays.
+    Raises InputError (a ValueError) naming the key, or the first setting or tensors that do not fit.
     """
+    import torch
+
     from model.checkpoint import read, state_dict_for
     from model.unet import UNet, settings_of
 
-    network = UNet(settings_of(config))
-    if checkpoint is not None:
+    settings = settings_of(config)
+    if checkpoint is None:
+        network = UNet(settings)
+    else:
+        with torch.device("meta"):  # no memory, no random weights that the checkpoint would replace
+            network = UNet(settings)
         network.load_state_dict(state_dict_for(network, read(checkpoint)), assign=True)
     return network.to(device).eval().requires_grad_(False)

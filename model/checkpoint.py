@@ -1,340 +1,297 @@
 """Read a checkpoint in any published format, without executing anything in it, into the names of `UNet`.
 
 Three questions, one after the other: what container is the file (`read`), which tensors in it are the network's
-(`_weights`: EMA before raw), and how is each tensor called and laid out there (`layout`).
+(`_find_weights`: EMA before raw), and what is each tensor called there (`closest`, by `model.families`).
 """
 
 import hashlib
 import json
 import pickle
+import re
+import warnings
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 
 from config.errors import InputError
+from config.files import aside
+from model import diffusers
+from model.families import FAMILIES, layout
+from model.unet import Settings, settings_of
 
-FAMILIES = ("own", "DDIM", "iDDPM", "PF", "diffusers")
-
-# Name in a published file for each part of a layer, by family.
-_BLOCK = {
-    "DDIM": {"norm1": "norm1", "conv1": "conv1", "temb_proj": "temb_proj", "norm2": "norm2", "conv2": "conv2",
-             "shortcut": "nin_shortcut"},
-    "iDDPM": {"norm1": "in_layers.0", "conv1": "in_layers.2", "temb_proj": "emb_layers.1", "norm2": "out_layers.0",
-              "conv2": "out_layers.3", "shortcut": "skip_connection"},
-    "PF": {"norm1": "GroupNorm_0", "conv1": "Conv_0", "temb_proj": "Dense_0", "norm2": "GroupNorm_1",
-           "conv2": "Conv_1", "shortcut": "NIN_0"},
-    "diffusers": {"norm1": "norm1", "conv1": "conv1", "temb_proj": "time_emb_proj", "norm2": "norm2",
-                  "conv2": "conv2", "shortcut": "conv_shortcut"},
-}  # fmt: skip
-_ATTENTION = {
-    "DDIM": {"norm": "norm", "qkv": ("q", "k", "v"), "proj_out": "proj_out"},
-    "iDDPM": {"norm": "norm", "qkv": ("qkv",), "proj_out": "proj_out"},
-    "PF": {"norm": "GroupNorm_0", "qkv": ("NIN_0", "NIN_1", "NIN_2"), "proj_out": "NIN_3"},
-    "diffusers": {"norm": "group_norm", "qkv": ("to_q", "to_k", "to_v"), "proj_out": "to_out.0"},
-}
-_RESAMPLE = {
-    "DDIM": {"downsample": "conv", "upsample": "conv"},
-    "iDDPM": {"downsample": "op", "upsample": "conv"},
-    "PF": {"downsample": "Conv_0", "upsample": "Conv_0"},
-    "diffusers": {"downsample": "conv", "upsample": "conv"},
-}
-# diffusers renamed the parts of its attention in 0.15; published files have the old names.
-_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with its magic number
 
 
 @dataclass
 class Checkpoint:
-    """Tensors as a file names them, and what is known of them."""
+    """A network's tensors as a file names them, and what the file says of them."""
 
     tensors: dict
-    container: str
+    format: str
     weights: str = "not stated"  # "EMA", "raw" or "not stated"
-    path: str | None = None
-    metadata: dict = field(default_factory=dict)
+    path: Path | None = None  # of the file with the tensors
+    settings: Settings | None = None  # of the network, where the file or its folder gives them
 
     @property
-    def family(self):
-        """Which naming the tensors have; None when it is none that is known."""
-        names = self.tensors
-        if "conv_in.weight" in names and any(".attn_1.qkv." in name for name in names):
-            return "own"
-        marks = {"temb.dense.0.weight": "DDIM", "input_blocks.0.0.weight": "iDDPM", "all_modules.0.weight": "PF",
-                 "time_embedding.linear_1.weight": "diffusers"}  # fmt: skip
-        return next((family for mark, family in marks.items() if mark in names), None)
+    def name(self):
+        return str(self.path or self.format)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a tensor of `UNet` comes from: the published names, the shape of each, and how to make one of them."""
+class Fit(NamedTuple):
+    """How a checkpoint's tensors compare with a network under the naming of a family."""
 
-    names: tuple
-    shape: tuple
-    make: object
-
-
-def layout(network, family):
-    """For a UNet: its tensor names → `Source` in a published family's naming."""
-    shapes = {name: tuple(p.shape) for name, p in network.state_dict().items()}
-    if family == "own":
-        return {name: Source((name,), shape, lambda v: v) for name, shape in shapes.items()}
-    prefixes = _PREFIXES[family](network)
-    sources = {}
-    for kind, layer in network.layers():
-        for name in [name for name in shapes if name.startswith(layer + ".")]:
-            *part, leaf = name.removeprefix(layer + ".").split(".")
-            sources[name] = _source(network, family, kind, layer, prefixes[layer], ".".join(part), leaf, shapes[name])
-    return sources
-
-
-def _source(network, family, kind, layer, prefix, part, leaf, shape):
-    nin = family == "PF" and (part in ("qkv", "proj_out") or (part == "shortcut" and _has_nin(network)))
-    if kind == "attn":
-        parts = _ATTENTION[family][part]
-        parts = (parts,) if isinstance(parts, str) else parts
-    elif kind == "block":
-        parts = ("Conv_2",) if family == "PF" and part == "shortcut" and not nin else (_BLOCK[family][part],)
-    elif kind == "resample":
-        parts = (_RESAMPLE[family][layer.rpartition(".")[2]],)
-    else:
-        parts = ("",)
-    names = tuple(
-        ".".join(filter(None, (prefix, p, {"weight": "W", "bias": "b"}[leaf] if nin else leaf))) for p in parts
-    )
-
-    rows = (shape[0] // len(parts), *shape[1:])
-    if nin and leaf == "weight":
-        return Source(names, rows[1::-1], lambda *v: torch.cat([w.T for w in v]).reshape(shape))
-    if kind == "attn" and part == "qkv" and family == "iDDPM":
-        heads = network.get_submodule(layer).heads
-        split = (heads, 3, -1, *shape[1:])
-        published = shape + (1,) * (leaf == "weight")
-        return Source(names, published, lambda v: v.reshape(split).transpose(0, 1).reshape(shape))
-    if kind == "attn" and leaf == "weight" and part != "norm":
-        rows += {"DDIM": (1, 1), "iDDPM": (1,)}.get(family, ())
-    return Source(names, rows, lambda *v: (torch.cat(v) if len(v) > 1 else v[0]).reshape(shape))
-
-
-def _has_nin(network):
-    return network.settings.resample != "block"
-
-
-def _ddim_prefixes(network):
-    return {layer: layer for _, layer in network.layers()}
-
-
-def _pf_prefixes(network):
-    return {layer: f"all_modules.{i}" for i, (_, layer) in enumerate(network.layers())}
-
-
-def _iddpm_prefixes(network):
-    fixed = {"temb.dense.0": "time_embed.0", "temb.dense.1": "time_embed.2", "conv_in": "input_blocks.0.0",
-             "mid.block_1": "middle_block.0", "mid.attn_1": "middle_block.1", "mid.block_2": "middle_block.2",
-             "norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
-    prefixes, down, up, inner = {}, 0, -1, 0
-    for kind, layer in network.layers():
-        if layer in fixed:
-            prefixes[layer] = fixed[layer]
-        elif layer.startswith("down"):
-            down, inner = (down, inner + 1) if kind == "attn" else (down + 1, 0)
-            prefixes[layer] = f"input_blocks.{down}.{inner}"
-        else:
-            up, inner = (up + 1, 0) if kind == "block" else (up, inner + 1)
-            prefixes[layer] = f"output_blocks.{up}.{inner}"
-    return prefixes
-
-
-def _diffusers_prefixes(network):
-    fixed = {"temb.dense.0": "time_embedding.linear_1", "temb.dense.1": "time_embedding.linear_2",
-             "conv_in": "conv_in", "mid.block_1": "mid_block.resnets.0", "mid.attn_1": "mid_block.attentions.0",
-             "mid.block_2": "mid_block.resnets.1", "norm_out": "conv_norm_out", "conv_out": "conv_out"}  # fmt: skip
-    words = {"block": "resnets", "attn": "attentions", "downsample": "downsamplers", "upsample": "upsamplers"}
-    top = len(network.settings.multipliers) - 1
-    prefixes = {}
-    for _, layer in network.layers():
-        if layer in fixed:
-            prefixes[layer] = fixed[layer]
-        else:
-            way, level, word, *index = layer.split(".")
-            level = int(level) if way == "down" else top - int(level)
-            prefixes[layer] = f"{way}_blocks.{level}.{words[word]}.{(index or ['0'])[0]}"
-    return prefixes
-
-
-_PREFIXES = {"DDIM": _ddim_prefixes, "iDDPM": _iddpm_prefixes, "PF": _pf_prefixes, "diffusers": _diffusers_prefixes}
+    family: str
+    sources: dict
+    differences: list
 
 
 def state_dict_for(network, checkpoint):
-    """The checkpoint's tensors under the names of `network`, a UNet. Raises InputError with the first that differ."""
-    where = checkpoint.path or "state dict"
-    family = checkpoint.family
-    if family is None:
-        raise InputError(f"{where}: no known network; its first tensors are {_some(checkpoint.tensors)}")
-    sources = layout(network, family)
-    expected = {name: source.shape for source in sources.values() for name in source.names}
-    if problem := difference(expected, checkpoint.tensors):
-        raise InputError(f"{where}: does not fit the Model section: {problem}")
-    return {name: source.make(*(checkpoint.tensors[n] for n in source.names)) for name, source in sources.items()}
+    """The checkpoint's tensors under the names of `network`, a UNet: copies, so that nothing of the file stays held.
+
+    All are float64 if any is float64 in the checkpoint, else float32.
+    Raises InputError with the first setting or the first tensors that differ.
+    """
+    if checkpoint.settings and (problem := contrast(checkpoint.settings, network.settings)):
+        raise InputError(f"{checkpoint.name}: does not fit the Model section: {problem}")
+    tensors, fit = checkpoint.tensors, closest(network, checkpoint.tensors)
+    if fit.differences:
+        raise InputError(f"{checkpoint.name}: does not fit the Model section: {some(fit.differences)}")
+    dtype = torch.float64 if any(v.dtype == torch.float64 for v in tensors.values()) else torch.float32
+
+    def made(source):
+        tensor = source.make(*(tensors[name].detach().to(dtype) for name in source.names))
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    return {name: made(source) for name, source in fit.sources.items()}
 
 
-def difference(expected, tensors):
-    """One line on how named tensors differ from the expected names and shapes; "" when they do not."""
-    missing = [name for name in expected if name not in tensors]
-    extra = [name for name in tensors if name not in expected]
-    wrong = [name for name in expected if name in tensors and tuple(tensors[name].shape) != tuple(expected[name])]
-    odd = [name for name in expected if name in tensors and not tensors[name].is_floating_point()]
-    if wrong:
-        name = wrong[0]
-        found = f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name])}"
-        return found + (f", and {len(wrong) - 1} more shapes differ" if len(wrong) > 1 else "")
-    if odd:
-        return f"{odd[0]} is {tensors[odd[0]].dtype}, not a floating-point tensor"
-    parts = [f"missing {_some(missing)}"] if missing else []
-    parts += [f"extra {_some(extra)}"] if extra else []
-    return "; ".join(parts)
+def closest(network, tensors):
+    """The `Fit` with the fewest differences among all families."""
+    fits = []
+    for family in FAMILIES:
+        sources = layout(network, family)
+        expected = {name: source.shape for source in sources.values() for name in source.names}
+        fits.append(Fit(family, sources, differences(expected, tensors)))
+    return min(fits, key=lambda fit: len(fit.differences))
 
 
-def _some(names, most=3):
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def differences(expected, tensors):
+    """How named tensors differ from the expected names and shapes: a text for each that does, in their order."""
+    found = []
+    for name, shape in expected.items():
+        if name not in tensors:
+            found.append(f"missing {name}")
+        elif tuple(tensors[name].shape) != tuple(shape):
+            found.append(f"{name} is {tuple(tensors[name].shape)}, not {tuple(shape)}")
+        elif not tensors[name].is_floating_point():
+            found.append(f"{name} is {tensors[name].dtype}, not a floating-point tensor")
+    return found + [f"extra {name}" for name in tensors if name not in expected]
+
+
+def contrast(theirs, ours):
+    """The first setting in which two networks differ, dropout aside; "" when there is none."""
+    for name in (field.name for field in fields(Settings) if field.name != "dropout"):
+        if getattr(theirs, name) != getattr(ours, name):
+            return f"its network has {name} {getattr(theirs, name)}, the section {getattr(ours, name)}"
+    return ""
+
+
+def some(items, most=3):
+    """The first few of many, in words."""
+    items = [str(item) for item in items]
+    return "; ".join(items[:most]) + (f"; and {len(items) - most:,} more" if len(items) > most else "")
 
 
 def read(source):
-    """A `Checkpoint` from a path, or from a state dict or any published list or dict around one.
+    """A `Checkpoint` from a file, a diffusers folder, a name on the hub, or a published list or dict in memory.
 
-    Raises InputError when it is no checkpoint, is damaged, or could only be read by executing code in it.
+    Raises InputError when it is none, is damaged, or could only be read by executing code in it.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if not isinstance(source, (str, Path)):
-        return _weights(source, "state dict", None)
+        return _find_weights(source, "in memory", None)
     path = Path(source)
-    if not path.exists():
-        raise InputError(f"--model_path: no file {path}")
+    if not path.exists() and diffusers.is_hub_name(str(source)):
+        path = diffusers.download(str(source))
     if path.is_dir():
-        raise InputError(f"--model_path: {path} is a folder")
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-        if head[:4] == b"PK\x03\x04":
-            _check_zip(path)
-            return _weights(unpickle(path), "PyTorch file", path)
-        if len(head) == 16 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-            return _read_safetensors(path)
-        if head[:1] == b"\x80":
-            return _weights(unpickle(path), "PyTorch file, old format", path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+        path = diffusers.weights_in(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    checkpoint = _read_file(path)
+    config = path.with_name("config.json")
+    if path.name in diffusers.WEIGHTS and config.is_file():
+        checkpoint.settings = diffusers.settings_of(config)
+        checkpoint.format += " of diffusers"
+    return checkpoint
+
+
+def _read_file(path):
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(len(_OLD_FORMAT))
+    if head[:4] == b"PK\x03\x04":
+        stored = _check_zip(path)
+        content = unpickle(path, mmap=True)
+        if (claimed := _size(content)) != stored:
+            raise InputError(f"{path}: damaged: its tensors claim {claimed:,} bytes, its entries hold {stored:,}")
+        return _find_weights(content, "PyTorch file", path)
+    if head == _OLD_FORMAT:
+        return _find_weights(unpickle(path), "PyTorch file before 1.6", path)
+    if head[:1] == b"\x80":
+        raise InputError(f"{path}: a plain pickle, which could only be read by executing code in it")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return _read_safetensors(path)
     raise InputError(f"{path}: not a checkpoint (neither safetensors nor PyTorch), or its beginning is lost")
 
 
 def _read_safetensors(path):
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged safetensors file: {error}") from None
-    return Checkpoint(tensors, "safetensors", metadata.get("weights", "not stated"), str(path), metadata)
+        model = json.loads(metadata.get("Model", "null"))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
+    settings = _settings_of(model, path) if model else None
+    return Checkpoint(tensors, "safetensors", metadata.get("weights", "not stated"), path, settings)
 
 
 def _check_zip(path):
-    """Refuse archives that are cut short or whose entries claim more than the file holds."""
+    """Refuse archives whose entries are not plain data in the file; returns the bytes that tensors have there."""
+    size = path.stat().st_size
     try:
-        claimed = sum(entry.file_size for entry in zipfile.ZipFile(path).infolist())
+        entries = zipfile.ZipFile(path).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: damaged or cut short: {error}") from None
-    if claimed > path.stat().st_size:
-        raise InputError(f"{path}: its entries claim {claimed} bytes, the file has {path.stat().st_size}")
+        raise InputError(f"{path}: damaged or cut short: {_first_line(error)}") from None
+    if (claimed := sum(entry.file_size for entry in entries)) > size:
+        raise InputError(f"{path}: its entries claim {claimed:,} bytes, the file has {size:,}")
+    names = {entry.filename.rpartition("/")[2] for entry in entries}
+    if "constants.pkl" in names:
+        raise InputError(f"{path}: a TorchScript archive, which could only be read by executing code in it")
+    if "data.pkl" not in names:
+        raise InputError(f"{path}: a zip archive without PyTorch's data.pkl")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(f"{path}: a compressed archive, which PyTorch does not write")
+    return sum(entry.file_size for entry in entries if re.fullmatch(r"[^/]+/data/\d+", entry.filename))
 
 
-def unpickle(path):
-    """What a PyTorch file holds, of tensors and plain containers alone. Raises InputError."""
+def _size(content):
+    """Bytes of the storages behind all tensors in nested containers; tensors that share one count once."""
+    storages, seen, left = set(), set(), [content]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif isinstance(value, torch.Tensor) and _is_plain(value):
+            storages.add((value.untyped_storage().data_ptr(), value.untyped_storage().nbytes()))
+    return sum(size for _, size in storages)
+
+
+def unpickle(path, mmap=False):
+    """What a PyTorch file holds, of tensors and plain containers alone. Raises InputError.
+
+    mmap: tensors are read from the disk only when they are used; not for files of PyTorch before 1.6.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""
-        )
-        what = f"could only be read by executing code in it ({reason})" if reason else "damaged"
-        raise InputError(f"{path}: {what}") from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-    ) as error:
-        raise InputError(
-            f"{path}: damaged: {str(error).strip().splitlines()[0] if str(error) else 'cut short'}"
-        ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch says of damaged files is said below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can end in any exception there is
+        asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        if isinstance(error, pickle.UnpicklingError) and asked:
+            reason = f"could only be read by executing code in it ({asked.strip()})"
+        else:
+            reason = f"damaged: {_first_line(error)}"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def _find_weights(content, container, path):
+    """The `Checkpoint` in what a file holds."""
+    where, settings = path or container, None
+    match content:
+        case {"model": model, "ema": {"shadow_params": [*shadow]}} if _is_state(model):
+            kind, weights = "score-SDE training checkpoint", "EMA"
+            # The EMA is a list in the order of the parameters, among which the buffer `sigmas` is not.
+            names = [name for name in model if name not in _BUFFERS]
+            if len(names) != len(shadow):
+                raise InputError(f"{where}: its EMA has {len(shadow)} entries for {len(names)} parameters")
+            tensors = dict(zip(names, shadow, strict=True))
+        case {"model": _, "ema": tensors, **rest} if _is_state(tensors):
+            kind, weights = "training checkpoint", "EMA"
+            match rest:
+                case {"experiment": {"Model": model}}:
+                    settings = _settings_of(model, where)
+        case {"model": tensors} if _is_state(tensors):
+            kind, weights = "training checkpoint", "raw"
+        case [_, _, _, _, tensors] if _is_state(tensors):
+            kind, weights = "DDIM training list", "EMA"
+        case [tensors, _, *_] if _is_state(tensors):
+            kind, weights = "training list of the released code", "raw"
+        case tensors if _is_state(tensors):
+            kind, weights = "state dict", "not stated"
+        case _:
+            raise InputError(f"{where}: holds no network's weights, but {_describe(content)}")
+    if not all(_is_plain(value) for value in tensors.values()):
+        raise InputError(f"{where}: its weights are not plain dense tensors")
+    tensors = {name: value for name, value in tensors.items() if name not in _BUFFERS}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return Checkpoint(tensors, f"{container}, {kind}", weights, path, settings)
+
+
+_BUFFERS = ("sigmas", "module.sigmas")  # of score-SDE's networks; nothing here uses it
 
 
 def _is_state(value):
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(v, torch.Tensor) for name, v in value.items())
+    )
 
 
-def _weights(content, container, path):
-    """Find the network's tensors in what a file holds: EMA weights before raw ones."""
-    where = str(path) if path else "state dict"
-    tensors, kind, weights = None, container, "not stated"
-    if _is_state(content):
-        tensors = content
-    elif isinstance(content, (list, tuple)) and len(content) == 5 and _is_state(content[-1]):
-        tensors, kind, weights = content[-1], f"{container}: DDIM training list", "EMA"
-    elif isinstance(content, (list, tuple)) and len(content) >= 4 and _is_state(content[0]):
-        tensors, kind, weights = content[0], f"{container}: training list of the released code", "raw"
-    elif isinstance(content, dict) and _is_state(content.get("ema")):
-        tensors, kind, weights = content["ema"], f"{container}: training checkpoint of this project", "EMA"
-    elif isinstance(content, dict) and _is_state(content.get("model")):
-        tensors, kind, weights = content["model"], f"{container}: training checkpoint", "raw"
-        ema = content.get("ema")
-        if isinstance(ema, dict) and isinstance(ema.get("shadow_params"), (list, tuple)):
-            tensors, kind, weights = (
-                _score_sde(content["model"], ema["shadow_params"], where),
-                f"{container}: score-SDE",
-                "EMA",
-            )
-    if tensors is None:
-        raise InputError(f"{where}: holds no network's weights ({_describe(content)})")
-    tensors = {_plain(name): value for name, value in tensors.items() if name.removeprefix("module.") != "sigmas"}
-    return Checkpoint(tensors, kind, weights, str(path) if path else None)
+def _is_plain(value):
+    return isinstance(value, torch.Tensor) and not (
+        value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided
+    )
 
 
-def _score_sde(model, shadow, where):
-    """score-SDE keeps the EMA as a list in the order of the parameters; `sigmas` is a buffer, not one of them."""
-    names = [name for name in model if name.removeprefix("module.") != "sigmas"]
-    if len(names) != len(shadow) or any(not isinstance(v, torch.Tensor) for v in shadow):
-        raise InputError(f"{where}: its EMA list has {len(shadow)} entries for {len(names)} parameters")
-    return dict(zip(names, shadow, strict=True))
-
-
-def _plain(name):
-    name = name.removeprefix("module.")
-    for old, new in _RENAMED.items():
-        name = name.replace(f".{old}.", f".{new}.") if ".attentions." in name else name
-    return name
+def _settings_of(model, path):
+    try:
+        return settings_of(model)
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its own Model section is damaged: {_first_line(error)}") from None
 
 
 def _describe(content):
     if isinstance(content, dict):
-        return f"a dict with {_some(map(str, content))}" if content else "an empty dict"
+        names = [name if isinstance(name, str) else type(name).__name__ for name in content]
+        return f"a dict of {', '.join(names[:5])}" if names else "an empty dict"
     return f"a {type(content).__name__}" + (f" of {len(content)}" if isinstance(content, (list, tuple)) else "")
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def save(path, tensors, metadata):
     """Write this project's own format: safetensors with metadata, whole or not at all."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.tmp")
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, aside, text)
-    aside.replace(path)
+    with aside(path) as file:
+        file.write_bytes(to_safetensors({name: value.contiguous() for name, value in tensors.items()}, text))
 
 
 def sha256(path):

@@ -166,7 +166,7 @@ class UNet(nn.Module):
             if len(level.attn) and (attention == "every" or i == len(level.block) - 1):
                 yield "attn", f"{name}.attn.{i if attention == 'every' else 0}"
         if level.resample_name:
-            kind = "block" if self.settings.resample == "block" else "resample"
+            kind = "block" if self.settings.resample == "block" else level.resample_name
             yield kind, f"{name}.{level.resample_name}"
 
 

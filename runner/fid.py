@@ -14,11 +14,11 @@ import torch
 from tqdm import tqdm
 
 from config.errors import InputError
+from config.files import save_json
 from dataset import batches, open_dataset
 from dataset.readers import array, plain_folder
 from model.checkpoint import sha256
 from runner.features import EXTRACTORS, is_fid
-from runner.files import save_json
 from runner.metric import METRICS, NEAREST, Moments, Statistics, frechet_distance, standard_error
 
 WEAK = 10_000  # images below which a distance is marked weak: its bias falls as one over their number
@@ -81,8 +81,12 @@ class Measurement:
 
     def __init__(self, extractor, reference, record=None, metrics=(), others=None):
         self.extractor, self.reference, self.made_of = extractor, reference, record or {}
-        self.statistics = Statistics(extractor.dimension)
-        self.metrics, self.others, self.kept = metrics, others, []
+        self.metrics, self.others = metrics, others
+        self.reset()
+
+    def reset(self):
+        """Forget the images seen."""
+        self.statistics, self.kept = Statistics(self.extractor.dimension), []
 
     @classmethod
     def of(cls, experiment, device):
@@ -110,6 +114,13 @@ class Measurement:
         self.statistics.update(features, ids)
         if self.metrics:
             self.kept.append(features.float())
+
+    def gather(self, team):
+        """Let the first of several processes (`Processes`) take in what the others have seen."""
+        self.statistics.gather(team)
+        if self.metrics:
+            mine = torch.cat([torch.zeros(0, self.extractor.dimension), *self.kept])
+            self.kept = [mine, *(features for (features,) in team.from_others([mine]))]
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""

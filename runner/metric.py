@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from config.errors import InputError
-from runner.files import aside
+from config.files import aside
 
 GROUPS = 20  # of the jackknife
 ROWS = 128  # features a group gathers before they enter its matrix, which is then read and written once for all
@@ -68,6 +68,15 @@ class Statistics:
         for g, count in enumerate(other.counts):
             if count:
                 self._join(g, count, other.means[g], other.scatters[g])
+
+    def gather(self, team):
+        """Let the first of several processes (`Processes`) merge what the others have seen."""
+        self.settle()
+        mine = (torch.tensor(self.counts, dtype=torch.float64), self.means, self.scatters)
+        for counts, means, scatters in team.from_others(mine):
+            other = Statistics(0, len(self.counts))
+            other.counts, other.means, other.scatters = counts.long().tolist(), means, scatters
+            self.merge(other)
 
     def _join(self, g, count, mean, scatter):
         shift, total = mean - self.means[g], self.counts[g] + count

@@ -37,6 +37,26 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.cpu()
 
+    def from_others(self, tensors):
+        """For the first process: every other's tensors, process by process; the others send theirs.
+
+        They may differ in shape from process to process, not in number, dtype or number of dimensions.
+        """
+        for rank in range(1, self.size):
+            if self.rank == rank:
+                for tensor in tensors:
+                    dist.send(torch.tensor(tensor.shape, device=self.device), 0)
+                    dist.send(tensor.to(self.device).contiguous(), 0)
+            elif self.first:
+                yield [self._receive(tensor, rank).cpu() for tensor in tensors]
+
+    def _receive(self, like, rank):
+        shape = torch.zeros(like.ndim, dtype=torch.int64, device=self.device)
+        dist.recv(shape, rank)
+        tensor = torch.empty(shape.tolist(), dtype=like.dtype, device=self.device)
+        dist.recv(tensor, rank)
+        return tensor
+
 
 @contextmanager
 def processes(device, timeout_minutes=30):

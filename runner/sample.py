@@ -25,11 +25,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from config.errors import InputError
+from config.files import aside, save_json
 from dataset import decode
-from model import load_model
-from model.checkpoint import sha256
+from model import checkpoint, diffusers, load_model
 from runner.fid import Measurement, describe
 from runner.method import METHODS, NotFinite, solve, trajectory
+from runner.processes import processes
 from runner.random import noise
 from runner.schedule import Schedule
 
@@ -40,39 +41,49 @@ GRID = 100  # images in grid.png
 def run(experiment, device, folder):
     """Make, or finish, the images of `experiment` (a validated `Experiment`) in `folder`; returns the record.
 
-    Raises InputError before anything is written if it cannot be done.
+    Under torchrun every process makes its share, and the first returns the record. Raises InputError before
+    anything is written if it cannot be done.
     """
-    sampler = Sampler(experiment, device)
-    folder = Path(folder)
-    total = experiment.Sample.total_num
-    if record := finished(folder, sampler.identity, experiment):
-        print(f"{folder} already holds these {total:,} images")
+    with processes(device) as team:
+        sampler = Sampler(experiment, team)
+        folder = Path(folder)
+        total = experiment.Sample.total_num
+        if record := finished(folder, sampler.identity, experiment):
+            if team.first:
+                print(f"{folder} already holds these {total:,} images")
+                report(record, folder)
+            return record
+        measurement = None
+        if experiment.Sample.metrics and (experiment.Sample.features == "none" or total < 2):
+            raise InputError("--metrics: needs --features, and at least 2 images")
+        if experiment.Sample.features != "none":
+            if total > 1:
+                measurement = Measurement.of(experiment, team.device)
+            elif team.first:
+                print("one image has no covariance, so no Fréchet distance is measured", file=sys.stderr)
+        start = time.perf_counter()
+        with Folder(folder, sampler.identity, team) as target:
+            batches = sampler.batches(total)
+            with progress_bar(sum(map(len, batches)), team) as bar:
+                for ids, _ in measure(target.write(sampler.images(target, batches, bar)), measurement):
+                    bar.update(len(ids))
+        calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
+        seconds = time.perf_counter() - start
+        if measurement:
+            measurement.gather(team)
+        if not team.first:
+            return None
+        target.save("grid.png", to_image(grid(target.read(range(min(total, GRID))))))
+        record = sampler.record(total, calls, made, seconds, measurement)
+        save_json(folder / "result.json", record)
         return report(record, folder)
-    measurement = None
-    if experiment.Sample.metrics and (experiment.Sample.features == "none" or total < 2):
-        raise InputError("--metrics: needs --features, and at least 2 images")
-    if experiment.Sample.features != "none":
-        if total > 1:
-            measurement = Measurement.of(experiment, device)
-        else:
-            print("one image has no covariance, so no Fréchet distance is measured", file=sys.stderr)
-    first_images = []
-    with Folder(folder, sampler.identity) as target, progress_bar(total) as bar:
-        stream = measure(target.write(sampler.images(target, total, bar)), measurement)
-        for ids, images in stream:
-            first_images += images[: max(0, GRID - ids[0])]
-            bar.update(len(ids))
-        target.save("grid.png", to_image(grid(torch.stack(first_images))))
-    record = sampler.record(total, measurement)
-    save_json(folder / "result.json", record)
-    return report(record, folder)
 
 
 class Sampler:
     """A network, a method and a grid, checked and ready; makes images by their numbers."""
 
-    def __init__(self, experiment, device):
-        self.experiment, self.device = experiment, device
+    def __init__(self, experiment, team):
+        self.experiment, self.team, self.device = experiment, team, team.device
         e, s = experiment, experiment.Sample
         self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
         self.shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
@@ -84,10 +95,15 @@ class Sampler:
         self.steps = None if METHODS[s.method].options else s.sample_speed
         self.path = checkpoint_path(s.model_path)
         torch.backends.cudnn.allow_tf32 = False
-        self.network = load_model(e.Model, self.path, device)
-        self.checkpoint = {"path": str(s.model_path), "sha256": sha256(self.path)}
+        source = checkpoint.read(self.path)
+        self.network = load_model(e.Model, source).float().to(self.device)
+        self.checkpoint = {
+            "path": str(s.model_path),
+            "sha256": checkpoint.sha256(source.path),
+            "format": source.format,
+            "weights": source.weights,
+        }
         self.calls = self.made = 0
-        self.seconds = 0.0
 
     @property
     def identity(self):
@@ -109,64 +125,57 @@ class Sampler:
             },
         }
 
-    def images(self, target, total, bar):
-        """(ids, uint8 images) for all ids below `total`: read where `target` has the whole batch, else made.
+    def batches(self, total):
+        """This process's share of the ranges of ids below `total`."""
+        size = self.experiment.Sample.batch_size
+        return self.team.share([range(first, min(first + size, total)) for first in range(0, total, size)])
+
+    def images(self, target, batches, bar):
+        """(ids, uint8 images) of `batches`: read where `target` has the whole batch, else made.
 
         At least one batch is made, since the record's number of network calls is counted, not computed.
         """
         size = self.experiment.Sample.batch_size
-        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
         for ids in batches:
             if target.has(ids) and (ids is not batches[-1] or self.made):
                 yield ids, target.read(ids)
             else:
                 yield ids, self.make(range(ids.start, ids.start + size), bar)[: len(ids)]
 
-    @torch.inference_mode()
     def make(self, ids, bar=None):
         """Images `ids` as uint8 (n, C, H, W) on the CPU."""
-        start = time.perf_counter()
-        s = self.experiment.Sample
-        x = torch.from_numpy(noise(s.seed, ids, self.shape)).to(self.device)
-        finite, times = [], []
+
+        def watch(step, state):
+            if bar is not None:
+                bar.set_postfix_str(f"step {step}" + (f"/{self.steps}" if self.steps else ""))
+            self.nfe = state.nfe
+
         try:
-            for state in solve(s.method, self.network, x, self.schedule, s.sample_speed, s.profile, **self.options):
-                finite.append(state.x.isfinite().all())  # looked at once, at the end: looking waits for the device
-                times.append(state.t)
-                if bar is not None:
-                    bar.set_postfix_str(f"step {len(times)}" + (f"/{self.steps}" if self.steps else ""))
+            images = generate(self.experiment, self.network, self.schedule, ids, self.device, watch)
         except NotFinite as error:
-            raise InputError(f"{self.path}: {error}") from None
-        if not torch.stack(finite).all():
-            step = finite.index(False)
-            raise InputError(
-                f"{self.path}: the network's ε is not finite from step {step + 1} of {len(finite)} on "
-                f"(to t = {times[step]:g}), images {ids.start} to {ids.stop - 1}"
-            )
-        images = decode(state.x.cpu(), self.experiment.Dataset)
-        self.calls += state.nfe * len(ids)
+            raise InputError(f"{self.path}: {error}, images {ids.start} to {ids.stop - 1}") from None
+        self.calls += self.nfe * len(ids)
         self.made += len(ids)
-        self.seconds += time.perf_counter() - start
         return images
 
-    def record(self, total, measurement):
-        """What is written to result.json."""
+    def record(self, total, calls, made, seconds, measurement):
+        """What is written to result.json; `made` images took `calls` network calls and `seconds`."""
         s = self.experiment.Sample
-        nfe = self.calls / self.made
+        nfe = calls / made
         return {
             "method": s.method,
             "steps": self.steps,
-            "nfe": int(nfe) if float(nfe).is_integer() else nfe,
+            "nfe": int(nfe) if nfe.is_integer() else nfe,
             "profile": s.profile,
             "seed": s.seed,
             "images": total,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.made / self.seconds, 3),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(made / seconds, 3),
             "frechet": measurement and measurement.card(),
             "checkpoint": self.checkpoint,
             "precision": "fp32",
             "device": device_name(self.device),
-            "world_size": 1,
+            "world_size": self.team.size,
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -178,15 +187,34 @@ class Sampler:
         }
 
 
+@torch.inference_mode()
+def generate(experiment, network, schedule, ids, device, watch=lambda step, state: None):
+    """Images `ids` of an experiment, by any network: uint8 (n, C, H, W) on the CPU; `watch` sees every state.
+
+    Raises NotFinite when the network returns NaN or infinity, with the step it began at.
+    """
+    data, s = experiment.Dataset, experiment.Sample
+    x = torch.from_numpy(noise(s.seed, ids, (data.channels, data.image_size, data.image_size))).to(device)
+    states = solve(s.method, network, x, schedule, s.sample_speed, s.profile, **solver_options(experiment))
+    finite, times = [], []
+    for step, state in enumerate(states, 1):
+        finite.append(state.x.isfinite().all())  # looked at once, at the end: looking waits for the device
+        times.append(state.t)
+        watch(step, state)
+    if not torch.stack(finite).all():
+        step = finite.index(False)
+        raise NotFinite(f"ε is not finite from step {step + 1} of {len(finite)} on (to t = {times[step]:g})")
+    return decode(state.x.cpu(), data)
+
+
 class Folder:
     """A run's folder: knows whose images it holds, gives back those there are, and takes new ones whole.
 
-    Used as a context; at its end every image handed to it is on the disk.
+    Used as a context; at its end every image handed to it is on the disk, by whichever process.
     """
 
-    def __init__(self, path, identity):
-        self.path, self.identity = path, identity
-        self.pool = self.pending = None
+    def __init__(self, path, identity, team):
+        self.path, self.identity, self.team = path, identity, team
 
     def __enter__(self):
         held = held_identity(self.path)
@@ -194,29 +222,41 @@ class Folder:
             raise InputError(
                 f"--image_path: {self.path} holds images of another run ({_contrast(held, self.identity)})"
             )
-        self.new = []
-        for parent in [self.path, *self.path.parents]:
-            if parent.exists():
-                break
-            self.new.append(parent)
-        self.path.mkdir(parents=True, exist_ok=True)
-        for left in self.path.glob(".*.tmp"):
-            left.unlink()
-        probe = self.path / ".probe.tmp"
-        probe.touch()
-        probe.unlink()
+        self.made = []  # what is to be taken back if nothing comes of the run
+        if self.team.first:
+            self._prepare(held)
+        self.team.wait()
         self.present = {entry.name for entry in os.scandir(self.path) if entry.name.endswith(".png")}
         self.pool = ThreadPoolExecutor(2)
         self.pending = deque()
         return self
 
+    def _prepare(self, held):
+        self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob(".*.tmp"):
+                left.unlink()
+            if held is None:
+                save_json(self.path / "run.json", self.identity)
+        except OSError:
+            self._take_back()
+            raise
+
+    def _take_back(self):
+        """Remove run.json and the folders made for it, unless there are images."""
+        if self.made and not any(_is_image(entry.name) for entry in os.scandir(self.path)):
+            (self.path / "run.json").unlink(missing_ok=True)
+            for folder in self.made:
+                folder.rmdir()
+
     def __exit__(self, kind, error, trace):
         self.pool.shutdown(wait=True)
         if kind is None:
             self._settle(0)
-        for folder in self.new:  # a run that failed before its first image leaves nothing behind
-            if kind is not None and not any(folder.iterdir()):
-                folder.rmdir()
+            self.team.wait()
+        else:
+            self._take_back()
 
     def has(self, ids):
         return all(_name(i) in self.present for i in ids)
@@ -228,14 +268,13 @@ class Folder:
         """Pass (ids, images) on, writing those that are not there, off the main thread."""
         for ids, images in stream:
             missing = [(i, image) for i, image in zip(ids, images, strict=True) if _name(i) not in self.present]
-            if missing and not (self.path / "run.json").exists():
-                save_json(self.path / "run.json", self.identity)
             self.pending.extend(self.pool.submit(self.save, _name(i), to_image(image)) for i, image in missing)
             self._settle(2 * len(ids))
             yield ids, images
 
     def save(self, name, image):
-        save_whole(self.path / name, lambda aside: image.save(aside, "PNG"))
+        with aside(self.path / name) as file:
+            image.save(file, "PNG")
 
     def _settle(self, most):
         """Wait until at most `most` images are unwritten; raises what writing raised."""
@@ -260,7 +299,7 @@ def held_identity(folder):
         raise InputError(f"{folder / 'run.json'}: damaged; delete the folder or give another --image_path") from None
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--image_path: {folder} is not a folder")
-    if folder.is_dir() and any(re.fullmatch(r"\d{6,}\.png", entry.name) for entry in os.scandir(folder)):
+    if folder.is_dir() and any(_is_image(entry.name) for entry in os.scandir(folder)):
         raise InputError(f"--image_path: {folder} holds images of which no run.json says how they were made")
     return None
 
@@ -270,7 +309,7 @@ def finished(folder, identity, experiment):
     total = experiment.Sample.total_num
     if held_identity(folder) != identity:
         return None
-    count = sum(bool(re.fullmatch(r"\d{6,}\.png", entry.name)) for entry in os.scandir(folder))
+    count = sum(_is_image(entry.name) for entry in os.scandir(folder))
     if count > total:
         raise InputError(f"--total_num: {folder} already holds {count:,} images of this run, more than {total:,}")
     try:
@@ -295,6 +334,10 @@ def _contrast(held, wanted):
                 )
             return f"{name} {theirs}, not {mine}"
     return "made by another version"
+
+
+def _is_image(name):
+    return re.fullmatch(r"\d{6,}\.png", name) is not None
 
 
 def _name(i):
@@ -332,13 +375,15 @@ def solver_options(experiment):
 
 
 def checkpoint_path(given):
-    """A checkpoint as given, or below the project's folder, where the bundled network lies."""
+    """A checkpoint as given, or below the project's folder, where the bundled network lies; or its name on the hub."""
     if given is None:
         raise InputError("--model_path: no checkpoint is given, and the experiment names none")
     for path in (Path(given), ROOT / given):
         if path.exists():
             return path
-    raise InputError(f"--model_path: no file {given}; README.md names where the published ones come from")
+    if diffusers.is_hub_name(given):
+        return given
+    raise InputError(f"--model_path: no file {given}; docs/networks.md names where the published ones come from")
 
 
 def device_name(device):
@@ -347,25 +392,9 @@ def device_name(device):
     return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def progress_bar(total):
-    return tqdm(total=total, unit="image", dynamic_ncols=True, disable=None)
-
-
-def save_json(path, value):
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    save_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-def save_whole(path, write):
-    """Have `write` write to a path beside `path`, then rename it: the file is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        write(aside)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
+def progress_bar(total, team):
+    """A bar over this process's images; only the first process of a team shows one."""
+    return tqdm(total=total, unit="image", dynamic_ncols=True, disable=None if team.first else True)
 
 
 def report(record, folder):
@@ -375,6 +404,7 @@ def report(record, folder):
         f"{record['images']:,} images by {record['method']} in {how}, {record['nfe']:.4g} network calls an image, "
         f"{record['images_per_second']:.4g} images/s"
     )
+    print("network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]))
     if frechet := record["frechet"]:
         print(describe(frechet))
     print(f"{folder}: {folder / 'grid.png'}, {folder / 'result.json'}")

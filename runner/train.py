@@ -25,13 +25,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config.errors import InputError
+from config.files import aside
 from dataset import encode, open_dataset
 from model import checkpoint
 from model.ema import EMA
 from model.unet import UNet, settings_of
-from runner.processes import Processes, processes
+from runner.fid import Measurement
+from runner.processes import processes
 from runner.random import generator
-from runner.sample import grid, save_whole
+from runner.sample import generate, grid
 from runner.schedule import Schedule
 
 KEEP = 3  # checkpoints
@@ -64,6 +66,8 @@ class Trainer:
             raise InputError(f"Dataset.batch_size {dataset.batch_size} is below the {team.size} processes")
         cuts = [rank * dataset.batch_size // team.size for rank in (team.rank, team.rank + 1)]
         self.part = slice(*cuts)  # this process's images of every batch
+
+        self.measurement = Measurement.of(experiment, self.device) if experiment.Train.distance_num else None
 
         torch.manual_seed(experiment.Train.seed)
         self.network = UNet(settings_of(experiment.Model)).to(self.device)
@@ -162,6 +166,32 @@ class Trainer:
             levels = levels + 2.55 * torch.from_numpy(rng.standard_normal((n, *shape), np.float32)[self.part])
         return encode(levels, d)
 
+    @torch.inference_mode()
+    def _sample(self, log):
+        """Write a grid of the average's images, and their distance if `distance_num` says so; keep the best average.
+
+        The images are those a sampling run of the experiment would make; every process makes its share.
+        """
+        e = self.experiment
+        if log:
+            log.add_image(
+                "sample", grid(generate(e, self.ema.network, self.schedule, range(64), self.device)), self.step
+            )
+        if not e.Train.distance_num:
+            return
+        size = e.Sample.batch_size
+        for first in self.team.share(range(0, e.Train.distance_num, size)):
+            ids = range(first, min(first + size, e.Train.distance_num))
+            self.measurement.update(ids, generate(e, self.ema.network, self.schedule, ids, self.device))
+        self.measurement.gather(self.team)
+        if log:
+            value = self.measurement.card()["value"]
+            log.add_scalar(f"frechet_{e.Sample.features}", value, self.step)
+            if value < self.best:
+                self.best = value
+                self._save_average("best.safetensors")
+        self.measurement.reset()
+
     def _save(self):
         state = {
             "model": self.network.state_dict(),
@@ -171,7 +201,8 @@ class Trainer:
             "best": self.best,
             "experiment": self.experiment.model_dump(),
         }
-        save_whole(self.folder / f"train-{self.step:08d}.ckpt", lambda aside: torch.save(state, aside))
+        with aside(self.folder / f"train-{self.step:08d}.ckpt") as file:
+            torch.save(state, file)
         self._save_average("ema.safetensors")
         for old in sorted(self.folder.glob("train-*.ckpt"))[:-KEEP]:
             old.unlink()

@@ -1,6 +1,7 @@
 """Measure this project against others on the same inputs, alternating, in one run.
 
     python tools/benchmark.py frechet --json frechet.json
+    python tools/benchmark.py sampling --images 1000 --steps 50
 
 Each benchmark prints a table and, with --json FILE, writes its figures and what they were measured on.
 """
@@ -52,6 +53,55 @@ def frechet(args):
         )
     print(f"median ratio {ratio:.1f}")
     return {"dimension": args.dimension, "images": args.images, "rounds": rounds, "ratio": ratio}
+
+
+def sampling(args):
+    """The share of a sampling run that is not spent in the network: noise, steps, PNG files, statistics, record.
+
+    On the bundled digits network, by F-PNDM. The run is that of `--runner sample`, from its first batch to its last
+    file; loading the network and the reference come before it.
+    """
+    import tempfile
+
+    import torch
+    from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+    from config.schema import load
+    from main import device
+    from model.unet import UNet
+    from runner import sample
+
+    where, inside = device("auto"), []
+
+    def now():
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def enter(module, _):
+        if isinstance(module, UNet):
+            inside.append(-now())
+
+    def leave(module, *_):
+        if isinstance(module, UNet):
+            inside[-1] += now()
+
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    values = {"total_num": args.images, "sample_speed": args.steps, "method": "F-PNDM"}
+    experiment = load("digits.yml", {f"Sample.{name}": (f"--{name}", value) for name, value in values.items()})
+    rounds = []
+    for _ in range(args.repeat):
+        inside.clear()
+        with tempfile.TemporaryDirectory() as folder:
+            record = sample.run(experiment, where, Path(folder) / "run")
+        share = 1 - sum(inside) / record["seconds"]
+        rounds.append({name: record[name] for name in ("seconds", "images_per_second", "nfe")} | {"outside": share})
+        print(f"{record['seconds']:.2f} s, {100 * share:.2f} % outside the network")
+    for hook in hooks:
+        hook.remove()
+    outside = statistics.median(r["outside"] for r in rounds)
+    print(f"median {100 * outside:.2f} % outside the network")
+    return {"images": args.images, "steps": args.steps, "rounds": rounds, "outside": outside}
 
 
 def _pytorch_fid():
@@ -108,10 +158,11 @@ def main(argv=None):
             command.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
 
     benchmark(frechet, dimension=(2048, "of the features"), images=(10_000, "that the moments are of"))
+    benchmark(sampling, images=(1000, "to make"), steps=(50, "of the method"))
     args = parser.parse_args(argv)
     figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
     if args.json:
-        from runner.files import save_json
+        from config.files import save_json
 
         save_json(args.json, figures)
 

@@ -55,7 +55,7 @@ def test_training_does_not_depend_on_the_number_of_processes(tiny, tmp_path_fact
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main.main([str(flag) for flag in [*flags, "--train_path", alone]]) == 0
     run = torchrun(count, *flags, *more, "--train_path", together)
-    out, err = run.communicate(timeout=120)
+    _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     mine, theirs = train_state(together), train_state(alone)
     assert mine["step"] == theirs["step"] == 9
@@ -67,3 +67,72 @@ def test_training_does_not_depend_on_the_number_of_processes(tiny, tmp_path_fact
     losses = [[e.value for e in EventAccumulator(str(f)).Reload().Scalars("loss")] for f in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     assert len(losses[0]) == 9
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("[0-9]*.png")}
+
+
+SAMPLE = ["--total_num", 60, "--sample_speed", 50]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main.main([str(flag) for flag in tiny.flags(folder, *SAMPLE)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, undisturbed, count):
+    run = torchrun(count, *tiny.flags(tmp_path / "run", *SAMPLE))
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert out.count("60 images by F-PNDM") == 1
+    assert files(tmp_path / "run") == files(undisturbed)
+    mine, theirs = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "run", undisturbed))
+    assert mine["world_size"] == count
+    assert mine["nfe"] == theirs["nfe"]
+    assert mine["frechet"]["value"] == pytest.approx(theirs["frechet"]["value"], rel=1e-9)
+    assert mine["frechet"]["error"] == pytest.approx(theirs["frechet"]["error"], rel=1e-6)
+    assert (tmp_path / "run" / "grid.png").read_bytes() == (undisturbed / "grid.png").read_bytes()
+
+
+def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, undisturbed):
+    """SIGKILL at random moments, the next run with another number of processes each time."""
+    rng = random.Random(0)
+    folder = tmp_path / "run"
+    for count in (2, 1, 3, 1, 2):
+        run = torchrun(count, *tiny.flags(folder, *SAMPLE))
+        before, wanted = len(files(folder)), rng.randint(1, 6)
+        while len(files(folder)) < before + wanted and run.poll() is None:
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        if not set(files(undisturbed)) - set(files(folder)):
+            break
+    assert files(folder).items() <= files(undisturbed).items()
+    assert main.main([str(flag) for flag in tiny.flags(folder, *SAMPLE)]) == 0
+    assert files(folder) == files(undisturbed)
+
+
+def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny, cli, tmp_path, undisturbed):
+    """Without restarts: torchrun ends the others, and the same command completes the folder."""
+    folder = tmp_path / "run"
+    run = torchrun(2, *tiny.flags(folder, *SAMPLE))
+    while len(files(folder)) < 8 and run.poll() is None:
+        time.sleep(0.005)
+    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert cli(*tiny.flags(folder, *SAMPLE))[0] == 0
+    assert files(folder) == files(undisturbed)
+
+
+def test_wrong_input_ends_all_processes_with_one_line_from_the_first(tiny, tmp_path):
+    run = torchrun(2, *tiny.flags(tmp_path / "run", "--method", "nothing"))
+    err = run.communicate(timeout=60)[1]
+    assert run.returncode != 0
+    assert err.count("Sample.method is 'nothing'") == 1
+    assert not (tmp_path / "run").exists()

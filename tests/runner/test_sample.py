@@ -163,7 +163,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
     since = time.monotonic()
     err = run.communicate()[1]
     if stop != signal.SIGKILL:
-        assert time.monotonic() - since < 2
+        assert time.monotonic() - since < 10  # about 1 s on an idle machine
         assert run.returncode == 130
         assert err.startswith("main.py: interrupted")
         assert err.count("\n") == 1

@@ -7,15 +7,20 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def aside(path):
-    """A path beside `path` to write to, renamed to `path` at the end; on an error it is removed."""
+    """A path beside `path` to write to, renamed to `path` at the end; on an error it is removed.
+
+    An OSError, such as of a full disk, is given the name of `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     other = path.with_name(f".{path.name}.tmp")
     try:
         yield other
         other.replace(path)
-    except BaseException:
+    except BaseException as error:
         other.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
 
 

@@ -1,0 +1,141 @@
+"""The folders of diffusers that hold a `UNet2DModel`, on the disk or on the hub."""
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from config.errors import InputError
+from config.schema import Positive, Section
+from model.unet import Settings
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+class Config(Section):
+    """config.json: which values the one UNet can do, and diffusers' own defaults for keys that are left out."""
+
+    sample_size: int | list[int] | None = None
+    in_channels: Positive = 3
+    out_channels: Positive = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Positive | None = None
+    freq_shift: Literal[0, 1] = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[Literal["DownBlock2D", "AttnDownBlock2D"], ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: tuple[Literal["UpBlock2D", "AttnUpBlock2D"], ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
+    block_out_channels: tuple[Positive, ...] = (224, 448, 672, 896)
+    layers_per_block: Positive = 2
+    mid_block_scale_factor: Literal[1] = 1
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv"] = "conv"
+    upsample_type: Literal["conv"] = "conv"
+    dropout: float = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: Positive | None = 8
+    norm_num_groups: Literal[32] = 32
+    attn_norm_num_groups: Literal[32] | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: Literal[True] = True
+    class_embed_type: None = None
+    num_class_embeds: None = None
+    num_train_timesteps: int | None = None
+
+
+def settings_of(path):
+    """The `Settings` of a config.json. Raises InputError naming the first feature that the one UNet does not have."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        kind = tree.get("_class_name")
+    except (ValueError, AttributeError, RecursionError):
+        raise InputError(f"{path}: not a JSON object") from None
+    if kind != "UNet2DModel":
+        raise InputError(f"{path}: _class_name is {kind!r}, only 'UNet2DModel' can be read")
+    try:
+        c = Config.model_validate({key: value for key, value in tree.items() if not key.startswith("_")})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        problem = "is an unknown setting" if first["type"] == "extra_forbidden" else f"is {tree[key]!r}"
+        raise InputError(f"{path}: {key} {problem}; the UNet cannot do that") from None
+
+    def refuse(key, why):
+        raise InputError(f"{path}: {key} is {getattr(c, key)!r}; {why}")
+
+    channels, levels = (*c.block_out_channels, 0)[0], len(c.block_out_channels)
+    attention = tuple(i for i, kind in enumerate(c.down_block_types) if kind == "AttnDownBlock2D")
+    mirrored = tuple(i for i, kind in enumerate(reversed(c.up_block_types)) if kind == "AttnUpBlock2D")
+    if not 0 < levels == len(c.down_block_types) == len(c.up_block_types):
+        refuse("block_out_channels", "down_block_types and up_block_types must be as many")
+    if mirrored != attention:
+        refuse("up_block_types", "the UNet has attention at the same levels down and up")
+    if channels % 32 or any(width % channels for width in c.block_out_channels):
+        refuse("block_out_channels", "the UNet needs a multiple of 32 first, and multiples of it")
+    if c.time_embedding_dim not in (None, 4 * channels):
+        refuse("time_embedding_dim", f"the UNet has 4 × {channels}")
+    if c.resnet_time_scale_shift == "scale_shift" and c.attn_norm_num_groups is None:
+        refuse("attn_norm_num_groups", "with scale_shift the middle attention has no norm, the UNet needs 32 groups")
+
+    # One number of heads where the levels agree on it, so that equal networks have equal settings.
+    widths = {c.block_out_channels[i] for i in (*attention, levels - 1)}
+    heads = {width // (c.attention_head_dim or width) for width in widths}
+    if any(width % (c.attention_head_dim or width) for width in widths):
+        refuse("attention_head_dim", f"it must divide {', '.join(map(str, sorted(widths)))}")
+    same = heads.pop() if len(heads) == 1 else None
+    return Settings(
+        in_channels=c.in_channels,
+        out_channels=c.out_channels,
+        channels=channels,
+        multipliers=tuple(width // channels for width in c.block_out_channels),
+        num_res_blocks=c.layers_per_block,
+        attention=attention,
+        heads=same or 1,
+        heads_up=same or 1,
+        head_channels=None if same else c.attention_head_dim,
+        dropout=c.dropout,
+        cosine_first=c.flip_sin_to_cos,
+        frequency_shift=c.freq_shift,
+        scale_shift=c.resnet_time_scale_shift == "scale_shift",
+        norm_eps=c.norm_eps,
+        resample="same" if c.downsample_padding else "conv",
+    )
+
+
+def weights_in(folder):
+    """The weights file in a model's folder, or in the `unet` folder of a pipeline's. Raises InputError."""
+    for place in (folder, folder / "unet"):
+        for name in WEIGHTS:
+            if (place / name).is_file() and (place / "config.json").is_file():
+                return place / name
+    raise InputError(f"{folder}: no diffusers model in this folder: no config.json with {' or '.join(WEIGHTS)}")
+
+
+def is_hub_name(text):
+    """Whether a text that is no path here looks like owner/name on the hub, and not like a misspelt file."""
+    file = re.search(r"\.(ckpt|pth?|pkl|bin|safetensors|ya?ml)$", text)
+    return bool(re.fullmatch(r"[\w-]+/[\w.-]+", text)) and not file and not Path(text).parent.exists()
+
+
+def download(name):
+    """The local folder of `owner/name` on the hub: its config.json and weights alone. Raises InputError."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"{name}: no such file; to take it from the hub, pip install huggingface_hub, or give a folder"
+        ) from None
+    try:
+        for weights in WEIGHTS:
+            places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", weights)]
+            folder = Path(snapshot_download(name, allow_patterns=places))
+            if any(folder.glob(f"**/{weights}")):
+                break
+    except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name}: no such file, and huggingface_hub cannot get it: {reason}") from None
+    return folder

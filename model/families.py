@@ -1,0 +1,129 @@
+"""How each published family of networks names and stores the tensors of `UNet`.
+
+A family is data: what it calls the parts of a layer, and how it numbers the layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class Source(NamedTuple):
+    """Where a tensor of `UNet` comes from: published tensors, all of one shape, and how they make it."""
+
+    names: tuple
+    shape: tuple
+    make: Callable
+
+
+@dataclass(frozen=True)
+class Family:
+    """places: network → where each of `network.layers()` is. parts: "kind.part" of a layer → what it is called
+    there, several names when q, k and v are apart; parts not listed are called as here. attention_axes: axes
+    behind the matrices of attention where they are kernels of convolutions. by_head: the rows of one matrix for
+    q, k and v go head by head, each (q, k, v).
+    """
+
+    places: Callable
+    parts: dict
+    attention_axes: int = 0
+    by_head: bool = False
+
+
+def _same(network):
+    return [layer for _, layer in network.layers()]
+
+
+def _numbered(network):
+    return [f"all_modules.{i}" for i, _ in enumerate(network.layers())]
+
+
+def _iddpm(network):
+    fixed = {"temb.dense.0": "time_embed.0", "temb.dense.1": "time_embed.2", "conv_in": "input_blocks.0.0",
+             "mid.block_1": "middle_block.0", "mid.attn_1": "middle_block.1", "mid.block_2": "middle_block.2",
+             "norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+    places, group, inner = [], {"down": 0, "up": -1}, 0
+    for kind, layer in network.layers():
+        way = layer.split(".")[0]
+        if layer in fixed:
+            places.append(fixed[layer])
+            continue
+        # A residual block opens a group, which what follows it joins; on the way down, so does a downsampling.
+        opens = kind in ("block", "downsample")
+        group[way] += opens
+        inner = 0 if opens else inner + 1
+        places.append(f"{'input' if way == 'down' else 'output'}_blocks.{group[way]}.{inner}")
+    return places
+
+
+def _diffusers(network):
+    words = {"temb.dense.0": "time_embedding.linear_1", "temb.dense.1": "time_embedding.linear_2",
+             "mid.block_1": "mid_block.resnets.0", "mid.attn_1": "mid_block.attentions.0",
+             "mid.block_2": "mid_block.resnets.1", "norm_out": "conv_norm_out",
+             "block": "resnets", "attn": "attentions",
+             "downsample": "downsamplers", "upsample": "upsamplers"}  # fmt: skip
+    places, top = [], len(network.settings.multipliers) - 1
+    for _, layer in network.layers():
+        way, *rest = layer.split(".")
+        if way in ("down", "up"):
+            level, word, index = (*rest, 0)[:3]  # a level has one change of resolution
+            level = int(level) if way == "down" else top - int(level)
+            layer = f"{way}_blocks.{level}.{words[word]}.{index}"
+        places.append(words.get(layer, layer))
+    return places
+
+
+_PF = {
+    "block.norm1": "GroupNorm_0", "block.conv1": "Conv_0", "block.temb_proj": "Dense_0",
+    "block.norm2": "GroupNorm_1", "block.conv2": "Conv_1", "block.shortcut": "NIN_0",
+    "attn.norm": "GroupNorm_0", "attn.qkv": "NIN_0 NIN_1 NIN_2", "attn.proj_out": "NIN_3",
+    "downsample.conv": "Conv_0", "upsample.conv": "Conv_0",
+}  # fmt: skip
+_NEW_DIFFUSERS = {
+    "block.temb_proj": "time_emb_proj", "block.shortcut": "conv_shortcut",
+    "attn.norm": "group_norm", "attn.qkv": "to_q to_k to_v", "attn.proj_out": "to_out.0",
+}  # fmt: skip
+
+FAMILIES = {
+    "this project": Family(_same, {}),
+    "DDIM": Family(_same, {"block.shortcut": "nin_shortcut", "attn.qkv": "q k v"}, attention_axes=2),
+    "iDDPM": Family(_iddpm, attention_axes=1, by_head=True, parts={
+        "block.norm1": "in_layers.0", "block.conv1": "in_layers.2", "block.temb_proj": "emb_layers.1",
+        "block.norm2": "out_layers.0", "block.conv2": "out_layers.3", "block.shortcut": "skip_connection",
+        "downsample.conv": "op"}),
+    "PF": Family(_numbered, _PF),
+    "PF_deep": Family(_numbered, _PF | {"block.shortcut": "Conv_2"}),
+    "diffusers": Family(_diffusers, _NEW_DIFFUSERS),
+    "diffusers before 0.15": Family(_diffusers, _NEW_DIFFUSERS | {
+        "attn.qkv": "query key value", "attn.proj_out": "proj_attn"}),
+}  # fmt: skip
+
+
+def layout(network, family):
+    """For a `UNet`: its tensor names → `Source` in the naming of `family`, a name in `FAMILIES`."""
+    family = FAMILIES[family]
+    sources = {}
+    for (kind, layer), place in zip(network.layers(), family.places(network), strict=True):
+        module = network.get_submodule(layer)
+        for name, tensor in module.named_parameters():
+            part, _, leaf = name.rpartition(".")
+            parts = family.parts.get(f"{kind}.{part}", part).split(" ")
+            if "NIN" in parts[0]:
+                leaf = {"weight": "W", "bias": "b"}[leaf]
+            names = tuple(".".join(filter(None, (place, part, leaf))) for part in parts)
+            heads = module.heads if family.by_head and part == "qkv" else None
+            axes = family.attention_axes if kind == "attn" and tensor.ndim == 2 else 0
+            sources[f"{layer}.{name}"] = _source(names, leaf, tuple(tensor.shape), heads, axes)
+    return sources
+
+
+def _source(names, leaf, shape, heads, axes):
+    rows = (shape[0] // len(names), *shape[1:])
+    if leaf == "W":  # of a NIN: a matrix (in, out)
+        return Source(names, rows[1::-1], lambda *v: torch.cat([w.T for w in v]).reshape(shape))
+    if heads:
+        split = (heads, 3, -1, *shape[1:])
+        return Source(names, rows + (1,) * axes, lambda v: v.reshape(split).transpose(0, 1).reshape(shape))
+    return Source(names, rows + (1,) * axes, lambda *v: torch.cat(v).reshape(shape))

@@ -1,0 +1,213 @@
+"""Folders of diffusers' `UNet2DModel`: the same ε as diffusers' own network, or a line that says why not."""
+
+import json
+import sys
+import types
+
+import diffusers
+import published
+import pytest
+import torch
+
+from config.errors import InputError
+from model import load_model
+from model.checkpoint import read
+from model.diffusers import WEIGHTS
+from runner.sample import checkpoint_path
+
+# The published configurations: google/ddpm-cifar10-32, and google/ddpm-bedroom-256, google/ddpm-celebahq-256.
+CIFAR10 = {
+    "act_fn": "silu", "attention_head_dim": None, "block_out_channels": (128, 256, 256, 256),
+    "center_input_sample": False, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
+    "in_channels": 3, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-6, "norm_num_groups": 32,
+    "out_channels": 3, "sample_size": 32, "time_embedding_type": "positional",
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+LSUN = CIFAR10 | {
+    "block_out_channels": (128, 128, 256, 256, 512, 512), "sample_size": 256,
+    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+}  # fmt: skip
+NARROW = LSUN | {"block_out_channels": (32, 32, 64, 64, 128, 128)}
+SMALL = CIFAR10 | {
+    "block_out_channels": (32, 64), "layers_per_block": 1, "sample_size": 16,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+SMALL_SECTION = published.section("ddim_small") | {"ch_mult": [1, 2]}
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def random_network(config):
+    """diffusers' network with weights of which every one matters (its own are zero or one in places)."""
+    network = diffusers.UNet2DModel(**config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def check(folder, theirs, section, size, dtype=torch.float32):
+    expected = published.evaluate(lambda x, t: theirs(x, t).sample, size, dtype)
+    found = published.evaluate(load_model(section, folder), size, dtype)
+    assert expected.std() > 0.2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config, name, changes, size",
+    [(CIFAR10, "ddim_cifar10", {}, 32), (NARROW, "ddim_bedroom", {"ch": 32}, 96)],
+    ids=["cifar10-32", "bedroom-256 and celebahq-256, narrow"],
+)
+def test_published_configurations(config, name, changes, size, tmp_path):
+    theirs = random_network(config)
+    theirs.save_pretrained(tmp_path)
+    check(tmp_path, theirs, published.section(name) | changes, size)
+
+
+def test_float64(tmp_path):
+    theirs = random_network(SMALL).double()
+    theirs.save_pretrained(tmp_path)
+    check(tmp_path, theirs, SMALL_SECTION, 16, torch.float64)
+
+
+def test_where_the_weights_lie(tmp_path):
+    """A folder, a pipeline's folder, a .bin, the names before 0.15, and the single file."""
+    theirs = random_network(SMALL)
+    theirs.save_pretrained(tmp_path / "new")
+    theirs.save_pretrained(tmp_path / "pipeline/unet")
+    theirs.save_pretrained(tmp_path / "old")
+    state = theirs.state_dict()
+    for new, old in OLD_NAMES.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    assert any(".query." in name for name in state)
+    (tmp_path / "old" / WEIGHTS[0]).unlink()
+    torch.save(state, tmp_path / "old" / WEIGHTS[1])
+    for place in ("new", "pipeline", "old", f"new/{WEIGHTS[0]}", f"old/{WEIGHTS[1]}"):
+        check(tmp_path / place, theirs, SMALL_SECTION, 16)
+        assert read(tmp_path / place).format.endswith(" of diffusers")
+    (tmp_path / "new/config.json").rename(tmp_path / "new/gone.json")
+    check(tmp_path / "new" / WEIGHTS[0], theirs, SMALL_SECTION, 16)
+    with pytest.raises(InputError, match=r"no config\.json with diffusion_pytorch_model"):
+        read(tmp_path / "new")
+
+
+def test_other_settings_that_the_unet_has(tmp_path):
+    """improved DDPM's: scale and shift, [cos, sin], padding on all sides, several heads."""
+    theirs = random_network(
+        SMALL
+        | {
+            "attention_head_dim": 64,
+            "downsample_padding": 1,
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "norm_eps": 1e-5,
+        }
+        | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32}
+    )
+    theirs.save_pretrained(tmp_path)
+    section = published.section("iddpm_small") | {"out_channels": 3, "num_heads": 1, "num_heads_upsample": 1}
+    check(tmp_path, theirs, section, 16)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("downsample_padding", 1, "resample same, the section conv"),
+        ("flip_sin_to_cos", True, "cosine_first True, the section False"),
+        ("freq_shift", 0, "frequency_shift 0, the section 1"),
+        ("norm_eps", 1e-5, "norm_eps 1e-05, the section 1e-06"),
+        ("attention_head_dim", 8, "heads 8, the section 1"),
+        ("layers_per_block", 2, "num_res_blocks 2, the section 1"),
+        ("class_embed_type", "timestep", "class_embed_type is 'timestep'"),
+        ("num_class_embeds", 10, "num_class_embeds is 10"),
+        ("norm_num_groups", 16, "norm_num_groups is 16"),
+        ("time_embedding_type", "fourier", "time_embedding_type is 'fourier'"),
+        ("down_block_types", ["ResnetDownsampleBlock2D", "DownBlock2D"], "ResnetDownsampleBlock2D"),
+        ("down_block_types", ["DownBlock2D", "DownBlock2D"], "same levels down and up"),
+        ("down_block_types", ["DownBlock2D"], "block_out_channels is"),
+        ("block_out_channels", [32, 48], "multiples of it"),
+        ("block_out_channels", [48, 48], "multiple of 32 first"),
+        ("block_out_channels", [], "must be as many"),
+        ("block_out_channels", "many", "block_out_channels is 'many'"),
+        ("attention_head_dim", 7, "it must divide 64"),
+        ("time_embedding_dim", 100, "4 × 32"),
+        ("resnet_time_scale_shift", "scale_shift", "middle attention has no norm"),
+        ("something_new", 1, "something_new is an unknown setting"),
+        ("_class_name", "UNet2DConditionModel", "only 'UNet2DModel' can be read"),
+    ],
+)  # fmt: skip
+def test_settings_that_differ_or_are_not_there(key, value, message, saved):
+    config = json.loads((saved / "config.json").read_text())
+    try:
+        (saved / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(InputError, match=message) as caught:
+            load_model(SMALL_SECTION, saved)
+        assert "\n" not in str(caught.value)
+    finally:
+        (saved / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "\ufeff\x00", "[" * 100_000])
+def test_config_that_is_none(text, saved):
+    config = (saved / "config.json").read_text()
+    try:
+        (saved / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config.json: not a JSON object"):
+            load_model(SMALL_SECTION, saved)
+    finally:
+        (saved / "config.json").write_text(config)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    random_network(SMALL).save_pretrained(folder)
+    return folder
+
+
+class TestHub:
+    @staticmethod
+    def library(monkeypatch, snapshot_download):
+        module = types.ModuleType("huggingface_hub")
+        module.snapshot_download = snapshot_download
+        monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+    def test_name(self, saved, monkeypatch):
+        asked = []
+        self.library(monkeypatch, lambda name, allow_patterns: asked.append(name) or str(saved))
+        assert read(checkpoint_path("google/ddpm-cifar10-32")).path == saved / WEIGHTS[0]
+        assert asked == ["google/ddpm-cifar10-32"]
+
+    def test_only_pickled_weights_there(self, saved, tmp_path, monkeypatch):
+        (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+
+        def snapshot_download(name, allow_patterns):
+            if WEIGHTS[1] in allow_patterns:
+                torch.save(random_network(SMALL).state_dict(), tmp_path / WEIGHTS[1])
+            return str(tmp_path)
+
+        self.library(monkeypatch, snapshot_download)
+        assert read("someone/old").path == tmp_path / WEIGHTS[1]
+
+    def test_not_installed(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(InputError, match="pip install huggingface_hub"):
+            read("google/ddpm-cifar10-32")
+
+    def test_not_reached(self, monkeypatch):
+        def snapshot_download(name, allow_patterns):
+            raise ConnectionError("no route\nto host")
+
+        self.library(monkeypatch, snapshot_download)
+        with pytest.raises(InputError, match=r"huggingface_hub cannot get it: no route$"):
+            read("google/ddpm-cifar10-32")
+
+    @pytest.mark.parametrize("name", ["a/b/c", "file", "models/x.ckpt", "tests/absent", "../up", "/etc/none", "a/b.pt"])
+    def test_never_asked(self, name, monkeypatch):
+        self.library(monkeypatch, lambda *_, **__: pytest.fail("the hub was asked"))
+        with pytest.raises(InputError, match="no such file"):
+            read(name)
+        with pytest.raises(InputError, match="--model_path: no file"):
+            checkpoint_path(name)

@@ -1,0 +1,108 @@
+"""tools/checkpoint.py: says what a file is, converts it, and names what does not fit."""
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import published
+import pytest
+import torch
+from safetensors import safe_open
+
+from config.schema import load
+from model import load_model
+from model.checkpoint import read
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+spec = importlib.util.spec_from_file_location("doctor", ROOT / "tools/checkpoint.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture
+def doctor(capsys):
+    """Runs the tool: (exit status, lines of stdout by their first word, stderr)."""
+
+    def run(*arguments):
+        try:
+            status = tool.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr()
+        return status, dict(line.split(maxsplit=1) for line in said.out.splitlines()), said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("doctor") / "unnamed"
+    tensors = {f"module.{name}": value for name, value in published.weights("ddim_cifar10").items()}
+    torch.save([{name: value + 1 for name, value in tensors.items()}, {}, 3, 7, tensors], path)
+    return path
+
+
+def test_says_what_it_is_and_converts(doctor, file):
+    target = file.with_suffix(".safetensors")
+    status, lines, errors = doctor(file, "--to", target)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (status, errors) == (0, "")
+    assert lines == {
+        "file": str(file),
+        "sha256": digest,
+        "format": "PyTorch file, DDIM training list",
+        "weights": "EMA",
+        "parameters": "35,746,307 in 328 tensors",
+        "network": "DDIM under the names of DDIM",
+        "fits": "ddim_cifar10.yml",
+        "written": str(target),
+    }
+    with safe_open(target, "pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["Model"]) == load("ddim_cifar10.yml").Model.model_dump()
+    assert (metadata["weights"], metadata["source_sha256"]) == ("EMA", digest)
+    section = published.section("ddim_cifar10")
+    ours, theirs = (load_model(section, path).state_dict() for path in (target, file))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert read(target).weights == "EMA"
+
+    written = target.read_bytes()
+    status, lines, errors = doctor(file, "--to", target)
+    assert status == 2 and errors.count("\n") == 1 and "must be a new" in errors and not lines
+    assert target.read_bytes() == written
+    assert sorted(path.name for path in file.parent.iterdir()) == ["unnamed", "unnamed.safetensors"]
+
+
+def test_fits_none(doctor, file):
+    tensors = dict(published.weights("ddim_cifar10"))
+    tensors["down.0.block.0.norm1.bias"] = torch.zeros(64)
+    tensors["another"] = tensors.pop("conv_in.bias")
+    other = file.with_name("other")
+    torch.save(tensors, other)
+    status, lines, errors = doctor(other)
+    assert (status, errors) == (1, "")
+    assert lines["network"] == "closest is DDIM under the names of DDIM"
+    assert lines["fits"] == "no experiment of config/; from ddim_cifar10.yml it differs in 3:"
+    assert lines["missing"] == "conv_in.bias" and lines["extra"] == "another"
+    assert lines["down.0.block.0.norm1.bias"] == "is (64,), not (128,)"
+    status, _, errors = doctor(other, "--to", file.with_name("new.safetensors"))
+    assert status == 2 and errors.count("\n") == 1 and "fits no experiment" in errors
+    assert not file.with_name("new.safetensors").exists()
+
+
+@pytest.mark.parametrize("arguments", [["none"], [], ["main.py"], ["main.py", "--to", "there/out.safetensors"]])
+def test_wrong_input(doctor, arguments):
+    status, lines, errors = doctor(*arguments)
+    assert status == 2 and not lines and errors.count("\n") == 1
+
+
+def test_is_a_command():
+    command = [sys.executable, "tools/checkpoint.py", "model/none.ckpt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "checkpoint.py: model/none.ckpt: no such file\n"

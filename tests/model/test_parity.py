@@ -1,0 +1,52 @@
+"""The one UNet is the four published networks: their names, shapes and outputs."""
+
+import numpy as np
+import published
+import pytest
+import torch
+import yaml
+
+from config.schema import FOLDER, load
+from model import load_model
+from model.checkpoint import closest
+from model.unet import UNet, settings_of
+
+
+@pytest.mark.parametrize("name", published.MANIFEST)
+def test_names_and_shapes(name):
+    network = UNet(settings_of(published.section(name))) if "small" in name else _without_memory(name)
+    struc, tensors = published.section(name)["struc"], published.MANIFEST[name]["tensors"]
+    fit = closest(network, {tensor: torch.empty(shape, device="meta") for tensor, shape in tensors.items()})
+    assert (fit.family, fit.differences) == (struc, [])
+    used = [tensor for source in fit.sources.values() for tensor in source.names]
+    assert sorted(used) == sorted(tensors), "each published tensor is used once"
+
+
+def _without_memory(name):
+    with torch.device("meta"):
+        return UNet(settings_of(published.section(name)))
+
+
+@pytest.mark.parametrize("name", published.MANIFEST)
+def test_outputs(name):
+    reference = np.load(published.DATA / f"forward_{name}.npz")
+    # Bedroom and church are one network: the weights follow from names and shapes, which are the same.
+    network = load_model(published.section(name), published.weights(name.replace("church", "bedroom")))
+    size = published.image_size(name)
+    with torch.inference_mode():
+        eps = network(published.noise(len(reference["t"]), size), torch.from_numpy(reference["t"])).numpy()
+    if size == 256:
+        eps = eps[:, :, ::8, ::8]
+    assert np.abs(eps - reference["y"]).max() < 1e-4 * reference["y"].std()
+
+
+def test_published_experiments_are_in_config():
+    """config/ has all seven as they were published, but for what the comment on top of each says."""
+    files = sorted((published.DATA / "published_configs").glob("*.yml"))
+    assert len(files) == 7
+    for file in files:
+        ours, theirs = (yaml.safe_load(path.read_text()) for path in (FOLDER / file.name, file))
+        assert ours["Sample"].pop("model_path").startswith("temp/models/")
+        assert ours["Sample"].pop("total_num") == 4 * theirs["Sample"].pop("total_num") == 50_000
+        assert ours == theirs
+        load(file.name)

@@ -1,0 +1,98 @@
+"""The checkpoint doctor: what a file is, whose network it holds, and which experiment of config/ it fits.
+
+    python tools/checkpoint.py temp/models/ddim_cifar10.ckpt
+    python tools/checkpoint.py temp/models/ddim_cifar10.ckpt --to temp/models/ddim_cifar10.safetensors
+
+FILE is anything that --model_path takes. --to writes it under this project's own names, with the Model section, the
+kind of weights and the sha256 of the source as metadata; it never overwrites. A file that fits no experiment is
+compared with the closest. Exit status: 0 it fits one, 1 it fits none, 2 wrong input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from config.errors import InputError
+from config.schema import FOLDER, Section, load
+from model import checkpoint
+from model.unet import UNet, settings_of
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(argv=None):
+    """Run the command line `argv`; returns the exit status."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("file", metavar="FILE", help="checkpoint, diffusers folder or hub name")
+    parser.add_argument("--to", metavar="OUT.safetensors", help="write it under this project's own names")
+    args = parser.parse_args(argv)
+    try:
+        return examine(args.file, args.to)
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"{parser.prog}: {error.filename or args.file}: {error.strerror or error}", file=sys.stderr)
+    return 2
+
+
+def examine(file, to=None):
+    """Print what `file` is, and convert it to `to`; returns the exit status. Raises InputError."""
+    target = Path(to) if to else None
+    if target and (target.exists() or not target.parent.is_dir() or target.suffix != ".safetensors"):
+        raise InputError(f"--to: {target} must be a new .safetensors file in a folder that exists")
+    source = checkpoint.read(file)
+    digest = checkpoint.sha256(source.path)
+    candidates = [compare(path, source) for path in sorted(FOLDER.glob("*.yml"))]
+    fitting = [candidate.experiment for candidate in candidates if not candidate.differences]
+    best = min(candidates, key=lambda candidate: len(candidate.differences))
+
+    print(f"file        {source.path}")
+    print(f"sha256      {digest}")
+    print(f"format      {source.format}")
+    print(f"weights     {source.weights}")
+    print(f"parameters  {sum(v.numel() for v in source.tensors.values()):,} in {len(source.tensors):,} tensors")
+    print(f"network     {'' if fitting else 'closest is '}{best.section.struc} under the names of {best.family}")
+    if fitting:
+        print(f"fits        {', '.join(fitting)}")
+    else:
+        print(f"fits        no experiment of config/; from {best.experiment} it differs in {len(best.differences):,}:")
+        print(*(f"            {difference}" for difference in best.differences[:5]), sep="\n")
+    if target and not fitting:
+        raise InputError(f"--to: {source.path} fits no experiment, so nothing is converted")
+    if target:
+        metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest}
+        checkpoint.save(target, checkpoint.state_dict_for(best.network, source), metadata)
+        print(f"written     {target}")
+    return 0 if fitting else 1
+
+
+class Candidate(NamedTuple):
+    """An experiment's network, without memory, and where a checkpoint differs from it under its closest family."""
+
+    experiment: str
+    section: Section
+    network: UNet
+    family: str
+    differences: list
+
+
+def compare(path, source):
+    """The `Candidate` that the experiment at `path` is for a checkpoint."""
+    section = load(path).Model
+    with torch.device("meta"):
+        network = UNet(settings_of(section))
+    fit = checkpoint.closest(network, source.tensors)
+    settings = checkpoint.contrast(source.settings, network.settings) if source.settings else ""
+    return Candidate(path.name, section, network, fit.family, [settings] * bool(settings) + fit.differences)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
