@@ -37,7 +37,7 @@ class Extractor:
         import torch
 
         with torch.inference_mode():
-            return torch.cat([self.function(part).double().cpu() for part in images.split(CHUNK)])
+            return torch.cat([self.function(part).cpu().double() for part in images.split(CHUNK)])
 
 
 def pixels(shape, device, path):

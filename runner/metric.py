@@ -214,7 +214,7 @@ def kid(features, reference, subsets=100, size=1000):
         (xx, yy, xy) = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         within = sum((k.sum() - k.trace()) / (size * (size - 1)) for k in (xx, yy))
         values.append(float(within - 2 * xy.mean()))
-    return {"value": np.mean(values), "deviation": np.std(values), "subsets": subsets, "size": size}
+    return {"value": float(np.mean(values)), "deviation": float(np.std(values)), "subsets": subsets, "size": size}
 
 
 def prdc(features, reference, nearest=NEAREST):
@@ -224,21 +224,25 @@ def prdc(features, reference, nearest=NEAREST):
     """
     x, y = (v.to(_device()).double() for v in (features, reference))
 
-    def rows(a, b):  # distances, a block of a at a time
-        return (torch.cdist(part, b, compute_mode="donot_use_mm_for_euclid_dist") for part in a.split(ROWS))
+    def rows(a, b):  # squared distances, a block of a at a time
+        squares = (b * b).sum(1)
+        for part in a.split(ROWS):
+            yield (part * part).sum(1)[:, None] + squares - 2 * part @ b.T
 
-    def radii(a):  # the point itself is its nearest, at 0
+    def radii(a):  # a point is its own nearest
         return torch.cat([block.kthvalue(nearest + 1, dim=1).values for block in rows(a, a)])
 
     around_x, around_y = radii(x), radii(y)
     balls = torch.cat([(block < around_y).sum(1) for block in rows(x, y)])  # of the reference that each image lies in
-    recalled = torch.cat([(block < around_x).any(1) for block in rows(y, x)])
-    closest = torch.cat([block.min(1).values for block in rows(y, x)])
+    recalled, covered = [], []
+    for block, around in zip(rows(y, x), around_y.split(ROWS), strict=True):
+        recalled.append((block < around_x).any(1))
+        covered.append((block < around[:, None]).any(1))
     return {
         "precision": float((balls > 0).double().mean()),
-        "recall": float(recalled.double().mean()),
+        "recall": float(torch.cat(recalled).double().mean()),
         "density": float(balls.sum()) / (nearest * len(x)),
-        "coverage": float((closest < around_y).double().mean()),
+        "coverage": float(torch.cat(covered).double().mean()),
         "nearest": nearest,
     }
 
