@@ -205,8 +205,11 @@ class Trainer:
             "best": self.best,
             "experiment": self.experiment.model_dump(),
         }
-        with aside(self.folder / f"train-{self.step:08d}.ckpt") as file:
-            torch.save(state, file)
+        with aside(self.folder / f"train-{self.step:08d}.ckpt") as file, open(file, "wb") as handle:
+            try:
+                torch.save(state, handle)
+            except RuntimeError as error:  # what PyTorch's writer makes of an error of the file's, a full disk say
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         self._save_average("ema.safetensors")
         for old in sorted(self.folder.glob("train-*.ckpt"))[:-KEEP]:
             old.unlink()
