@@ -21,7 +21,9 @@ from model.checkpoint import sha256
 from runner.features import EXTRACTORS, is_fid
 from runner.metric import METRICS, NEAREST, Moments, Statistics, frechet_distance, standard_error
 
-WEAK = 10_000  # images below which a distance is marked weak: its bias falls as one over their number
+# Images below which a distance is marked weak, since its bias falls as one over their number. A dataset's split is
+# all there is of the data, however small.
+WEAK = 10_000
 BATCH = 64
 
 
@@ -143,7 +145,7 @@ def make_card(a, b, extractor=None, error=None):
         "images": counts[0],
         "resize": extractor and extractor.resize,
         "reference": _origin(b) | {"images": counts[1]},
-        "weak": any(count is not None and count < WEAK for count in counts),
+        "weak": any(m.record.get("images", WEAK) < WEAK for m in (a, b) if m.record.get("split") is None),
     }
 
 

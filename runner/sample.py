@@ -7,6 +7,7 @@ image is the same bytes whether it is made at once, after a restart, or among mo
 iterables of (ids, uint8 images): `Sampler.images` → `write` → `measure`.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -42,8 +43,7 @@ def run(experiment, device, folder, timeout=None):
     """Make, or finish, the images of `experiment` (a validated `Experiment`) in `folder`; returns the record.
 
     Under torchrun every process makes its share, and the first returns the record; `timeout` is the minutes that
-    one waits for another. Raises InputError before
-    anything is written if it cannot be done.
+    one waits for another. Raises InputError before anything is written if it cannot be done.
     """
     with processes(device, timeout) as team:
         sampler = Sampler(experiment, team)
@@ -225,20 +225,22 @@ class Folder:
             )
         self.made = []  # what is to be taken back if nothing comes of the run
         if self.team.first:
-            self._prepare(held)
+            self._prepare(new=held is None)
         self.team.wait()
         self.present = {entry.name for entry in os.scandir(self.path) if entry.name.endswith(".png")}
         self.pool = ThreadPoolExecutor(2)
         self.pending = deque()
         return self
 
-    def _prepare(self, held):
-        self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+    def _prepare(self, new):
+        self.made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        if new:
+            self.made.insert(0, self.path / "run.json")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left in self.path.glob(".*.tmp"):
                 left.unlink()
-            if held is None:
+            if new:
                 save_json(self.path / "run.json", self.identity)
         except OSError:
             self._take_back()
@@ -246,10 +248,10 @@ class Folder:
 
     def _take_back(self):
         """Remove run.json and the folders made for it, unless there are images."""
-        if self.made and not any(_is_image(entry.name) for entry in os.scandir(self.path)):
-            (self.path / "run.json").unlink(missing_ok=True)
-            for folder in self.made:
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            if not _holds_images(self.path):
+                for path in self.made:
+                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
 
     def __exit__(self, kind, error, trace):
         self.pool.shutdown(wait=True)
@@ -293,16 +295,16 @@ def measure(stream, measurement):
 
 def held_identity(folder):
     """Identity of the run whose images `folder` holds; None when it holds none. Raises InputError if nothing says."""
-    try:
-        if (folder / "run.json").exists():
-            return json.loads((folder / "run.json").read_text())
-    except ValueError:
-        raise InputError(f"{folder / 'run.json'}: damaged; delete the folder or give another --image_path") from None
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--image_path: {folder} is not a folder")
-    if folder.is_dir() and any(_is_image(entry.name) for entry in os.scandir(folder)):
-        raise InputError(f"--image_path: {folder} holds images of which no run.json says how they were made")
-    return None
+    if not _holds_images(folder):
+        return None
+    try:
+        return json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"--image_path: {folder} holds images of which no run.json says how they were made") from None
+    except ValueError:
+        raise InputError(f"{folder / 'run.json'}: damaged; delete the folder or give another --image_path") from None
 
 
 def finished(folder, identity, experiment):
@@ -341,6 +343,10 @@ def _is_image(name):
     return re.fullmatch(r"\d{6,}\.png", name) is not None
 
 
+def _holds_images(folder):
+    return folder.is_dir() and any(_is_image(entry.name) for entry in os.scandir(folder))
+
+
 def _name(i):
     return f"{i:06d}.png"
 
@@ -362,12 +368,17 @@ def to_image(image):
 
 def grid(images):
     """uint8 images (n, C, H, W) → one uint8 image (3, H', W'): tiles apart on a light ground, small ones enlarged."""
-    from torchvision.utils import make_grid
-
     zoom = max(1, round(64 / images.shape[-1]))
     gap = max(2, images.shape[-1] * zoom // 16)
     images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    return make_grid(images, nrow=math.ceil(math.sqrt(len(images))), padding=gap, pad_value=236)
+    height, width = (side + gap for side in images.shape[2:])
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    canvas = torch.full((3, gap + rows * height, gap + columns * width), 236, dtype=torch.uint8)
+    for k, image in enumerate(images):
+        top, left = gap + k // columns * height, gap + k % columns * width
+        canvas[:, top : top + height - gap, left : left + width - gap] = image
+    return canvas
 
 
 def solver_options(experiment):

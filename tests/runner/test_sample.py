@@ -35,7 +35,13 @@ def images(folder):
 def process(*flags, **more):
     command = [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **({"preexec_fn": attended} | more))
+
+
+def attended():
+    """In a new process: let Ctrl-C work, which a shell switches off for what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
@@ -217,6 +223,15 @@ def test_nan_from_the_network_is_named_with_its_step(tiny, cli, tmp_path, method
     assert ("from step 1 of 4 on (to t = 500)" if method == "F-PNDM" else "not finite between t = 999 and") in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    assert cli(*flags)[0] == 2
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_folder_left_by_a_run_without_images_is_taken(tiny, cli, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    assert cli(*tiny.flags(tmp_path))[0] == 0
+    assert json.loads((tmp_path / "run.json").read_text())["method"] == "F-PNDM"
 
 
 def limited(size):

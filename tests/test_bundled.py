@@ -1,0 +1,42 @@
+"""The network that comes with the project, and what README and docs say of it."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+MODEL = ROOT / "model" / "digits.safetensors"
+
+
+def test_file_is_small_and_the_one_in_the_docs():
+    assert MODEL.stat().st_size < 8_000_000
+    assert hashlib.sha256(MODEL.read_bytes()).hexdigest() in (ROOT / "docs" / "digits.md").read_text()
+
+
+def test_its_digits_are_near_the_data(cli, tmp_path):
+    """500 digits redrawn from the data have 0.063 on average (docs/digits.md), a broken network several times that."""
+    status, _, err = cli("--total_num", 500, "--sample_speed", 20, "--device", "cpu", "--image_path", tmp_path / "run")
+    assert (status, err) == (0, "")
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["nfe"] == 29
+    assert record["frechet"]["value"] < 0.1
+    assert record["checkpoint"]["weights"] == "EMA"
+
+
+def test_the_python_in_the_readme_runs_as_written(monkeypatch, capsys):
+    section = (ROOT / "README.md").read_text().split("## From Python")[1].split("\n## ")[0]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    ") or not line.strip())
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(code, names)
+    assert names["images"].shape == (16, 1, 8, 8)
+    assert capsys.readouterr().out.splitlines()[-1] == "-1.0 29"
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
