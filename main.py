@@ -9,6 +9,7 @@ Any value of the experiment can be laid over: --set Sample.batch_size=64.
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -196,9 +197,11 @@ def main(argv=None):
             print("main.py: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        return complain("the device is out of memory; a smaller --batch_size may fit")
+        if type(error).__name__ == "OutOfMemoryError":
+            return complain("the device is out of memory; a smaller --batch_size may fit")
+        if "WORLD_SIZE" in os.environ and re.search("timed out|connection closed|peer", str(error), re.IGNORECASE):
+            return complain(f"another process did not answer ({str(error).splitlines()[0]})")
+        raise
     return 0
 
 
