@@ -194,7 +194,8 @@ def main(argv=None):
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         if not RANK:
-            print("main.py: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
+            how = "--restart" if args.runner == "train" else "the same command"
+            print(f"main.py: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
         return 130
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":

@@ -12,7 +12,6 @@ def aside(path):
     An OSError, such as of a full disk, is given the name of `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     other = path.with_name(f".{path.name}.tmp")
     try:
         yield other

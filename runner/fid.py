@@ -59,6 +59,7 @@ def compare(paths, features, device, inception_path=None, out=None, metrics=()):
             measurement.update(ids, images)
         card = measurement.card()
     if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         save_json(out, card)
     print(describe(card))
     return card
@@ -70,6 +71,7 @@ def make_statistics(images, features, device, out, inception_path=None):
     _refuse_few(images.record["dataset"], images)
     extractor = EXTRACTORS[features](images[0].shape, device, inception_path)
     moments = moments_of(images, extractor)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     moments.save(out)
     print(f"{out}: {extractor.dimension} {features} features of {len(images):,} images")
     return moments

@@ -101,10 +101,12 @@ class Trainer:
                 log = stack.enter_context(contextlib.closing(SummaryWriter(self.folder, purge_step=self.step + 1)))
             for images in progress:
                 loss, norm = self._step(images)
-                if self.step % train.log_interval == 0:
+                logs = self.step % train.log_interval == 0
+                saves = self.step % train.checkpoint_interval == 0 or self.step == total or stop.asked
+                if (logs or saves) and not norm.isfinite():
+                    raise InputError(f"the gradient is not finite at step {self.step}; a smaller Optim.lr may help")
+                if logs:
                     loss = self.team.total(loss).item()
-                    if not np.isfinite(loss):
-                        raise InputError(f"the loss is {loss} at step {self.step}; a smaller Optim.lr may help")
                     progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
                     if first:
                         log.add_scalar("loss", loss, self.step)
@@ -112,7 +114,7 @@ class Trainer:
                         log.add_scalar("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
                 if self.step % train.sample_interval == 0:
                     self._sample(log)
-                if first and (self.step % train.checkpoint_interval == 0 or self.step == total or stop.asked):
+                if first and saves:
                     self._save()
                 if stop.asked:
                     raise KeyboardInterrupt

@@ -1,7 +1,12 @@
 """What all tests share: the project's folder and the reference data."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before PyTorch is imported, and for every process that the tests start: training is the same to the bit only with
+# the same number of threads, and the small networks here gain nothing from more.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

@@ -11,62 +11,63 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 
-TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.epoch=3", "--set", "Train.log_interval=1"]
+TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.log_interval=1"]
 
 
-def torchrun(count, *flags, **more):
+def torchrun(count, *flags, launcher=()):
     """Start main.py on `count` processes of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "main.py"), *map(str, flags)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-        **more,
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *launcher]
+    command = [*torchrun, str(ROOT / "main.py"), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
 def train_state(folder):
     return torch.load(max(folder.glob("train-*.ckpt")), weights_only=True)
 
 
-@pytest.mark.parametrize("count, more", [(2, []), (3, []), (2, ["--set", "Train.micro_batch=100"])])
-def test_training_does_not_depend_on_the_number_of_processes(tiny, tmp_path_factory, tmp_path, count, more):
-    """With a global batch that the processes cannot share evenly. SGD, since Adam turns the rounding noise of
-    weights without effect (a bias before its group norm) into whole steps."""
-    flags = [
-        *TRAIN,
-        "--config",
-        tiny.config,
-        "--batch_size",
-        598,
-        "--set",
-        "Optim.optimizer=sgd",
-        "--set",
-        "Optim.lr=1e-4",
-    ]
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert main.main([str(flag) for flag in [*flags, "--train_path", alone]]) == 0
-    run = torchrun(count, *flags, *more, "--train_path", together)
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    mine, theirs = train_state(together), train_state(alone)
+SGD = ["--batch_size", 598, "--set", "Optim.optimizer=sgd", "--set", "Optim.lr=1e-4"]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory):
+    """A training run of 9 steps on one process.
+
+    The batch of 598 cannot be shared evenly. SGD, since Adam turns the rounding noise of weights without effect (a
+    bias before its group norm) into whole steps.
+    """
+    folder = tmp_path_factory.mktemp("alone")
+    flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", "Train.epoch=3", "--train_path", folder]
+    assert main.main([str(flag) for flag in flags]) == 0
+    return folder
+
+
+def losses(folder):
+    return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("loss")]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[(2, 3, [])], [(3, 3, [])], [(2, 3, ["--set", "Train.micro_batch=100"])], [(2, 1, []), (3, 3, ["--restart"])]],
+    ids=["2", "3", "2, accumulating", "2, then 3"],
+)
+def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_path, parts):
+    for count, epochs, more in parts:
+        flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", f"Train.epoch={epochs}", "--train_path", tmp_path]
+        run = torchrun(count, *flags, *more)
+        err = run.communicate(timeout=120)[1]
+        assert run.returncode == 0, err
+    mine, theirs = train_state(tmp_path), train_state(alone)
     assert mine["step"] == theirs["step"] == 9
     for part in ("model", "ema"):
         for name, value in theirs[part].items():
             torch.testing.assert_close(mine[part][name], value, rtol=1e-6, atol=1e-6)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    losses = [[e.value for e in EventAccumulator(str(f)).Reload().Scalars("loss")] for f in (alone, together)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    assert len(losses[0]) == 9
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-6)
+    assert len(losses(alone)) == 9
 
 
 def files(folder):
@@ -140,6 +141,19 @@ def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny,
     assert run.returncode != 0
     assert cli(*tiny.flags(folder, *SAMPLE))[0] == 0
     assert files(folder) == files(undisturbed)
+
+
+def test_a_process_that_dies_is_replaced(tiny, tmp_path, undisturbed):
+    """With `--max-restarts`: the run ends complete, without anybody's help."""
+    folder = tmp_path / "run"
+    run = torchrun(2, *tiny.flags(folder, *SAMPLE), launcher=["--max-restarts=1"])
+    while count_images(folder) < 8 and run.poll() is None:
+        time.sleep(0.005)
+    os.kill(workers_of(run)[0], signal.SIGKILL)
+    err = run.communicate(timeout=120)[1]
+    assert run.returncode == 0, err
+    assert files(folder) == files(undisturbed)
+    assert json.loads((folder / "result.json").read_text())["images"] == 400
 
 
 def test_wrong_input_ends_all_processes_with_one_line_from_the_first(tiny, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,9 +35,8 @@ def images(folder):
 
 def process(*flags, **more):
     command = [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **({"preexec_fn": attended} | more))
+    return subprocess.Popen(command, **pipes, **({"preexec_fn": attended} | more))
 
 
 def attended():
@@ -248,6 +248,17 @@ def test_a_full_disk_ends_in_one_line_with_whole_files_kept(tiny, tmp_path, size
     assert str(tmp_path / "run") in err
     assert err.count("\n") == 1
     assert {path.name for path in (tmp_path / "run").glob("*")} == left
+
+
+def test_a_folder_removed_under_a_run_ends_it_in_one_line(tiny, tmp_path):
+    run = process(*tiny.flags(tmp_path / "run", *STOPPED))
+    while len(files(tmp_path / "run")) < 8 and run.poll() is None:
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    err = run.communicate()[1]
+    assert run.returncode == 2
+    assert "No such file or directory" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")

@@ -1,7 +1,6 @@
 """Training: what a step computes, and that a run continues bit for bit after whatever stopped it."""
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -111,7 +110,7 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(tiny, straight, cli, tmp_pat
 
 def test_a_killed_run_ends_with_the_same_bits(tiny, straight, cli, tmp_path):
     command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path, 4))]
-    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("train-*.ckpt")) and run.poll() is None:
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
@@ -262,9 +261,24 @@ def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_kept(tiny, straig
     assert not list((tmp_path / "run").glob(".*"))
 
 
+def test_bfloat16_computes_the_same_within_its_precision(tiny, tmp_path):
+    runs = [trainer(tiny, tmp_path, Train_precision=precision) for precision in ("fp32", "bf16")]
+    losses = [[run._step(run.images[:64])[0].item() for _ in range(5)] for run in runs]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert {value.dtype for value in runs[1].network.state_dict().values()} == {torch.float32}
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_not_saved(tiny, cli, tmp_path):
+    status, _, err = cli(*flags(tiny, tmp_path, 4, "--set", "Optim.lr=1e30"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the gradient is not finite at step 5" in err
+    assert not list(tmp_path.glob("train-*"))
+
+
 def test_being_told_to_stop_leaves_a_checkpoint_of_the_step_under_way(tiny, straight, cli, tmp_path):
     command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path, 4))]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("events*")) and run.poll() is None:
         time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
