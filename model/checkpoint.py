@@ -153,13 +153,13 @@ def _read_file(path):
 def _read_safetensors(path):
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("record", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        model = json.loads(metadata.get("Model", "null"))
-    except (SafetensorError, ValueError, RecursionError) as error:
+        model, weights = metadata.get("Model"), metadata.get("weights", "not stated")
+    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
-    settings = _settings_of(model, path) if model else None
-    return Checkpoint(tensors, "safetensors", metadata.get("weights", "not stated"), path, settings)
+    settings = None if model is None else _settings_of(model, path)
+    return Checkpoint(tensors, "safetensors", weights, path, settings)
 
 
 def _check_zip(path):
@@ -288,8 +288,11 @@ def _first_line(error):
 
 
 def save(path, tensors, metadata):
-    """Write this project's own format: safetensors with metadata, whole or not at all."""
-    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    """Write this project's own format: safetensors with `metadata`, a dict, as JSON; whole or not at all.
+
+    Under one key, since safetensors writes several in any order, and equal contents would not be equal files.
+    """
+    text = {"record": json.dumps(metadata)}
     with aside(path) as file:
         file.write_bytes(to_safetensors({name: value.contiguous() for name, value in tensors.items()}, text))
 

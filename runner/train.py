@@ -218,7 +218,7 @@ class Trainer:
 
     def _save_average(self, name):
         e = self.experiment
-        metadata = {"weights": "EMA" if e.Train.ema else "raw", "step": str(self.step), "Model": e.Model.model_dump()}
+        metadata = {"weights": "EMA" if e.Train.ema else "raw", "step": self.step, "Model": e.Model.model_dump()}
         checkpoint.save(self.folder / name, self.ema.network.state_dict(), metadata)
 
     def _load(self, files):

@@ -114,7 +114,7 @@ def variants(tensors, target):
         yield f"safetensors header damaged at {at}", safe[:at] + b"\xff\x00}{" + safe[at + 4 :]
     yield "safetensors header of 2^60 bytes", struct.pack("<Q", 1 << 60) + safe[8:]
     for model in ("{", '"text"', '{"struc": "DDIM"}', "[1]", "[" * 10_000):
-        yield f"Model section {model[:20]}", to_safetensors(tensors, {"Model": model})
+        yield f"Model section {model[:20]}", to_safetensors(tensors, {"record": f'{{"Model": {model}}}'})
 
     commands = [
         Hostile(os.mkdir, target),

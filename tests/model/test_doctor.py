@@ -63,8 +63,8 @@ def test_says_what_it_is_and_converts(doctor, file):
         "written": str(target),
     }
     with safe_open(target, "pt") as opened:
-        metadata = opened.metadata()
-    assert json.loads(metadata["Model"]) == load("ddim_cifar10.yml").Model.model_dump()
+        metadata = json.loads(opened.metadata()["record"])
+    assert metadata["Model"] == load("ddim_cifar10.yml").Model.model_dump()
     assert (metadata["weights"], metadata["source_sha256"]) == ("EMA", digest)
     section = published.section("ddim_cifar10")
     ours, theirs = (load_model(section, path).state_dict() for path in (target, file))

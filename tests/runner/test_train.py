@@ -240,7 +240,7 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     assert list(values) == [5, 10]
     best = min(values, key=values.get)
     with safe_open(tmp_path / "run" / "best.safetensors", "pt") as file:
-        assert file.metadata()["step"] == str(best)
+        assert json.loads(file.metadata()["record"])["step"] == best
     assert state(tmp_path / "run")["best"] == pytest.approx(values[best], rel=1e-6)
     more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30]
     assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
