@@ -236,6 +236,7 @@ def test_too_few_images_and_nan():
 def test_files(tmp_path):
     features = np.random.default_rng(0).normal(size=(50, 4))
     moments = Moments(*statistics(features).moments(), {"dataset": "é", "images": 50, "crop": None})
+    (tmp_path / "new").mkdir()
     moments.save(tmp_path / "new" / "s.npz")
     read = Moments.load(tmp_path / "new" / "s.npz")
     assert torch.equal(read.mu, moments.mu) and torch.equal(read.sigma, moments.sigma) and read.record == moments.record
