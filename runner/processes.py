@@ -79,7 +79,9 @@ def processes(device, timeout=None):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout or TIMEOUT))
-    try:
-        yield Processes(device, dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+    team = Processes(device, dist.get_rank(), size)
+    yield team
+    # Only together, and not after an error: a process that takes the group down while another is still in it, or
+    # gone, can wait forever.
+    team.wait()
+    dist.destroy_process_group()

@@ -82,7 +82,7 @@ class Trainer:
             self._load(files)
         self.parallel = self.network
         if team.size > 1:
-            self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(self.network)
 
     def train(self):
         """Train to the end of the last epoch; raises KeyboardInterrupt, with a checkpoint kept, when told to stop."""
