@@ -83,6 +83,6 @@ def processes(device, timeout=None):
     yield team
     team.wait()
     # Not after an error, when the others may be gone, and not with gloo, whose teardown now and then hangs or aborts:
-    # the end of the process is enough.
+    # there the process ends with the group in place (main.py).
     if device.type == "cuda":
         dist.destroy_process_group()
