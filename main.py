@@ -24,7 +24,7 @@ FEATURES = dict.fromkeys(("features", "inception_path"), "Sample")
 SAMPLE = dict.fromkeys(("method", "sample_speed", "profile", "rtol", "atol"), "Sample")
 RUNNERS = {
     "sample": SAMPLE
-    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
+    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "precision", "compile"), "Sample")
     | FEATURES
     | {"statistics": "Sample", "metrics": "Sample", "image_path": None, "timeout": None},
     "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None, "timeout": None},
@@ -83,6 +83,8 @@ def parser():
     add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
     add("--total_num", metavar="K", help="number of images")
     add("--batch_size", metavar="B", help="images a network call")
+    add("--precision", metavar="P", help="of the network: fp32, tf32, bf16; default auto, bf16 where it is fast")
+    add("--compile", action="store_true", default=None, help="compile the network: a minute once, then faster")
     add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")

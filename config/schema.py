@@ -191,6 +191,10 @@ class SampleSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of the noise of every image")
     total_num: Positive = key(1000, "number of images")
     batch_size: Positive = key(128, "images a network call")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
+        "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
+    )
+    compile: bool = key(False, "compile the network with torch.compile: a minute once, then faster")
     model_path: str | None = key(None, "the checkpoint")
     features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")
     metrics: Names = key([], "beyond the Fréchet distance: kid, prdc, or both, with a comma between")

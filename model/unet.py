@@ -114,13 +114,27 @@ class UNet(nn.Module):
 
         self.norm_out = GroupNorm(c, s.norm_eps, s.narrow_groups)
         self.conv_out = nn.Conv2d(c, s.out_channels, 3, padding=1)
+        self.inner = None
+
+    def set_inner(self, dtype):
+        """For inference: run everything between the first and the last convolution in `dtype`, channels last.
+
+        What sees x, t and ε keeps its precision: near t = 0 rounding x alone would be a large error in ε.
+        """
+        self.inner = dtype
+        for part in (self.down, self.mid, self.up, self.norm_out):
+            part.to(dtype)
 
     def forward(self, x, t):
         s = self.settings
+        if t.stride(0) == 0:  # one time for all images, as `solve` expands it
+            t = t[:1]
         temb = sinusoidal_embedding(t, s.channels, s.cosine_first, s.frequency_shift).to(x.dtype)
         temb = F.silu(self.temb.dense[1](F.silu(self.temb.dense[0](temb))))  # every block begins with this SiLU
 
         h = self.conv_in(x)
+        if self.inner:
+            h, temb = h.to(self.inner, memory_format=torch.channels_last), temb.to(self.inner)
         skips = [h]
         for level in self.down:
             for i, block in enumerate(level.block):
@@ -144,7 +158,8 @@ class UNet(nn.Module):
             if level.resample_name:
                 h = level.upsample(h, temb) if s.resample == "block" else level.upsample(h)
 
-        return self.conv_out(F.silu(self.norm_out(h)))[:, : s.in_channels]
+        h = F.silu(self.norm_out(h))
+        return self.conv_out(h.to(x.dtype) if self.inner else h)[:, : s.in_channels].contiguous()
 
     def layers(self):
         """Names of the layers in the order of use, with their kind: how published files number or name them."""

@@ -360,6 +360,6 @@ def _drive(events, network, images):
             eps = None
         else:
             x, t = event
-            times = x.new_tensor(t) if isinstance(t, np.ndarray) else x.new_full((len(x),), t)
+            times = x.new_tensor(t) if isinstance(t, np.ndarray) else x.new_full((1,), t).expand(len(x))
             eps = network(x, times).to(x.dtype)
             evaluated += len(x)

@@ -29,6 +29,7 @@ from config.errors import InputError
 from config.files import aside, save_json
 from dataset import decode
 from model import checkpoint, diffusers, load_model
+from model.engine import Engine, resolve
 from runner.fid import Measurement, describe
 from runner.method import METHODS, NotFinite, solve, trajectory
 from runner.processes import processes
@@ -95,9 +96,9 @@ class Sampler:
             raise InputError(f"--sample_speed, --profile: {error}") from None
         self.steps = None if METHODS[s.method].options else s.sample_speed
         self.path = checkpoint_path(s.model_path)
-        torch.backends.cudnn.allow_tf32 = False
+        self.precision = resolve(s.precision, self.device, smooth=not METHODS[s.method].options)
         source = checkpoint.read(self.path)
-        self.network = load_model(e.Model, source).float().to(self.device)
+        self.network = Engine(load_model(e.Model, source).float(), self.device, self.precision, s.compile)
         self.checkpoint = {
             "path": str(s.model_path),
             "sha256": checkpoint.sha256(source.path),
@@ -117,7 +118,8 @@ class Sampler:
             "options": self.options,
             "seed": s.seed,
             "batch_size": s.batch_size,
-            "precision": "fp32",
+            "precision": self.precision,
+            "compile": s.compile,
             "checkpoint": self.checkpoint["sha256"],
             "Schedule": e.Schedule.model_dump(),
             "Model": e.Model.model_dump(),
@@ -174,7 +176,8 @@ class Sampler:
             "images_per_second": round(made / seconds, 3),
             "frechet": measurement and measurement.card(),
             "checkpoint": self.checkpoint,
-            "precision": "fp32",
+            "precision": self.precision,
+            "compile": s.compile,
             "device": device_name(self.device),
             "world_size": self.team.size,
             "versions": {

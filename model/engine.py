@@ -1,0 +1,58 @@
+"""A network made fast for many calls: its precision, its layout in memory, compiled or not."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from config.errors import InputError
+
+
+def resolve(precision, device, smooth=True):
+    """The precision that `auto` stands for: the fastest one that is not worse within its error (docs/speed.md).
+
+    That is bf16 where the device has instructions for it, and else fp32. Without `smooth`, for methods that control
+    an error far below bf16's rounding, it is fp32. Raises InputError on what the device cannot do.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"--precision: tf32 needs an NVIDIA GPU; {device.type} can do fp32 and bf16")
+    if precision != "auto":
+        return precision
+    return "bf16" if smooth and has_bfloat16(device) else "fp32"
+
+
+def has_bfloat16(device):
+    """Whether matrix products in bfloat16 are faster than in float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    cpus = Path("/proc/cpuinfo")
+    return device.type == "cpu" and cpus.exists() and "amx_bf16" in cpus.read_text()
+
+
+class Engine:
+    """network(x, t) → ε, as `load_model` gives it, run in `precision` (one that `resolve` returned) on `device`.
+
+    x, t and ε are float32 whatever the precision is. The network is taken over: its weights are converted in place.
+    compile: by torch.compile for the one shape of x that a run has, on GPUs as a CUDA graph. The compiled code is
+    kept in torch's cache for the next run. Raises InputError where there is no compiler.
+    """
+
+    def __init__(self, network, device, precision="fp32", compile=False):
+        self.device = device
+        tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network.set_inner(torch.bfloat16 if precision == "bf16" else torch.float32)
+        if compile:
+            compiler = os.environ.get("CXX", "g++")
+            if not shutil.which(compiler):
+                raise InputError(f"--compile: needs a C++ compiler, and there is no {compiler}")
+            mode = "reduce-overhead" if device.type == "cuda" else None
+            self.network = torch.compile(network, dynamic=False, mode=mode)
+        self.compiled = compile
+
+    def __call__(self, x, t):
+        eps = self.network(x, t)
+        # A CUDA graph writes its result to the same place every time, and methods keep ε's.
+        return eps.clone() if self.compiled else eps
