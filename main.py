@@ -26,11 +26,17 @@ RUNNERS = {
     "sample": SAMPLE
     | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "precision", "compile"), "Sample")
     | FEATURES
-    | {"statistics": "Sample", "metrics": "Sample", "image_path": None, "timeout": None},
+    | {"statistics": "Sample", "metrics": "Sample", "keep": "Sample", "image_path": None, "timeout": None},
+    "reproduce": dict.fromkeys(("table", "methods", "steps", "seeds", "image_path", "timeout"))
+    | dict.fromkeys(
+        ("total_num", "batch_size", "keep", "model_path", "statistics", "metrics", "precision", "compile"), "Sample"
+    )
+    | FEATURES,
     "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None, "timeout": None},
     "fid": FEATURES | {"metrics": "Sample", "paths": None, "out": None},
     "stats": FEATURES | {"paths": None, "out": None},
 }
+CONFIG = "digits.yml"
 COMMON = {"runner", "config", "device", "set"}
 
 
@@ -69,7 +75,6 @@ def parser():
     add("--runner", default="sample", choices=RUNNERS, help="what to do (default sample)")
     add(
         "--config",
-        default="digits.yml",
         metavar="NAME.yml",
         help="experiment: a path, or a file of config/ (default digits.yml)",
     )
@@ -82,6 +87,7 @@ def parser():
     add("--model_path", metavar="F", help="checkpoint to sample from")
     add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
     add("--total_num", metavar="K", help="number of images")
+    add("--keep", metavar="K", help="images left as files, the first (default all; reproduce: 16)")
     add("--batch_size", metavar="B", help="images a network call")
     add("--precision", metavar="P", help="of the network: fp32, tf32, bf16; default auto, bf16 where it is fast")
     add("--compile", action="store_true", default=None, help="compile the network: a minute once, then faster")
@@ -93,15 +99,19 @@ def parser():
     add("--metrics", metavar="M", help="beyond it: kid, prdc, or kid,prdc; features are kept in memory then")
     add("--statistics", metavar="FILE", help="statistics file to measure samples against (default the dataset itself)")
     add("--inception_path", metavar="FILE", help="pytorch-fid's Inception weights (default the torch hub's cache)")
+    add("--table", metavar="NAME", help="reproduce: a table of config/tables, or a path (default digits)")
+    add("--methods", metavar="M,...", help="reproduce: only these of the table")
+    add("--steps", metavar="N,...", help="reproduce: only these of the table")
+    add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
     add("--set", action="append", default=[], metavar="Section.key=value", help="lay a value over the experiment's")
     return p
 
 
-def experiment(args):
-    """The validated experiment that the flags describe. Raises InputError."""
-    from config.schema import load, parse_set
+def overrides_of(args):
+    """What the flags lay over the experiment, as `config.schema.load` takes it. Raises InputError."""
+    from config.schema import parse_set
 
     sections = RUNNERS[args.runner]
     overrides = {}
@@ -117,7 +127,30 @@ def experiment(args):
             raise InputError(f"{flag} does not go with --runner {args.runner}, only with {able}")
         if sections[name]:
             overrides[f"{sections[name]}.{name}"] = (f"--{name}", value)
-    return load(args.config, overrides)
+    return overrides
+
+
+def experiment(args):
+    """The validated experiment that the flags describe. Raises InputError."""
+    from config.schema import load
+
+    return load(args.config or CONFIG, overrides_of(args))
+
+
+def reproduce(args):
+    """The runner reproduce; returns the exit status."""
+    from config.schema import load_table
+    from runner import reproduce
+
+    if args.config:
+        raise InputError(f"--config {args.config}: a table names its experiments; --table FILE takes another table")
+    path, table = load_table(args.table or "digits")
+    folder = args.image_path or Path("temp/reproduce") / path.stem
+    narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
+    failed = reproduce.run(table, path, overrides_of(args), device(args.device), folder, args.timeout, **narrow)
+    for line in failed:
+        print(f"main.py: {line}", file=sys.stderr)
+    return 2 if failed else 0
 
 
 def device(name):
@@ -137,7 +170,7 @@ def device(name):
 
 def image_path(args, settings):
     """Default folder of a sampling run, one for each of what people compare."""
-    name = f"{Path(args.config).stem}_{settings.method}"
+    name = f"{Path(args.config or CONFIG).stem}_{settings.method}"
     name += "" if settings.method == "PF" else f"_{settings.sample_speed}"
     name += "" if settings.profile == "exact" else f"_{settings.profile}"
     name += "" if settings.seed == 0 else f"_seed{settings.seed}"
@@ -165,7 +198,7 @@ def distance(args, resolved):
     if args.paths and not Path(args.paths[0]).is_dir():
         raise InputError(f"{args.paths[0]}: no such folder")
     images = plain_folder(args.paths[0]) if args.paths else open_dataset(resolved.Dataset)
-    name = Path(args.paths[0]).resolve().name if args.paths else Path(args.config).stem
+    name = Path(args.paths[0]).resolve().name if args.paths else Path(args.config or CONFIG).stem
     fid.make_statistics(images, features, where, args.out or f"temp/stats/{name}.npz", settings.inception_path)
 
 
@@ -175,6 +208,8 @@ def main(argv=None):
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     try:
+        if args.runner == "reproduce":
+            return reproduce(args)
         resolved = experiment(args)
         if resolved.Sample.method == "PF" and args.sample_speed and not RANK:
             print("main.py: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)

@@ -195,6 +195,7 @@ class SampleSection(Section):
         "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
     )
     compile: bool = key(False, "compile the network with torch.compile: a minute once, then faster")
+    keep: Annotated[int, Field(ge=0)] | None = key(None, "images left as files, the first; default all")
     model_path: str | None = key(None, "the checkpoint")
     features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")
     metrics: Names = key([], "beyond the Fréchet distance: kid, prdc, or both, with a comma between")
@@ -228,13 +229,78 @@ class Experiment(Section):
         return self
 
 
-def find(name):
-    """The path of experiment `name`: as given, or in the config folder."""
-    for path in (Path(name), FOLDER / name):
+class Value(Section):
+    value: float = needed("a distance of the paper")
+    basis: Literal["quoted", "confirmed", "inferred"] = needed(
+        "read in one text that quotes the paper, in two or more, or with the row deduced"
+    )
+
+
+class PaperSection(Section):
+    fid: dict[str, dict[int | Literal["best"], Value]] = key({}, "label → steps → FID; what is not known is left out")
+    seconds_per_step: dict[str, Annotated[float, Field(gt=0)]] = key({}, "label → seconds a step, of a whole batch")
+
+
+class Cells(Section):
+    """Some cells of a table: all combinations of methods, steps (or network calls), profiles and seeds."""
+
+    steps: list[Positive] = key([], "numbers of steps")
+    nfe: list[Positive] = key([], "instead: numbers of network calls")
+    profiles: Annotated[list[Literal[PROFILES]], Field(min_length=1)] = key(["exact"], "profiles")
+    seeds: Positive = key(1, "number of seeds: 0, 1, …")
+
+
+class Table(Cells):
+    experiment: str = needed("the experiment: a path, or a file of config/")
+    methods: Annotated[list[str | dict], Field(min_length=1)] = needed(
+        "a method's name, or a mapping of Sample keys that may add `label` and an `experiment` of its own"
+    )
+    images: Annotated[int, Field(ge=2)] = needed("images a cell")
+    sample: dict = key({}, "Sample keys of all cells")
+    more: list[Cells] = key([], "further cells, of the same methods")
+    paper: PaperSection = key(PaperSection(), "the paper's values")
+
+
+def find(name, flag="--config", folder=FOLDER):
+    """The path of the YAML file `name`: as given, or in the folder of such files."""
+    for path in (Path(name), folder / name):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.name for path in FOLDER.glob("*.yml")))
-    raise InputError(f"--config: no file {name}, here or in config/, which has {known}")
+    known = ", ".join(sorted(path.name for path in folder.glob("*.yml")))
+    raise InputError(f"{flag}: no file {name}, here or in {folder.name}/, which has {known}")
+
+
+def read(path, what):
+    """The mapping in a YAML file. Raises InputError."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: {what}")
+    return tree
+
+
+def load_table(name):
+    """Read table `name`, a path or what is in config/tables (with or without .yml): its path and a `Table`.
+
+    Raises InputError naming file and key.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = find(name if name.endswith(".yml") else f"{name}.yml", "--table", FOLDER / "tables")
+    tree = read(path, f"a table is a mapping of keys {', '.join(Table.model_fields)}")
+    try:
+        return path, Table.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = Cells.model_fields if first["loc"][0] == "more" else Table.model_fields
+            raise InputError(f"{path}: unknown key {name}{_nearest(str(first['loc'][-1]), known)}") from None
+        raise InputError(f"{path}: {_message(first, first['loc'], tree)}") from None
 
 
 def load(name, overrides=None):
@@ -243,14 +309,7 @@ def load(name, overrides=None):
     Raises InputError naming file or flag, section and key.
     """
     path = find(name)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")
+    tree = read(path, f"an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")
     flags = {}
     for target, (flag, value) in (overrides or {}).items():
         section, _, name = target.partition(".")
@@ -262,6 +321,16 @@ def load(name, overrides=None):
         return Experiment.model_validate(tree)
     except ValidationError as error:
         raise InputError(_explain(error, tree, str(path), flags)) from None
+
+
+def with_sample(experiment, place, **values):
+    """`experiment` with other values of Sample keys. Raises InputError naming the `place` they come from."""
+    try:
+        sample = SampleSection.model_validate(experiment.Sample.model_dump() | values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{place}: {_message(first, ('Sample', *first['loc']), {})}") from None
+    return experiment.model_copy(update={"Sample": sample})
 
 
 def model_section(config):

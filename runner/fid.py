@@ -151,13 +151,17 @@ def make_card(a, b, extractor=None, error=None):
     }
 
 
+def name_of(card):
+    """What the distance of a card may be called."""
+    if is_fid(card["features"], card["hash"]):
+        return "FID"
+    name = f"Fréchet distance on {card['features'] or 'unnamed features'}"
+    return name + " (not pytorch-fid's weights)" * (card["features"] == "inception")
+
+
 def describe(card):
     """One line for a person."""
-    name = f"Fréchet distance on {card['features'] or 'unnamed features'}"
-    if is_fid(card["features"], card["hash"]):
-        name = "FID"
-    elif card["features"] == "inception":
-        name += " (not pytorch-fid's weights)"
+    name = name_of(card)
     reference = card["reference"]
     images, others = (f"{n:,} images" if n else "unknown images" for n in (card["images"], reference["images"]))
     error = "" if card["error"] is None else f" ± {card['error']:.4f}"

@@ -44,6 +44,23 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.cpu()
 
+    def counter(self, name):
+        """add(n) → the sum of all that any process has added under this name; none waits for another.
+
+        Counts through torchrun's own store, anew when it has started the processes again.
+        """
+        if self.size == 1:
+            return _Count().add
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        key = f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        return lambda n: store.add(key, n)
+
+    def deal(self, items):
+        """This process's items, one after another: each the next that no process has taken yet."""
+        taken = self.counter("taken")
+        while (i := taken(1) - 1) < len(items):
+            yield items[i]
+
     def from_others(self, tensors):
         """For the first process: every other's tensors, process by process; the others send theirs.
 
@@ -63,6 +80,15 @@ class Processes:
         tensor = torch.empty(shape.tolist(), dtype=like.dtype, device=self.device)
         dist.recv(tensor, rank)
         return tensor
+
+
+class _Count:
+    def __init__(self):
+        self.total = 0
+
+    def add(self, n):
+        self.total += n
+        return self.total
 
 
 @contextmanager

@@ -55,36 +55,58 @@ def run(experiment, device, folder, timeout=None):
                 print(f"{folder} already holds these {total:,} images")
                 report(record, folder)
             return record
-        measurement = None
-        if experiment.Sample.metrics and (experiment.Sample.features == "none" or total < 2):
-            raise InputError("--metrics: needs --features, and at least 2 images")
-        if experiment.Sample.features != "none":
-            if total > 1:
-                measurement = Measurement.of(experiment, team.device)
-            elif team.first:
-                print("one image has no covariance, so no Fréchet distance is measured", file=sys.stderr)
-        start = time.perf_counter()
-        with Folder(folder, sampler.identity, team) as target:
-            batches = sampler.batches(total)
-            with progress_bar(sum(map(len, batches)), team) as bar:
-                for ids, _ in measure(target.write(sampler.images(target, batches, bar)), measurement):
-                    bar.update(len(ids))
-        calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
-        seconds = time.perf_counter() - start
-        if measurement:
-            measurement.gather(team)
-        if not team.first:
-            return None
-        target.save("grid.png", to_image(grid(target.read(range(min(total, GRID))))))
-        record = sampler.record(total, calls, made, seconds, measurement)
-        save_json(folder / "result.json", record)
-        return report(record, folder)
+        measurement = measurement_of(experiment, team)
+        with progress_bar(sum(map(len, sampler.batches(total))), team) as bar:
+            record = complete(sampler, folder, measurement, bar)
+        return record and report(record, folder)
+
+
+def measurement_of(experiment, team):
+    """What a run measures its images with; None when nothing is to be measured. Raises InputError."""
+    s = experiment.Sample
+    if s.metrics and (s.features == "none" or s.total_num < 2):
+        raise InputError("--metrics: needs --features, and at least 2 images")
+    if s.features != "none":
+        if s.total_num > 1:
+            return Measurement.of(experiment, team.device)
+        if team.first:
+            print("one image has no covariance, so no Fréchet distance is measured", file=sys.stderr)
+    return None
+
+
+def complete(sampler, folder, measurement=None, bar=None):
+    """Make what is missing of the sampler's images in `folder`, then its grid and record; the first returns that."""
+    team, s = sampler.team, sampler.experiment.Sample
+    start = time.perf_counter()
+    with Folder(folder, sampler.identity, team, s.keep) as target:
+        for ids, _ in measure(target.write(sampler.images(target, sampler.batches(s.total_num), bar)), measurement):
+            if bar is not None:
+                bar.update(len(ids))
+    calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
+    seconds = time.perf_counter() - start
+    if measurement:
+        measurement.gather(team)
+    if not team.first:
+        return None
+    if shown := min(kept(s), GRID):
+        target.save("grid.png", to_image(grid(target.read(range(shown)))))
+    record = sampler.record(s.total_num, calls, made, seconds, measurement)
+    save_json(folder / "result.json", record)
+    return record
+
+
+def kept(settings):
+    """How many images, the first, a run leaves as files."""
+    return settings.total_num if settings.keep is None else min(settings.keep, settings.total_num)
 
 
 class Sampler:
-    """A network, a method and a grid, checked and ready; makes images by their numbers."""
+    """A network, a method and a grid, checked and ready; makes images by their numbers.
 
-    def __init__(self, experiment, team):
+    loaded: what `load_network` returned for this experiment, where several samplers share it.
+    """
+
+    def __init__(self, experiment, team, loaded=None):
         self.experiment, self.team, self.device = experiment, team, team.device
         e, s = experiment, experiment.Sample
         self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
@@ -95,16 +117,8 @@ class Sampler:
         except ValueError as error:
             raise InputError(f"--sample_speed, --profile: {error}") from None
         self.steps = None if METHODS[s.method].options else s.sample_speed
-        self.path = checkpoint_path(s.model_path)
-        self.precision = resolve(s.precision, self.device, smooth=not METHODS[s.method].options)
-        source = checkpoint.read(self.path)
-        self.network = Engine(load_model(e.Model, source).float(), self.device, self.precision, s.compile)
-        self.checkpoint = {
-            "path": str(s.model_path),
-            "sha256": checkpoint.sha256(source.path),
-            "format": source.format,
-            "weights": source.weights,
-        }
+        self.precision = precision_of(e, self.device)
+        self.network, self.path, self.checkpoint = loaded or load_network(e, self.device)
         self.calls = self.made = 0
 
     @property
@@ -191,6 +205,27 @@ class Sampler:
         }
 
 
+def load_network(experiment, device):
+    """The experiment's network on `device`, the path of its file, and the record of it. Raises InputError."""
+    s = experiment.Sample
+    path = checkpoint_path(s.model_path)
+    source = checkpoint.read(path)
+    record = {
+        "path": str(s.model_path),
+        "sha256": checkpoint.sha256(source.path),
+        "format": source.format,
+        "weights": source.weights,
+    }
+    network = load_model(experiment.Model, source).float()
+    return Engine(network, device, precision_of(experiment, device), s.compile), path, record
+
+
+def precision_of(experiment, device):
+    """The precision that the experiment's network runs in on `device`."""
+    s = experiment.Sample
+    return resolve(s.precision, device, smooth=not METHODS[s.method].options)
+
+
 @torch.inference_mode()
 def generate(experiment, network, schedule, ids, device, watch=lambda step, state: None):
     """Images `ids` of an experiment, by any network: uint8 (n, C, H, W) on the CPU; `watch` sees every state.
@@ -214,18 +249,18 @@ def generate(experiment, network, schedule, ids, device, watch=lambda step, stat
 class Folder:
     """A run's folder: knows whose images it holds, gives back those there are, and takes new ones whole.
 
-    Used as a context; at its end every image handed to it is on the disk, by whichever process.
+    Used as a context; at its end every image handed to it is on the disk, by whichever process. `keep`: only images
+    numbered below it are written (None: all).
     """
 
-    def __init__(self, path, identity, team):
+    def __init__(self, path, identity, team, keep=None):
         self.path, self.identity, self.team = path, identity, team
+        self.keep = math.inf if keep is None else keep
 
     def __enter__(self):
         held = held_identity(self.path)
         if held is not None and held != self.identity:
-            raise InputError(
-                f"--image_path: {self.path} holds images of another run ({_contrast(held, self.identity)})"
-            )
+            raise InputError(f"--image_path: {self.path} holds images of another run ({contrast(held, self.identity)})")
         self.made = []  # what is to be taken back if nothing comes of the run
         if self.team.first:
             self._prepare(new=held is None)
@@ -273,8 +308,9 @@ class Folder:
     def write(self, stream):
         """Pass (ids, images) on, writing those that are not there, off the main thread."""
         for ids, images in stream:
-            missing = [(i, image) for i, image in zip(ids, images, strict=True) if _name(i) not in self.present]
-            self.pending.extend(self.pool.submit(self.save, _name(i), to_image(image)) for i, image in missing)
+            for i, image in zip(ids, images, strict=True):
+                if i < self.keep and _name(i) not in self.present:
+                    self.pending.append(self.pool.submit(self.save, _name(i), to_image(image)))
             self._settle(2 * len(ids))
             yield ids, images
 
@@ -322,11 +358,11 @@ def finished(folder, identity, experiment):
         record = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
         return None
-    complete = count == total and all((folder / _name(i)).exists() for i in range(total))
-    return record if complete and record.get("config") == experiment.model_dump() else None
+    whole = all((folder / _name(i)).exists() for i in range(kept(experiment.Sample)))
+    return record if whole and record.get("config") == experiment.model_dump() else None
 
 
-def _contrast(held, wanted):
+def contrast(held, wanted):
     """The first difference of two identities, for a message."""
     for name in wanted:
         if held.get(name) != wanted[name]:
@@ -347,7 +383,8 @@ def _is_image(name):
 
 
 def _holds_images(folder):
-    return folder.is_dir() and any(_is_image(entry.name) for entry in os.scandir(folder))
+    """Whether a folder holds images, or the record of images that were not kept."""
+    return folder.is_dir() and any(_is_image(e.name) or e.name == "result.json" for e in os.scandir(folder))
 
 
 def _name(i):
@@ -422,5 +459,6 @@ def report(record, folder):
     print("network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]))
     if frechet := record["frechet"]:
         print(describe(frechet))
-    print(f"{folder}: {folder / 'grid.png'}, {folder / 'result.json'}")
+    held = [str(folder / name) for name in ("grid.png", "result.json") if (folder / name).exists()]
+    print(f"{folder}: {', '.join(held)}")
     return record

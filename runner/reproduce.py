@@ -1,0 +1,496 @@
+"""The paper's tables: methods × steps × profiles × seeds, every cell a sampling run of its own.
+
+    python main.py --runner reproduce --table digits --total_num 500 --seeds 1 --steps 5,10,20,50
+    torchrun --nproc_per_node=8 main.py --runner reproduce --table cifar10_linear
+
+A table is a file of config/tables. Each cell has a folder below `cells/` in the table's folder, with the record that
+`--runner sample` leaves; a cell that has its record is not run again. Under torchrun the cells are dealt to the
+processes, each run by one alone. The results of all finished cells are then written: `cells.csv`, `cells.json`,
+`table.md`.
+"""
+
+import csv
+import json
+import re
+import statistics
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from config.errors import InputError
+from config.files import aside, save_json
+from config.schema import Experiment, load, with_sample
+from runner import sample
+from runner.fid import name_of
+from runner.method import METHODS, Adaptive, Step, trajectory
+from runner.processes import TIMEOUT, Processes, processes
+from runner.schedule import Schedule
+
+KEEP = 16  # images of a cell left as files, for the grids
+ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has not run yet
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: a sampling run. steps or nfe is None; both are of an adaptive method."""
+
+    label: str
+    steps: int | None
+    nfe: int | None
+    profile: str
+    seed: int
+    network: str  # the experiment file that names it
+    experiment: Experiment
+    calls: int | None = None  # network calls an image; None until an adaptive method has run
+
+    @property
+    def row(self):
+        """What cells that differ in nothing but the seed share."""
+        return self.label, self.profile, self.steps, self.nfe
+
+    @property
+    def name(self):
+        budget = [str(self.steps)] if self.steps else [f"nfe{self.nfe}"] if self.nfe else []
+        label = re.sub(r"[^\w.=-]+", "-", self.label).strip("-")
+        return "_".join([label, *budget, self.profile, f"seed{self.seed}"])
+
+    @property
+    def work(self):
+        """Images × network calls, batches being run whole."""
+        s = self.experiment.Sample
+        return -(-s.total_num // s.batch_size) * s.batch_size * (self.calls or ADAPTIVE)
+
+
+def cells_of(table, path, overrides):
+    """The cells of a `Table` from the file `path`, without those that their profile or method cannot run.
+
+    overrides: as `load` takes them, laid over every cell. Returns (cells, what was left out: reason → names).
+    Raises InputError.
+    """
+    cells, left_out = {}, {}
+    methods = _methods(table, path, overrides)
+    for group in (table, *table.more):
+        budgets = [{"sample_speed": n} for n in group.steps] + [{"nfe": n} for n in group.nfe]
+        for profile in group.profiles:
+            for label, network, experiment in methods:
+                adaptive = isinstance(METHODS[experiment.Sample.method], Adaptive)
+                for budget in [{}] if adaptive else budgets:
+                    for seed in range(group.seeds):
+                        values = budget | {"profile": profile, "seed": seed}
+                        given = with_sample(experiment, f"{path}: {label}", **values)
+                        steps, nfe = budget.get("sample_speed"), budget.get("nfe")
+                        cell = Cell(label, steps, nfe, profile, seed, network, given)
+                        try:
+                            calls = None if adaptive else count_calls(given)
+                        except ValueError as error:
+                            left_out.setdefault(str(error), []).append(cell.name)
+                        else:
+                            cells.setdefault(cell.name, replace(cell, calls=calls))
+    if not cells:
+        raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
+    return list(cells.values()), left_out
+
+
+def _methods(table, path, overrides):
+    """(label, experiment file, its `Experiment`) of each entry of `methods`."""
+    found = {}
+    for entry in table.methods:
+        values = {"method": entry} if isinstance(entry, str) else dict(entry)
+        label = str(values.pop("label", values.get("method")))
+        network = values.pop("experiment", table.experiment)
+        if label in found:
+            raise InputError(f"{path}: two methods are called {label}; give one another `label`")
+        common = {"total_num": table.images, "keep": KEEP} | table.sample | values
+        laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in common.items()}
+        found[label] = (label, network, load(network, laid | overrides))
+    return list(found.values())
+
+
+def count_calls(experiment):
+    """Network calls an image, by driving the method without a network. Raises ValueError if it cannot run."""
+    s, e = experiment.Schedule, experiment.Sample
+    schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+    x = torch.zeros(1, 1)
+    events = trajectory(e.method, x, schedule, e.sample_speed, e.profile, **sample.solver_options(experiment))
+    calls, eps = 0, None
+    while True:
+        try:
+            event = events.send(eps)
+        except StopIteration:
+            return calls
+        calls += not isinstance(event, Step)
+        eps = None if isinstance(event, Step) else x
+
+
+def select(cells, path, methods=None, steps=None, seeds=None):
+    """The cells that `--methods`, `--steps`, `--seeds` (text, or None) leave. Raises InputError."""
+    labels = dict.fromkeys(cell.label for cell in cells)
+    budgets = sorted({cell.steps or cell.nfe for cell in cells} - {None})
+    most = max(cell.seed for cell in cells) + 1
+
+    def among(flag, text, known):
+        given = [part.strip() for part in text.split(",")]
+        for part in given:
+            if part not in map(str, known):
+                raise InputError(
+                    f"{flag}: {part!r} is not in table {path.stem}, which has {', '.join(map(str, known))}"
+                )
+        return set(given)
+
+    if methods:
+        wanted = among("--methods", methods, labels)
+        cells = [cell for cell in cells if cell.label in wanted]
+    if steps:
+        wanted = among("--steps", steps, budgets)
+        cells = [cell for cell in cells if str(cell.steps or cell.nfe) in wanted | {"None"}]
+    if seeds:
+        if not (seeds.isdecimal() and 1 <= int(seeds) <= most):
+            raise InputError(
+                f"--seeds: {seeds!r} is not a number of seeds from 1 to {most}, which table {path.stem} has"
+            )
+        cells = [cell for cell in cells if cell.seed < int(seeds)]
+    return cells
+
+
+def run(table, path, overrides, device, folder, timeout=None, **narrow):
+    """Run what is missing of a `Table` (from file `path`) in `folder` and write the results of all that is there.
+
+    narrow: the `methods`, `steps`, `seeds` to run, texts as of the flags. Returns the list of failures, one line each:
+    a cell whose images are not finite fails, and the others go on. Raises InputError before any cell is run.
+    """
+    folder = Path(folder)
+    cells, left_out = cells_of(table, path, overrides)
+    selected = select(cells, path, **narrow)
+    if cells[0].experiment.Sample.total_num < 2:
+        raise InputError("--total_num: a distance needs at least 2 images")
+    with processes(device, timeout) as team:
+        bench = Bench(team, cells, folder)
+        records = {cell.name: record for cell in cells if (record := bench.held(cell))}
+        team.wait()  # until all have seen the same
+        missing = [cell for cell in selected if cell.name not in records]
+        missing.sort(key=lambda cell: cell.work, reverse=team.size > 1)  # the longest first, so that none is left last
+        if team.first:
+            for reason, names in left_out.items():
+                print(f"{len(names)} cells are left out: {reason}", file=sys.stderr)
+            print(f"{folder}: {len(selected):,} cells, {len(selected) - len(missing):,} of them finished")
+        with Progress(team, missing, timeout or TIMEOUT) as progress:
+            failures = [line for cell in team.deal(missing) if (line := bench.run(cell, progress))]
+        if team.first:
+            done = [(cell, record) for cell in cells if (record := bench.held(cell))]
+            write(table, path, done, folder)
+    return failures
+
+
+class Bench:
+    """The networks and references of a table's cells, each loaded once, and the folder with what is finished."""
+
+    def __init__(self, team, cells, folder):
+        self.team, self.alone, self.folder = team, Processes(team.device), folder
+        self.networks, self.measurements = {}, {}
+        for cell in cells:
+            sample.checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
+        for cell in cells:
+            if (key := self._network_key(cell)) not in self.networks:
+                self.networks[key] = sample.load_network(cell.experiment, team.device)
+            if (key := _measurement_key(cell)) not in self.measurements:
+                self.measurements[key] = sample.measurement_of(cell.experiment, team)
+
+    def _network_key(self, cell):
+        e = cell.experiment
+        precision = sample.precision_of(e, self.team.device)
+        return e.Model.model_dump_json(), e.Sample.model_path, precision, e.Sample.compile
+
+    def path(self, cell):
+        return self.folder / "cells" / cell.name
+
+    def held(self, cell):
+        """The record of `cell`, None if there is none yet. Raises InputError if the folder is another table's."""
+        file = self.path(cell) / "result.json"
+        sampler = self.sampler(cell)
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            held = _essence(Experiment.model_validate(record["config"]), record["checkpoint"]["sha256"])
+        except FileNotFoundError:
+            record, held = None, sample.held_identity(self.path(cell)) or sampler.identity
+            mine = sampler.identity
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{file}: damaged, or of another version; delete it and run again") from None
+        else:
+            mine = _essence(cell.experiment, sampler.checkpoint["sha256"])
+        if mine != held:
+            raise InputError(f"--image_path: {self.folder} holds another table ({sample.contrast(held, mine)})")
+        return record
+
+    def sampler(self, cell, watch=lambda n: None):
+        """A `Sampler` of the cell alone; `watch` is told the images of every network call."""
+        network, path, record = self.networks[self._network_key(cell)]
+
+        def watched(x, t):
+            watch(len(x))
+            return network(x, t)
+
+        return sample.Sampler(cell.experiment, self.alone, (watched, path, record))
+
+    def run(self, cell, progress):
+        """Run one cell; returns None, or one line if it failed."""
+        measurement = self.measurements[_measurement_key(cell)]
+        if measurement:
+            measurement.reset()
+        try:
+            with progress.of(cell):
+                sample.complete(self.sampler(cell, progress.add), self.path(cell), measurement)
+        except InputError as error:
+            return f"{cell.name}: {error}"
+        return None
+
+
+def _measurement_key(cell):
+    s = cell.experiment.Sample
+    return cell.experiment.Dataset.model_dump_json(), s.features, s.statistics, s.inception_path, *s.metrics
+
+
+def _essence(experiment, sha256):
+    """What a cell's numbers depend on, as a flat dict."""
+    beside = {"model_path", "inception_path", "keep", "mpi4py", "last_only"}
+    found = {"checkpoint": sha256}
+    for name in ("Schedule", "Model", "Sample"):
+        section = getattr(experiment, name).model_dump()
+        found |= {f"{name}.{key}": value for key, value in section.items() if key not in beside}
+    return found
+
+
+class Progress:
+    """How much of the work, in images × network calls, all processes together have done; the first shows it."""
+
+    def __init__(self, team, cells, minutes):
+        self.team, self.cells, self.minutes = team, len(cells), minutes
+        self.done, self.expected, self.started = (team.counter(name) for name in ("done", "expected", "started"))
+        if team.first:
+            self.expected(sum(cell.work for cell in cells))
+        self.mine, self.shown = 0, time.monotonic()
+
+    def __enter__(self):
+        unit = {"unit": " image×calls", "unit_scale": True}
+        self.bar = tqdm(total=1, dynamic_ncols=True, smoothing=0, disable=None if self.team.first else True, **unit)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self._await_others()
+        self.bar.close()
+
+    @contextmanager
+    def of(self, cell):
+        """While that cell is run."""
+        self.name, self.counted = cell.name, 0
+        self.started(1)
+        yield
+        self.expected(self.counted - cell.work)  # of adaptive methods it is known only now
+        self.show()
+
+    def add(self, n):
+        """Count a network call on n images."""
+        self.mine += n
+        self.counted += n
+        if time.monotonic() - self.shown > 1:
+            self.show()
+
+    def show(self):
+        """Tell the others, and whoever watches; returns what all have done."""
+        done = self.done(self.mine)
+        self.mine, self.shown = 0, time.monotonic()
+        if not self.bar.disable:
+            self.bar.total, self.bar.n = self.expected(0), done
+            self.bar.set_description(f"cell {min(self.started(0), self.cells)} of {self.cells}, {self.name}")
+        return done
+
+    def _await_others(self):
+        """Until all processes are here; those that are still working may take their time as long as they work."""
+        arrived, seen, since = self.team.counter("arrived"), None, 0
+        arrived(1)
+        while arrived(0) < self.team.size:
+            if (done := self.done(0)) != seen:
+                seen, since = done, time.monotonic()
+            elif time.monotonic() - since > 60 * self.minutes:
+                raise RuntimeError("timed out: it is still to finish its cell")
+            time.sleep(0.2)
+            if not self.bar.disable:
+                self.show()
+
+
+def write(table, path, done, folder):
+    """Write the results of `done`, pairs of a cell and its record, below `folder`, and print the table."""
+    rows = summary(done)
+    save_json(folder / "cells.json", [_entry(cell) | {"record": record} for cell, record in done])
+    _save_csv(folder / "cells.csv", [tidy(cell, record, rows[cell.row]) for cell, record in done])
+    text = markdown(table, path, rows)
+    with aside(folder / "table.md") as file:
+        file.write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{folder}: table.md, cells.csv, cells.json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells that differ only in their seed: means over the seeds, and the distance's standard deviation.
+
+    The deviation is None with one seed; `error` is then that cell's own (the jackknife's).
+    """
+
+    label: str
+    profile: str
+    budget: int | None  # the steps, or network calls, asked for; None of an adaptive method
+    steps: int | None
+    nfe: float
+    seeds: int
+    images: int
+    distance: float | None
+    deviation: float | None
+    error: float | None
+    seconds: float
+    batch: int
+    called: str | None
+
+    @property
+    def seconds_per_step(self):
+        """Of one batch."""
+        return self.seconds / self.steps / -(-self.images // self.batch)
+
+    @property
+    def spread(self):
+        return self.error if self.deviation is None else self.deviation
+
+
+def summary(done):
+    """`Cell.row` → `Row`, in the order of the cells."""
+    rows = {}
+    for key in dict.fromkeys(cell.row for cell, _ in done):
+        records = [record for cell, record in done if cell.row == key]
+        cards = [record["frechet"] for record in records if record["frechet"]]
+        values = [card["value"] for card in cards]
+        rows[key] = Row(
+            label=key[0],
+            profile=key[1],
+            budget=key[2] or key[3],
+            steps=records[0]["steps"],
+            nfe=statistics.fmean(record["nfe"] for record in records),
+            seeds=len(records),
+            images=records[0]["images"],
+            distance=statistics.fmean(values) if values else None,
+            deviation=statistics.stdev(values) if len(values) > 1 else None,
+            error=cards[0]["error"] if len(cards) == 1 else None,
+            seconds=statistics.fmean(record["seconds"] for record in records),
+            batch=records[0]["config"]["Sample"]["batch_size"],
+            called=name_of(cards[0]) if cards else None,
+        )
+    return rows
+
+
+def markdown(table, path, rows):
+    """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference."""
+    rows = list(rows.values())
+    if not rows:
+        return f"# {path.stem}\n\nNo cell is finished.\n"
+    budgets = sorted({row.budget for row in rows} - {None})
+    said = next((row.called for row in rows if row.called), "nothing measured")
+    most = max(row.seeds for row in rows)
+    spread = f"mean ± standard deviation over up to {most} seeds" if most > 1 else "± the standard error of its images"
+    lines = [f"# {path.stem}", "", f"{said}, {rows[0].images:,} images a cell, {spread}."]
+    for profile in dict.fromkeys(row.profile for row in rows):
+        mine = {(row.label, row.budget): row for row in rows if row.profile == profile}
+        fixed = dict.fromkeys(label for label, budget in mine if budget)
+        unit = "network calls" if table.nfe else "steps"
+        lines += ["", f"Profile `{profile}`, by {unit}:", ""] if fixed else []
+        lines += _lines(
+            ["method", *budgets], [[label, *(value(mine.get((label, b))) for b in budgets)] for label in fixed]
+        )
+        free = [row for row in mine.values() if not row.budget]
+        lines += ["", f"Profile `{profile}`, adaptive steps:", ""] if free else []
+        lines += _lines(["method", "network calls", "distance"], [[r.label, f"{r.nfe:.1f}", value(r)] for r in free])
+    if table.paper.fid:
+        lines += ["", "Beside the paper's, where it is known (and from where), profile `exact`:", ""]
+        head = ["method", "steps", "network calls", "ours", "paper", "basis", "difference"]
+        lines += _lines(head, [_beside(row, table.paper) for row in rows if row.profile == "exact"])
+        for label, values in table.paper.fid.items():
+            if best := values.get("best"):
+                lines += [
+                    "",
+                    f"The paper's best of {label}, at a step count not known here: {best.value} ({best.basis}).",
+                ]
+    if table.paper.seconds_per_step:
+        timed = [row for row in rows if row.steps == 50 and row.label in table.paper.seconds_per_step]
+        lines += (
+            ["", "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):", ""] if timed else []
+        )
+        lines += _lines(
+            ["method", "batch", "ours", "paper"],
+            [[r.label, r.batch, f"{r.seconds_per_step:.3f}", table.paper.seconds_per_step[r.label]] for r in timed],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _lines(head, body):
+    if not body:
+        return []
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *body)]
+
+
+def value(row):
+    """A row's distance and spread as text; nothing for none."""
+    if row is None or row.distance is None:
+        return ""
+    digits = 2 if row.distance >= 1 else 4
+    spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
+    return f"{row.distance:.{digits}f}{spread}"
+
+
+def _beside(row, paper):
+    known = paper.fid.get(row.label, {}).get(row.steps)
+    theirs = [known.value, known.basis, f"{row.distance - known.value:+.2f}"] if known and row.distance else [""] * 3
+    return [row.label, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
+
+
+def _entry(cell):
+    return {"cell": cell.name, "label": cell.label}
+
+
+def tidy(cell, record, row):
+    """A line of cells.csv: what is compared first, then everything in the record, nested keys joined by dots."""
+    frechet = record["frechet"] or {}
+    first = {
+        "label": cell.label,
+        "method": record["method"],
+        "profile": record["profile"],
+        "steps": record["steps"],
+        "nfe": record["nfe"],
+        "seed": record["seed"],
+        "images": record["images"],
+        "distance": frechet.get("value"),
+        "error": frechet.get("error"),
+        "seeds": row.seeds,
+        "mean_over_seeds": row.distance,
+        "deviation_over_seeds": row.deviation,
+        "seconds": record["seconds"],
+        "images_per_second": record["images_per_second"],
+    }
+    return first | {name: value for name, value in _flat(record) if name not in first}
+
+
+def _flat(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif not prefix.startswith("identity"):
+            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
+
+
+def _save_csv(path, lines):
+    columns = dict.fromkeys(name for line in lines for name in line)
+    with aside(path) as file, open(file, "w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, columns)
+        writer.writeheader()
+        writer.writerows(lines)
