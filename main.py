@@ -88,7 +88,7 @@ def parser():
     add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
     add("--total_num", metavar="K", help="number of images")
     add("--keep", metavar="K", help="images left as files, the first (default all; reproduce: 16)")
-    add("--batch_size", metavar="B", help="images a network call")
+    add("--batch_size", metavar="B", help="images a network call, or auto: what the memory takes")
     add("--precision", metavar="P", help="of the network: fp32, tf32, bf16; default auto, bf16 where it is fast")
     add("--compile", action="store_true", default=None, help="compile the network: a minute once, then faster")
     add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from config.errors import InputError
 from runner.features import EXTRACTORS
@@ -18,6 +28,11 @@ from runner.schedule import TYPES
 FOLDER = Path(__file__).parent
 
 Positive = Annotated[int, Field(ge=1)]
+Batch = Annotated[
+    Positive,
+    WrapValidator(lambda value, whole: value if value == "auto" else whole(value)),
+    PlainSerializer(lambda value: value),
+]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Widths = Annotated[list[Positive], Field(min_length=1)]
@@ -190,7 +205,7 @@ class SampleSection(Section):
     atol: Annotated[float, Field(gt=0)] | None = key(None, "PF: absolute tolerance, default 1e-5")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of the noise of every image")
     total_num: Positive = key(1000, "number of images")
-    batch_size: Positive = key(128, "images a network call")
+    batch_size: Batch = key(128, "images a network call; auto: what the memory takes")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
         "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
     )

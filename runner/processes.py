@@ -36,13 +36,17 @@ class Processes:
         """Until all processes are here."""
         self.total(torch.zeros(1))
 
-    def total(self, tensor):
+    def total(self, tensor, operation=dist.ReduceOp.SUM):
         """The sum of a tensor over all processes, on the CPU."""
         if self.size == 1:
             return tensor.cpu()
         tensor = tensor.to(self.device, copy=True)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, operation)
         return tensor.cpu()
+
+    def least(self, tensor):
+        """The least of a tensor over all processes, on the CPU."""
+        return self.total(tensor, dist.ReduceOp.MIN)
 
     def counter(self, name):
         """add(n) → the sum of all that any process has added under this name; none waits for another.

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from config.errors import InputError
 from config.files import aside, save_json
+from config.schema import with_sample
 from dataset import decode
 from model import checkpoint, diffusers, load_model
-from model.engine import Engine, resolve
+from model.engine import Engine, largest_batch, resolve
 from runner.fid import Measurement, describe
 from runner.method import METHODS, NotFinite, solve, trajectory
 from runner.processes import processes
@@ -38,6 +39,7 @@ from runner.schedule import Schedule
 
 ROOT = Path(__file__).parent.parent
 GRID = 100  # images in grid.png
+AHEAD = {"cuda": 1}  # batches that a device is given before the one asked for
 
 
 def run(experiment, device, folder, timeout=None):
@@ -47,8 +49,12 @@ def run(experiment, device, folder, timeout=None):
     one waits for another. Raises InputError before anything is written if it cannot be done.
     """
     with processes(device, timeout) as team:
-        sampler = Sampler(experiment, team)
         folder = Path(folder)
+        loaded = load_network(experiment, team.device)
+        if experiment.Sample.batch_size == "auto":
+            size = fitting(experiment, loaded[0], folder, team)
+            experiment = with_sample(experiment, "--batch_size", batch_size=size)
+        sampler = Sampler(experiment, team, loaded)
         total = experiment.Sample.total_num
         if record := finished(folder, sampler.identity, experiment):
             if team.first:
@@ -59,6 +65,15 @@ def run(experiment, device, folder, timeout=None):
         with progress_bar(sum(map(len, sampler.batches(total))), team) as bar:
             record = complete(sampler, folder, measurement, bar)
         return record and report(record, folder)
+
+
+def fitting(experiment, network, folder, team):
+    """The batch size that `auto` stands for: that of the images in `folder`, else what fits every process's memory."""
+    if (held := held_identity(folder)) is not None:
+        return held["batch_size"]
+    data = experiment.Dataset
+    size = largest_batch(network, (data.channels, data.image_size, data.image_size), team.device)
+    return int(team.least(torch.tensor(size)))
 
 
 def measurement_of(experiment, team):
@@ -150,30 +165,44 @@ class Sampler:
     def images(self, target, batches, bar):
         """(ids, uint8 images) of `batches`: read where `target` has the whole batch, else made.
 
-        At least one batch is made, since the record's number of network calls is counted, not computed.
+        At least one batch is made, since the record's number of network calls is counted, not computed. A GPU is
+        given the next batch before the last one is asked for, so that it never waits for files.
         """
         size = self.experiment.Sample.batch_size
+        ahead, under_way = AHEAD.get(self.device.type, 0), deque()
         for ids in batches:
             if target.has(ids) and (ids is not batches[-1] or self.made):
-                yield ids, target.read(ids)
+                under_way.append((ids, lambda ids=ids: target.read(ids)))
             else:
-                yield ids, self.make(range(ids.start, ids.start + size), bar)[: len(ids)]
+                under_way.append((ids, self.make(range(ids.start, ids.start + size), len(ids), bar)))
+            while len(under_way) > (ahead if ids is not batches[-1] else 0):
+                done, images = under_way.popleft()
+                yield done, images()
 
-    def make(self, ids, bar=None):
-        """Images `ids` as uint8 (n, C, H, W) on the CPU."""
+    def make(self, ids, count, bar=None):
+        """Begin to make images `ids`; returns a function that waits for the first `count`, uint8 (n, C, H, W)."""
 
         def watch(step, state):
             if bar is not None:
                 bar.set_postfix_str(f"step {step}" + (f"/{self.steps}" if self.steps else ""))
             self.nfe = state.nfe
 
-        try:
-            images = generate(self.experiment, self.network, self.schedule, ids, self.device, watch)
-        except NotFinite as error:
-            raise InputError(f"{self.path}: {error}, images {ids.start} to {ids.stop - 1}") from None
+        def images():
+            with self._named(ids):
+                return finish()[:count]
+
+        with self._named(ids):
+            finish = launch(self.experiment, self.network, self.schedule, ids, self.device, watch)
         self.calls += self.nfe * len(ids)
         self.made += len(ids)
         return images
+
+    @contextlib.contextmanager
+    def _named(self, ids):
+        try:
+            yield
+        except NotFinite as error:
+            raise InputError(f"{self.path}: {error}, images {ids.start} to {ids.stop - 1}") from None
 
     def record(self, total, calls, made, seconds, measurement):
         """What is written to result.json; `made` images took `calls` network calls and `seconds`."""
@@ -226,24 +255,43 @@ def precision_of(experiment, device):
     return resolve(s.precision, device, smooth=not METHODS[s.method].options)
 
 
-@torch.inference_mode()
-def generate(experiment, network, schedule, ids, device, watch=lambda step, state: None):
-    """Images `ids` of an experiment, by any network: uint8 (n, C, H, W) on the CPU; `watch` sees every state.
+def generate(experiment, network, schedule, ids, device):
+    """Images `ids` of an experiment, by any network: uint8 (n, C, H, W) on the CPU.
 
     Raises NotFinite when the network returns NaN or infinity, with the step it began at.
+    """
+    return launch(experiment, network, schedule, ids, device)()
+
+
+@torch.inference_mode()
+def launch(experiment, network, schedule, ids, device, watch=lambda step, state: None):
+    """Begin what `generate` does, and return a function that ends it; `watch` sees every state.
+
+    On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
     """
     data, s = experiment.Dataset, experiment.Sample
     x = torch.from_numpy(noise(s.seed, ids, (data.channels, data.image_size, data.image_size))).to(device)
     states = solve(s.method, network, x, schedule, s.sample_speed, s.profile, **solver_options(experiment))
     finite, times = [], []
     for step, state in enumerate(states, 1):
-        finite.append(state.x.isfinite().all())  # looked at once, at the end: looking waits for the device
+        finite.append(state.x.isfinite().all())
         times.append(state.t)
         watch(step, state)
-    if not torch.stack(finite).all():
-        step = finite.index(False)
-        raise NotFinite(f"ε is not finite from step {step + 1} of {len(finite)} on (to t = {times[step]:g})")
-    return decode(state.x.cpu(), data)
+    finite, images = torch.stack(finite), decode(state.x, data)
+    queued = torch.cuda.Event() if device.type == "cuda" else None
+    finite, images = (v.to("cpu", non_blocking=queued is not None) for v in (finite, images))
+    if queued:
+        queued.record()
+
+    def finish():
+        if queued:
+            queued.synchronize()
+        if not finite.all():
+            step = finite.tolist().index(False)
+            raise NotFinite(f"ε is not finite from step {step + 1} of {len(finite)} on (to t = {times[step]:g})")
+        return images
+
+    return finish
 
 
 class Folder:

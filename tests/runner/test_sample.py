@@ -20,6 +20,7 @@ import main
 from config.schema import load
 from dataset import open_dataset
 from model import checkpoint
+from model.engine import resolve
 from runner.metric import frechet_distance
 from runner.random import generator, noise
 
@@ -56,7 +57,7 @@ def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
     assert record["checkpoint"]["sha256"] == hashlib.sha256(tiny.model.read_bytes()).hexdigest()
     assert record["images_per_second"] == pytest.approx(12 / record["seconds"], rel=0.01)  # three batches of 4
     assert record["config"]["Model"]["ch"] == 32
-    assert record["precision"] == "fp32"
+    assert record["precision"] == resolve("auto", torch.device("cpu"))
     assert record["versions"]["torch"] == torch.__version__
     assert record["frechet"]["images"] == 10
     assert record["frechet"]["features"] == "pixels"
@@ -93,7 +94,7 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
 @pytest.mark.parametrize("method", ["F-PNDM", "PF"])
 def test_images_do_not_depend_on_the_batch_size_beyond_rounding(tiny, cli, tmp_path, method):
     for size in (1, 3, 10):
-        cli(*tiny.flags(tmp_path / str(size), "--method", method, "--batch_size", size))
+        cli(*tiny.flags(tmp_path / str(size), "--method", method, "--batch_size", size, "--precision", "fp32"))
     for size in (1, 3):
         assert np.abs(images(tmp_path / str(size)) - images(tmp_path / "10")).max() <= 1
 
@@ -275,3 +276,21 @@ def test_a_target_below_a_file_is_named(tiny, cli, tmp_path):
         status, _, err = cli(*tiny.flags(target))
         assert (status, err.count("\n")) == (2, 1)
         assert "ot a" in err
+
+
+def test_batches_begun_ahead_are_the_same_images(tiny, cli, tmp_path, monkeypatch):
+    """As on a GPU, which is given the next batch before the last one is asked for."""
+    cli(*tiny.flags(tmp_path / "run"))
+    monkeypatch.setattr("runner.sample.AHEAD", {"cpu": 1})
+    cli(*tiny.flags(tmp_path / "ahead"))
+    assert np.array_equal(images(tmp_path / "run"), images(tmp_path / "ahead"))
+
+
+def test_automatic_batch_size_is_kept_by_the_folder(tiny, cli, tmp_path, monkeypatch):
+    flags = tiny.flags(tmp_path / "run", "--batch_size", "auto", "--features", "none")
+    assert cli(*flags)[0] == 0
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["config"]["Sample"]["batch_size"] == 64
+    monkeypatch.setattr("runner.sample.largest_batch", lambda *_: 2)
+    assert cli(*flags, "--total_num", 12)[:2] != (2, "")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["Sample"]["batch_size"] == 64

@@ -242,7 +242,7 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     with safe_open(tmp_path / "run" / "best.safetensors", "pt") as file:
         assert json.loads(file.metadata()["record"])["step"] == best
     assert state(tmp_path / "run")["best"] == pytest.approx(values[best], rel=1e-6)
-    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30]
+    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30, "--precision", "fp32"]
     assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
     record = json.loads((tmp_path / "images" / "result.json").read_text())
     assert record["frechet"]["value"] == pytest.approx(values[best], rel=1e-5)

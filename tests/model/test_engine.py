@@ -1,0 +1,142 @@
+"""The engine changes how fast a network is, not what it says."""
+
+import copy
+import shutil
+
+import published
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.errors import InputError
+from model import engine, load_model
+from model.blocks import GroupNorm
+from model.engine import Engine, largest_batch, resolve
+from runner.method import solve
+from runner.schedule import Schedule
+
+CPU = torch.device("cpu")
+SMALL = [name for name in published.MANIFEST if "small" in name]
+
+
+def network(name="ddim_small"):
+    return load_model(published.section(name), published.weights(name))
+
+
+def difference(eps, reference):
+    """Root-mean-square difference, as a share of the reference's deviation."""
+    return ((eps - reference).square().mean().sqrt() / reference.std()).item()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_float32_is_the_same(name):
+    reference = published.evaluate(network(name))
+    assert difference(published.evaluate(Engine(network(name), CPU)), reference) < 1e-5
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_differs_by_its_rounding(name):
+    reference = published.evaluate(network(name))
+    eps = published.evaluate(Engine(network(name), CPU, "bf16"))
+    assert eps.dtype == torch.float32 and eps.is_contiguous()
+    assert 1e-5 < difference(eps, reference) < 0.03
+
+
+def test_the_ends_of_the_network_keep_float32():
+    """x is not rounded: two inputs that bfloat16 cannot tell apart are told apart."""
+    run = Engine(network(), CPU, "bf16")
+    x = published.noise(1, 16)
+    with torch.inference_mode():
+        one, other = (run(v, torch.tensor([0.0])) for v in (x, (x.bfloat16().float())))
+    assert not torch.equal(one, other)
+    assert len(one.unique()) > len(one.bfloat16().unique())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_time_for_all_images_is_embedded_once(precision):
+    run = Engine(network(), CPU, precision)
+    x = published.noise(3, 16)
+    with torch.inference_mode():
+        once, each = run(x, torch.tensor([640.5]).expand(3)), run(x, torch.full((3,), 640.5))
+    assert difference(once, each) < {"fp32": 1e-5, "bf16": 0.01}[precision]
+
+
+def test_the_state_stays_float32():
+    run = Engine(network(), CPU, "bf16")
+    with torch.inference_mode():
+        states = list(solve("F-PNDM", run, published.noise(2, 16), Schedule(), 4))
+    assert {state.x.dtype for state in states} == {torch.float32}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([32, 64, 96]), st.integers(2, 9), st.integers(2, 9), st.floats(-3, 3))
+def test_group_norm_does_not_depend_on_the_layout(n, channels, height, width, mean):
+    norm = GroupNorm(channels, 1e-6)
+    torch.manual_seed(channels)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = mean + torch.randn(n, channels, height, width)
+    with torch.inference_mode():
+        found = norm(x.contiguous(memory_format=torch.channels_last))
+        wanted = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), 1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - wanted).abs().max() < 2e-5 * (1 + wanted.abs().max())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled(tiny):
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([500.0]).expand(4)
+    run = Engine(copy.deepcopy(tiny.network), CPU, compile=True)
+    with torch.inference_mode():
+        first = run(x, t)
+        assert torch.allclose(first, tiny.network(x, t), atol=1e-5)
+        kept = first.clone()
+        run(-x, t)
+    assert torch.equal(first, kept), "a result is not overwritten by the next call"
+
+
+def test_no_compiler(monkeypatch, tiny, cli, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--compile"))
+    assert (status, err) == (2, "main.py: --compile: needs a C++ compiler, and there is no no-such-compiler\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_which_precision_auto_is(monkeypatch):
+    for able, wanted in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(engine, "has_bfloat16", lambda device, able=able: able)
+        assert resolve("auto", CPU) == wanted
+        assert resolve("auto", CPU, smooth=False) == "fp32"
+        assert resolve("bf16", CPU, smooth=False) == "bf16"
+    with pytest.raises(InputError, match="tf32 needs an NVIDIA GPU; cpu can do fp32 and bf16"):
+        resolve("tf32", CPU)
+
+
+def test_adaptive_methods_are_not_given_bfloat16(tiny, cli, tmp_path):
+    import json
+
+    flags = ["--method", "PF", "--rtol", "0.1", "--atol", "0.1", "--features", "none", "--total_num", 1]
+    assert cli(*tiny.flags(tmp_path / "run", *flags))[0] == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(("free", "wanted"), [(100, 4), (1, 1), (10**9, 64)])
+def test_batches_that_fit(monkeypatch, free, wanted):
+    """Each image takes 10 of `free` units, of which half may be used."""
+    peak = [1000]
+
+    def call(x, t):
+        peak.append(max(*peak, 1000 + 10 * len(x)))
+
+    monkeypatch.setattr(engine, "_free", lambda device: free)
+    monkeypatch.setattr(engine, "_peak", lambda device: peak[-1])
+    size = largest_batch(call, (1, 8, 8), CPU)
+    assert size == wanted or 10 * size <= free / 2 < 20 * size
+
+
+def test_memory_is_measured():
+    assert 2**20 < engine._free(CPU) < 2**50
+    before = engine._peak(CPU)
+    torch.ones(before // 4 + 2**26).sum()
+    assert engine._peak(CPU) >= before + 2**26
