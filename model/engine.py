@@ -68,11 +68,11 @@ def largest_batch(network, shape, device, most=None):
     at most `most`, by default 512 on a GPU and 64 on a CPU, beyond which nothing is gained.
     """
     most = most or (64 if device.type == "cpu" else 512)
-    free, before = _free(device) / 2, _peak(device)
+    free, before = _free(device) / 2, peak(device)
     size = 1
     while True:
         network(torch.zeros(size, *shape, device=device), torch.zeros(1, device=device).expand(size))
-        if 2 * size > most or 2 * (_peak(device) - before) > free:
+        if 2 * size > most or 2 * (peak(device) - before) > free:
             return size
         size *= 2
 
@@ -85,8 +85,8 @@ def _free(device):
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _peak(device):
-    """Bytes that this process has held at most."""
+def peak(device):
+    """Bytes that this process has held at most (on a GPU: there)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

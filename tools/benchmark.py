@@ -2,6 +2,10 @@
 
     python tools/benchmark.py frechet --json frechet.json
     python tools/benchmark.py sampling --images 1000 --steps 50
+    python tools/benchmark.py network --config ddim_cifar10.yml --batch 16 --steps 4
+    python tools/benchmark.py features --images 200
+    python tools/benchmark.py precision --images 1000
+    python tools/benchmark.py profile --config ddim_cifar10.yml --batch 16
 
 Each benchmark prints a table and, with --json FILE, writes its figures and what they were measured on.
 """
@@ -104,6 +108,293 @@ def sampling(args):
     return {"images": args.images, "steps": args.steps, "rounds": rounds, "outside": outside}
 
 
+def network(args):
+    """This project, a plain float32 loop of the same network, and diffusers' PNDM pipeline loop, on the same weights.
+
+    The weights are random. The plain loop stands for the released code: float32, channels first, a time for every
+    image, every intermediate image moved to the CPU. Each round runs all three one after the other, and a product of
+    two square matrices in bfloat16 and in float32, whose rate is what FLOP/s are a share of.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from main import device
+
+    where = device("auto")
+    contenders = _contenders(args, where)
+    x, t = torch.randn(args.batch, *_shape(args.config), device=where), torch.full((args.batch,), 500.0, device=where)
+    with torch.inference_mode():
+        eps = {name: network(x, t).float() for name, (_, network) in contenders.items()}
+        with FlopCounterMode(display=False) as counter:
+            contenders["plain"][1](x, t)
+        flops = counter.get_total_flops()
+        rounds = []
+        for _ in range(args.repeat):
+            found = {}
+            for name, (loop, network) in contenders.items():
+                seconds, inside = _time_loop(loop, network, x, args.steps, where)
+                found[name] = {"calls_per_second": len(inside) / seconds, "outside": 1 - sum(inside) / seconds}
+            for dtype in (torch.bfloat16, torch.float32):
+                found[f"product_{str(dtype)[6:]}"] = _product_rate(dtype, where)
+            rounds.append(found)
+    product = statistics.median(r["product_bfloat16"] for r in rounds)
+    product = {name: statistics.median(r[name] for r in rounds) for name in ("product_bfloat16", "product_float32")}
+    print(
+        f"{args.config}, batch {args.batch}, {flops / args.batch / 1e9:.3g} GFLOP an image and call; matrix product: "
+        "{product_bfloat16:.3g} FLOP/s in bfloat16, {product_float32:.3g} in float32".format(**product)
+    )
+    print(f"{'':16}  calls/s  images/s   TFLOP/s  of bf16   ratio  outside  memory MiB  rms to plain")
+    table = {}
+    for name in contenders:
+
+        def median(of, name=name):
+            return statistics.median(of(r[name], r) for r in rounds)
+
+        row = table[name] = {
+            "calls_per_second": median(lambda mine, r: mine["calls_per_second"]),
+            "images_per_second": median(lambda mine, r: mine["calls_per_second"] * args.batch / CALLS),
+            "flops": median(lambda mine, r: mine["calls_per_second"] * flops),
+            "share_of_product": median(lambda mine, r: mine["calls_per_second"] * flops / r["product_bfloat16"]),
+            "ratio": median(lambda mine, r: mine["calls_per_second"] / r["plain"]["calls_per_second"]),
+            "outside": median(lambda mine, r: mine["outside"]),
+            "peak_bytes": _peak_of(name, args, where),
+            "rms_to_plain": float((eps[name] - eps["plain"]).square().mean().sqrt() / eps["plain"].std()),
+        }
+        print(
+            f"{name:16}{row['calls_per_second']:9.3f}{row['images_per_second']:10.4f}{row['flops'] / 1e12:10.3f}"
+            f"{100 * row['share_of_product']:8.0f}%{row['ratio']:8.2f}{100 * row['outside']:8.2f}%"
+            f"{row['peak_bytes'] / 2**20:12,.0f}{row['rms_to_plain']:14.1e}"
+        )
+    print(f"images/s: at {CALLS} calls an image, those of F-PNDM in 50 steps; ratio: to the plain loop")
+    return {"config": args.config, "batch": args.batch, "flops": flops, "rounds": rounds, "table": table}
+
+
+CALLS = 59  # of F-PNDM in 50 steps
+
+
+def _shape(config):
+    from config.schema import load
+
+    data = load(config).Dataset
+    return data.channels, data.image_size, data.image_size
+
+
+def _contenders(args, where):
+    """name → (loop(network, x, steps), network(x, t) → ε) of each contender."""
+    import torch
+    from diffusers import PNDMScheduler, UNet2DModel
+
+    from config.schema import load
+    from model import load_model
+    from model.engine import Engine, resolve
+    from model.unet import settings_of
+    from runner.method import phi, solve
+    from runner.schedule import Schedule
+
+    section, schedule = load(args.config).Model, Schedule()
+    torch.manual_seed(0)
+    theirs = UNet2DModel(**_diffusers_config(settings_of(section), section.image_size)).eval().to(where)
+    weights = {name: value.clone() for name, value in theirs.state_dict().items()}
+    plain = load_model(section, weights, where)
+    engine = Engine(load_model(section, weights), where, resolve(args.precision, where), args.compile)
+
+    def ours(network, x, steps):
+        for _ in solve("DDIM", network, x, schedule, steps):
+            pass
+
+    def released(network, x, steps):
+        times = [k * 1000 // steps for k in reversed(range(steps))]
+        kept = []
+        for t, s in zip(times, [*times[1:], -1], strict=True):
+            eps = network(x, torch.full((len(x),), float(t), device=x.device))
+            x = phi(x, eps, schedule.alpha_cumprod(t), schedule.alpha_cumprod(s))
+            kept.append(x.cpu())
+
+    def diffusers(network, x, steps):
+        scheduler = PNDMScheduler(beta_end=0.02, skip_prk_steps=True)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t), t, x).prev_sample
+
+    return {
+        "here": (ours, engine),
+        "plain": (released, plain),
+        "diffusers": (diffusers, lambda x, t: theirs(x, t).sample),
+    }
+
+
+def _diffusers_config(s, size):
+    """The arguments of diffusers' UNet2DModel for a DDIM network's settings."""
+    levels = range(len(s.multipliers))
+    kinds = ["Attn" if level in s.attention else "" for level in levels]
+    return {
+        "sample_size": size,
+        "in_channels": s.in_channels,
+        "out_channels": s.out_channels,
+        "block_out_channels": tuple(s.channels * m for m in s.multipliers),
+        "layers_per_block": s.num_res_blocks,
+        "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
+        "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        "attention_head_dim": None,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "norm_eps": s.norm_eps,
+    }
+
+
+def _time_loop(loop, network, x, steps, where):
+    """(seconds of the loop, seconds of each network call)."""
+    import torch
+
+    inside = []
+
+    def now():
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(x, t):
+        start = now()
+        eps = network(x, t)
+        inside.append(now() - start)
+        return eps
+
+    start = now()
+    loop(timed, x, steps)
+    return now() - start, inside
+
+
+def _product_rate(dtype, where, repeat=3):
+    """FLOP/s of a product of two square matrices, the best of `repeat`."""
+    import torch
+
+    side = 8192 if where.type == "cuda" else 4096
+    a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
+    best = 0
+    for _ in range(repeat + 1):
+        _, (seconds,) = _time_loop(lambda product, a, b: product(a, b), torch.matmul, a, b, where)
+        best = max(best, 2 * side**3 / seconds)
+    return best
+
+
+def _peak_of(name, args, where):
+    """Bytes that a process which runs that contender alone holds at most (on a GPU: there)."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=_measure_peak, args=(name, vars(args) | {"function": None}, where, queue))
+    process.start()
+    process.join()
+    return queue.get()
+
+
+def _measure_peak(name, args, where, queue):
+    import torch
+
+    from model.engine import peak
+
+    args = argparse.Namespace(**args)
+    loop, network = _contenders(args, where)[name]
+    with torch.inference_mode():
+        loop(network, torch.randn(args.batch, *_shape(args.config), device=where), 1)
+    queue.put(peak(where))
+
+
+def features(args):
+    """Images a second through pytorch-fid's Inception, with random weights, from uint8 images of 32×32."""
+    import tempfile
+    from unittest import mock
+
+    import torch
+    from pytorch_fid import inception
+
+    from main import device
+    from runner.features import EXTRACTORS
+
+    where = device("auto")
+    with (
+        mock.patch.object(torch.nn.Module, "load_state_dict"),
+        mock.patch.object(inception, "load_state_dict_from_url"),
+    ):
+        weights = inception.fid_inception_v3().state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.pth"
+        torch.save(weights, file)
+        extractor = EXTRACTORS["inception"]((3, 32, 32), where, file)
+    images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
+    extractor(images[:50])
+    rates = [args.images / _timed(extractor, images)[0] for _ in range(args.repeat)]
+    print(f"{statistics.median(rates):.1f} images/s, the median of {', '.join(f'{rate:.1f}' for rate in rates)}")
+    return {"images": args.images, "images_per_second": rates}
+
+
+def precision(args):
+    """How far bfloat16 takes images and distances from float32, for the methods at several steps, on the digits.
+
+    The same noise in both; rms in grey levels of 255, before rounding; distances with their jackknife errors.
+    """
+    import torch
+
+    from config.schema import load, with_sample
+    from main import device
+    from runner import sample
+    from runner.fid import Measurement
+    from runner.processes import Processes
+
+    where = device("auto")
+    measurement = Measurement.of(load("digits.yml"), where)
+    rows = []
+    print(f"{'method':8}{'steps':>6}{'rms':>7}{'float32':>18}{'bfloat16':>18}")
+    for method in ("DDIM", "S-PNDM", "F-PNDM", "FON"):
+        for steps in (10, 50, 250):
+            images, distance = {}, {}
+            for name in ("fp32", "bf16"):
+                values = {"method": method, "sample_speed": steps, "precision": name, "total_num": args.images}
+                experiment = with_sample(load("digits.yml"), "precision", **values)
+                sampler = sample.Sampler(experiment, Processes(where))
+                measurement.reset()
+                made = []
+                for ids in sampler.batches(args.images):
+                    made.append(sampler.make(ids, len(ids))())
+                    measurement.update(ids, made[-1])
+                images[name], card = torch.cat(made), measurement.card()
+                distance[name] = {"value": card["value"], "error": card["standard_error"]}
+            rms = float((images["fp32"].double() - images["bf16"].double()).square().mean().sqrt())
+            rows.append({"method": method, "steps": steps, "rms": rms} | distance)
+            shown = "".join(f"{d['value']:11.4f} ± {d['error']:.4f}" for d in distance.values())
+            print(f"{method:8}{steps:6}{rms:7.2f}{shown}", flush=True)
+    return {"images": args.images, "rows": rows}
+
+
+def profile(args):
+    """Where the time of one network call goes, operator by operator (torch.profiler)."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    from main import device
+
+    where = device("auto")
+    loop, network = _contenders(args, where)["here"]
+    x = torch.randn(args.batch, *_shape(args.config), device=where)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")
+    with torch.inference_mode():
+        loop(network, x, 2)
+        with torch.profiler.profile(activities=activities) as profiler:
+            loop(network, x, args.repeat)
+    order = "self_cuda_time_total" if where.type == "cuda" else "self_cpu_time_total"
+    averages = profiler.key_averages()
+    attribute = order.replace("cuda", "device") if where.type == "cuda" else order
+    total = sum(getattr(event, attribute) for event in averages)
+    rows = []
+    for event in sorted(averages, key=lambda event: -getattr(event, attribute))[:12]:
+        share = getattr(event, attribute) / total
+        rows.append({"operator": event.key, "share": share, "calls": event.count / args.repeat})
+        print(f"{event.key:45}{100 * share:7.1f} %{event.count / args.repeat:7.0f} times a call")
+    return {"config": args.config, "batch": args.batch, "milliseconds": total / args.repeat / 1000, "rows": rows}
+
+
 def _pytorch_fid():
     """pytorch-fid's function; for SciPy from 1.18 on, whose `sqrtm` lacks `disp`, with that argument put back."""
     from inspect import signature
@@ -156,9 +447,18 @@ def main(argv=None):
         for name, (default, meaning) in options.items():
             text = f"{meaning} (default {default})"
             command.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
+        return command
 
     benchmark(frechet, dimension=(2048, "of the features"), images=(10_000, "that the moments are of"))
     benchmark(sampling, images=(1000, "to make"), steps=(50, "of the method"))
+    benchmark(features, images=(200, "to describe"))
+    benchmark(precision, images=(1000, "for each method, steps and precision"))
+    batch = {"batch": (16, "images a network call")}
+    for function, more in ((network, {"steps": (4, "network calls of a round")}), (profile, {})):
+        command = benchmark(function, **batch, **more)
+        command.add_argument("--config", default="ddim_cifar10.yml", metavar="NAME.yml", help="a DDIM network")
+        command.add_argument("--precision", default="auto", choices=("auto", "fp32", "tf32", "bf16"))
+        command.add_argument("--compile", action="store_true", help="compile the network of this project")
     args = parser.parse_args(argv)
     figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
     if args.json:
