@@ -62,16 +62,17 @@ def frechet(args):
 def sampling(args):
     """The share of a sampling run that is not spent in the network: noise, steps, PNG files, statistics, record.
 
-    On the bundled digits network, by F-PNDM. The run is that of `--runner sample`, from its first batch to its last
-    file; loading the network and the reference come before it.
+    By F-PNDM, on the bundled digits network, or on random weights and without statistics. The run is that of
+    `--runner sample`, from its first batch to its last file; loading the network and the reference come before it.
     """
     import tempfile
 
     import torch
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-    from config.schema import load
+    from config.schema import load, with_sample
     from main import device
+    from model import checkpoint, load_model
     from model.unet import UNet
     from runner import sample
 
@@ -92,12 +93,17 @@ def sampling(args):
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     values = {"total_num": args.images, "sample_speed": args.steps, "method": "F-PNDM"}
-    experiment = load("digits.yml", {f"Sample.{name}": (f"--{name}", value) for name, value in values.items()})
-    rounds = []
+    values |= {"batch_size": args.batch} if args.batch else {}
+    experiment, rounds = load(args.config), []
     for _ in range(args.repeat):
         inside.clear()
         with tempfile.TemporaryDirectory() as folder:
-            record = sample.run(experiment, where, Path(folder) / "run")
+            if args.config != "digits.yml":
+                torch.manual_seed(0)
+                path = Path(folder) / "random.safetensors"
+                checkpoint.save(path, load_model(experiment.Model).state_dict(), {"weights": "random"})
+                values |= {"model_path": str(path), "features": "none"}
+            record = sample.run(with_sample(experiment, "benchmark", **values), where, Path(folder) / "run")
         share = 1 - sum(inside) / record["seconds"]
         rounds.append({name: record[name] for name in ("seconds", "images_per_second", "nfe")} | {"outside": share})
         print(f"{record['seconds']:.2f} s, {100 * share:.2f} % outside the network")
@@ -105,7 +111,7 @@ def sampling(args):
         hook.remove()
     outside = statistics.median(r["outside"] for r in rounds)
     print(f"median {100 * outside:.2f} % outside the network")
-    return {"images": args.images, "steps": args.steps, "rounds": rounds, "outside": outside}
+    return {"config": args.config, "steps": args.steps, "rounds": rounds, "outside": outside}
 
 
 def network(args):
@@ -450,7 +456,9 @@ def main(argv=None):
         return command
 
     benchmark(frechet, dimension=(2048, "of the features"), images=(10_000, "that the moments are of"))
-    benchmark(sampling, images=(1000, "to make"), steps=(50, "of the method"))
+    command = benchmark(sampling, images=(1000, "to make"), steps=(50, "of the method"))
+    command.add_argument("--config", default="digits.yml", metavar="NAME.yml", help="the network (default digits.yml)")
+    command.add_argument("--batch", type=positive, metavar="N", help="images a network call (default the experiment's)")
     benchmark(features, images=(200, "to describe"))
     benchmark(precision, images=(1000, "for each method, steps and precision"))
     batch = {"batch": (16, "images a network call")}
