@@ -245,8 +245,14 @@ def load(name, overrides=None):
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from None
+    return validate(tree, path, overrides)
+
+
+def validate(tree, path, overrides=None):
+    """An `Experiment` from a dict of sections; `path` and `overrides` as in `load`. Raises InputError."""
     if not isinstance(tree, dict):
         raise InputError(f"{path}: an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")
+    tree = dict(tree)
     flags = {}
     for target, (flag, value) in (overrides or {}).items():
         section, _, name = target.partition(".")
