@@ -96,7 +96,6 @@ class PNDMPipeline:
             self.network.to(self.device)
         return self
 
-    @torch.no_grad()
     def __call__(
         self,
         batch_size: int = 1,
@@ -121,9 +120,10 @@ class PNDMPipeline:
         if callback is not None and not callable(callback):
             raise ValueError(f"callback is {callback!r}, it must be a function of step, t and x")
         x = self._noise(whole("batch_size", batch_size), generator)
-        for step, state in enumerate(solve(method, self._eps, x, self.schedule, num_inference_steps, **options)):
-            if callback:
-                callback(step, state.t, state.x)
+        with torch.no_grad():
+            for step, state in enumerate(solve(method, self._eps, x, self.schedule, num_inference_steps, **options)):
+                if callback:
+                    callback(step, state.t, state.x)
         if not state.x.isfinite().all():
             raise NotFinite(f"the network returned NaN or infinity, with {method} in {num_inference_steps} steps")
         images = _output(self.decode(state.x), output_type)

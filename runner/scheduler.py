@@ -7,9 +7,9 @@ The only module that needs diffusers. A method is a generator that asks for ε (
 answers, one network call a `step`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +19,27 @@ from runner.method import Step, calls, exact_grid, method_named, resume, whole
 from runner.schedule import PREDICTIONS, Schedule, eps_from
 
 try:
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+    from diffusers import ConfigMixin, SchedulerMixin
+    from diffusers.configuration_utils import register_to_config as registered
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 except ModuleNotFoundError as error:
     if error.name != "diffusers":
         raise
     raise ImportError("MethodScheduler needs diffusers, which is not installed: pip install diffusers") from None
 
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+def register_to_config(init: _Init) -> _Init:
+    """diffusers' decorator, which keeps the arguments as `.config`; typed, as it is not there."""
+    return registered(init)
+
+
 # The times of n steps out of N: `solve`'s own, and diffusers' three (Lin et al. 2023, Table 2), rounded as there.
 SPACINGS = {
     "uniform": lambda n, N: exact_grid(n, N)[:-1],
     "leading": lambda n, N: [k * (N // n) for k in reversed(range(n))],
-    "trailing": lambda n, N: [round(N - k * N / n) - 1 for k in range(n)],
+    "trailing": lambda n, N: (np.arange(N, 0, -N / n)[:n].round() - 1).tolist(),
     "linspace": lambda n, N: np.linspace(0, N - 1, n).round()[::-1].tolist(),
 }
 
