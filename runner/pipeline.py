@@ -67,6 +67,8 @@ class PNDMPipeline:
         Raises InputError (a ValueError).
         """
         experiment = None
+        if not isinstance(source, (str, Path)):
+            raise InputError(f"from_pretrained takes a path or a name, not {source!r}")
         if config is None and Path(source).suffix in (".yml", ".yaml"):
             experiment = load(str(source))
             source = experiment.Sample.model_path

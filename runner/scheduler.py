@@ -130,7 +130,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         steps, total = whole("num_inference_steps", steps), self.schedule.diffusion_step
         exact_grid(steps, total)  # raises on a count that cannot be run
         spacing = self.config.timestep_spacing
-        offset = self.config.steps_offset if spacing in ("uniform", "leading") else 0
+        offset = whole("steps_offset", self.config.steps_offset) if spacing in ("uniform", "leading") else 0
         return [t + offset for t in SPACINGS[spacing](steps, total)]
 
     def step(

@@ -29,9 +29,7 @@ def main(argv=None):
     images = pipeline(16, args.steps, generators, "pt", method=args.method).images
 
     # The same without the pipeline: a network is any function of x and t that returns ε.
-    x = torch.cat(
-        [torch.randn(1, 1, 8, 8, generator=generator.manual_seed(i)) for i, generator in enumerate(generators)]
-    )
+    x = torch.cat([torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(16)])
     with torch.inference_mode():
         for state in solve(args.method, pipeline.network, x, pipeline.schedule, args.steps):
             clock = state.t if isinstance(state.t, float) else state.t.max()  # PF: a time for every image

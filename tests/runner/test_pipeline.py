@@ -194,6 +194,7 @@ class TestFromPretrained:
     @pytest.mark.parametrize(
         "source, config, said",
         [
+            (None, "digits.yml", "from_pretrained takes a path or a name, not None"),
             ("nothing.yml", None, "no file nothing.yml"),
             ("nothing.ckpt", "digits.yml", "no file nothing.ckpt"),
             ("model/digits.safetensors", None, "does not say its noise schedule and image size; config= must"),

@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from test_method import last, made_up, mixture
 
 from runner.method import METHODS, phi, solve
@@ -193,6 +194,17 @@ def test_a_run_can_begin_at_every_entry(method, steps):
         assert scheduler.step_index == len(scheduler.timesteps)
         if method != "FON":
             torch.testing.assert_close(end, data, rtol=0, atol=1e-9)
+
+
+def test_where_image_to_image_begins_is_in_the_docs():
+    page = (ROOT / "docs" / "diffusers.md").read_text()
+    for method, name in (("DDIM", "DDIM"), ("S-PNDM", "S-PNDM"), ("F-PNDM", "F-PNDM, FON")):
+        scheduler, cells = MethodScheduler(method=method, timestep_spacing="leading", steps_offset=1), []
+        scheduler.set_timesteps(50)
+        for strength in (0.8, 0.5, 0.3):
+            left = scheduler.timesteps[50 - int(50 * strength) :]
+            cells.append(f"{left[0]}, {len(left)}")
+        assert f"| {name} | {' | '.join(cells)} |" in page.replace("t = ", "").replace(" calls", "")
 
 
 def test_begun_behind_its_start_f_pndm_is_still_ahead_of_ddim():

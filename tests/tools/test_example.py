@@ -10,13 +10,12 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "tools"))
 
 
-@pytest.mark.parametrize("method, last", [("S-PNDM", "t =   -1.0, 6 network calls"), ("PF", "t =    0.0,")])
-def test_example(method, last, tmp_path, capsys):
+def test_example(tmp_path, capsys):
     import example
 
-    example.main(["--method", method, "--steps", "5", "--out", str(tmp_path / "new" / "example.png")])
+    example.main(["--method", "S-PNDM", "--steps", "5", "--out", str(tmp_path / "new" / "example.png")])
     *_, state, difference, _ = capsys.readouterr().out.splitlines()
-    assert state.startswith(last)
+    assert state.startswith("t =   -1.0, 6 network calls")
     assert float(difference.split(": ")[1]) == 0
     assert Image.open(tmp_path / "new" / "example.png").size > (256, 256)
 
