@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config.errors import InputError
 
+PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or this file
 RANK = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
 
 # Which section of the experiment each flag lays itself over, by runner; a flag not named is the runner's own.
@@ -62,7 +63,7 @@ def complain(message):
         except KeyboardInterrupt:
             return 2
         message = f"process {RANK}: {message}"
-    print(f"main.py: {message}", file=sys.stderr)
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
     return 2
 
 
@@ -212,7 +213,7 @@ def main(argv=None):
             return reproduce(args)
         resolved = experiment(args)
         if resolved.Sample.method == "PF" and args.sample_speed and not RANK:
-            print("main.py: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
+            print(f"{PROGRAM}: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
         if args.runner == "sample":
             from runner import sample
 
@@ -232,7 +233,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         if not RANK:
             how = "--restart" if args.runner == "train" else "the same command"
-            print(f"main.py: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
+            print(f"{PROGRAM}: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
         return 130
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
@@ -243,7 +244,8 @@ def main(argv=None):
     return 0
 
 
-if __name__ == "__main__":
+def command():
+    """The installed command `pndm`, and this file when it is run."""
     status = main()
     if "WORLD_SIZE" in os.environ:
         # gloo's threads now and then abort an interpreter that is tearing down, though all its work is done.
@@ -251,3 +253,7 @@ if __name__ == "__main__":
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    command()

@@ -325,6 +325,12 @@ def load(name, overrides=None):
     """
     path = find(name)
     tree = read(path, f"an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")
+    return validate(tree, path, overrides)
+
+
+def validate(tree, path, overrides=None):
+    """An `Experiment` from a dict of sections; `path` and `overrides` as in `load`. Raises InputError."""
+    tree = dict(tree)
     flags = {}
     for target, (flag, value) in (overrides or {}).items():
         section, _, name = target.partition(".")

@@ -59,10 +59,13 @@ def encode(images, section):
     return 2 * x - 1 if section.rescaled else x
 
 
+def to_unit(x, section):
+    """What the network sees (n, C, H, W) → images in [0, 1]."""
+    if section.logit_transform:
+        return torch.sigmoid(x)
+    return ((x + 1) / 2 if section.rescaled else x).clamp(0, 1)
+
+
 def decode(x, section):
     """What the network sees (n, C, H, W) → uint8 images, rounded to the nearest level."""
-    if section.logit_transform:
-        x = torch.sigmoid(x)
-    elif section.rescaled:
-        x = (x + 1) / 2
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+    return (to_unit(x, section) * 255).round().to(torch.uint8)

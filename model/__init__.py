@@ -1,24 +1,36 @@
 """Networks: the one UNet, the published formats it can be read from, closed-form networks."""
 
+from typing import TYPE_CHECKING, Any
 
-def load_model(config, checkpoint=None, device="cpu"):
+if TYPE_CHECKING:
+    import torch
+
+    from model.unet import UNet
+
+
+def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device" = "cpu") -> "UNet":
     """The network of a `Model` section, in evaluation mode on `device`: network(x, t) → ε.
 
-    config: a `Model` section, a dict as in the YAML files (or the validated section). checkpoint: a path, a name on
+    config: a `Model` section, a dict as in the YAML files (or the validated section); None for a checkpoint that
+    says its settings itself (a diffusers folder, a training file of this project). checkpoint: a path, a name on
     the hub, a state dict or training list in any format that `model.checkpoint` knows, or what its `read` returned;
     without one the weights are random. Half precision becomes float32, float64 stays.
     Raises InputError (a ValueError) naming the key, or the first setting or tensors that do not fit.
     """
     import torch
 
+    from config.errors import InputError
     from model.checkpoint import read, state_dict_for
     from model.unet import UNet, settings_of
 
-    settings = settings_of(config)
+    checkpoint = None if checkpoint is None else read(checkpoint)
+    settings = checkpoint and checkpoint.settings if config is None else settings_of(config)
+    if settings is None:
+        raise InputError(f"{checkpoint.name if checkpoint else 'load_model'}: a Model section must say the settings")
     if checkpoint is None:
         network = UNet(settings)
     else:
         with torch.device("meta"):  # no memory, no random weights that the checkpoint would replace
             network = UNet(settings)
-        network.load_state_dict(state_dict_for(network, read(checkpoint)), assign=True)
+        network.load_state_dict(state_dict_for(network, checkpoint), assign=True)
     return network.to(device).eval().requires_grad_(False)

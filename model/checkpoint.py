@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Checkpoint:
     weights: str = "not stated"  # "EMA", "raw" or "not stated"
     path: Path | None = None  # of the file with the tensors
     settings: Settings | None = None  # of the network, where the file or its folder gives them
+    record: dict = field(default_factory=dict)  # sections of an experiment, where the file is this project's own
 
     @property
     def name(self):
@@ -95,7 +96,7 @@ def differences(expected, tensors):
 
 def contrast(theirs, ours):
     """The first setting in which two networks differ, dropout aside; "" when there is none."""
-    for name in (field.name for field in fields(Settings) if field.name != "dropout"):
+    for name in (item.name for item in fields(Settings) if item.name != "dropout"):
         if getattr(theirs, name) != getattr(ours, name):
             return f"its network has {name} {getattr(theirs, name)}, the section {getattr(ours, name)}"
     return ""
@@ -159,7 +160,7 @@ def _read_safetensors(path):
     except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
     settings = None if model is None else _settings_of(model, path)
-    return Checkpoint(tensors, "safetensors", weights, path, settings)
+    return Checkpoint(tensors, "safetensors", weights, path, settings, metadata)
 
 
 def _check_zip(path):
@@ -220,7 +221,7 @@ def unpickle(path, mmap=False):
 
 def _find_weights(content, container, path):
     """The `Checkpoint` in what a file holds."""
-    where, settings = path or container, None
+    where, settings, record = path or container, None, {}
     match content:
         case {"model": model, "ema": {"shadow_params": [*shadow]}} if _is_state(model):
             kind, weights = "score-SDE training checkpoint", "EMA"
@@ -232,7 +233,7 @@ def _find_weights(content, container, path):
         case {"model": _, "ema": tensors, **rest} if _is_state(tensors):
             kind, weights = "training checkpoint", "EMA"
             match rest:
-                case {"experiment": {"Model": model}}:
+                case {"experiment": {"Model": model} as record}:
                     settings = _settings_of(model, where)
         case {"model": tensors} if _is_state(tensors):
             kind, weights = "training checkpoint", "raw"
@@ -249,7 +250,7 @@ def _find_weights(content, container, path):
     tensors = {name: value for name, value in tensors.items() if name not in _BUFFERS}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return Checkpoint(tensors, f"{container}, {kind}", weights, path, settings)
+    return Checkpoint(tensors, f"{container}, {kind}", weights, path, settings, record)
 
 
 _BUFFERS = ("sigmas", "module.sigmas")  # of score-SDE's networks; nothing here uses it

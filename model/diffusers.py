@@ -3,15 +3,17 @@
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from config.errors import InputError
 from config.schema import Positive, Section
 from model.unet import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
+BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
 
 
 class Config(Section):
@@ -47,14 +49,69 @@ class Config(Section):
     num_train_timesteps: int | None = None
 
 
-def settings_of(path):
-    """The `Settings` of a config.json. Raises InputError naming the first feature that the one UNet does not have."""
+class Noise(Section):
+    """scheduler_config.json: what it says of training; how a scheduler samples is no concern of the methods here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    num_train_timesteps: Positive = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: Literal[tuple(BETAS)] = "linear"
+    trained_betas: list[float] | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    rescale_betas_zero_snr: Literal[False] = False
+
+
+class Training(NamedTuple):
+    """How a network was trained: arguments of `Schedule`, what it predicts, (height, width) in pixels if stated."""
+
+    schedule: dict
+    prediction: str
+    size: tuple | None
+
+
+def training_of(weights):
+    """The `Training` of a weights file, by its folder or pipeline; None where that has no scheduler_config.json.
+
+    Raises InputError naming what cannot be read.
+    """
+    places = [weights.parent / name for name in SCHEDULERS] + [weights.parent.parent / SCHEDULERS[1]]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        tree = _object(path)
+        noise = Noise.model_validate(tree)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        raise InputError(f"{path}: {key} is {tree[key]!r}; the methods cannot do that") from None
+    size = _object(weights.with_name("config.json")).get("sample_size")
+    schedule = {
+        "type": BETAS[noise.beta_schedule],
+        "beta_start": noise.beta_start,
+        "beta_end": noise.beta_end,
+        "diffusion_step": noise.num_train_timesteps,
+        "betas": noise.trained_betas,
+    }
+    return Training(schedule, noise.prediction_type, (size, size) if isinstance(size, int) else size)
+
+
+def _object(path):
+    """The JSON object in a file. Raises InputError."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        kind = tree.get("_class_name")
-    except (ValueError, AttributeError, RecursionError):
-        raise InputError(f"{path}: not a JSON object") from None
-    if kind != "UNet2DModel":
+    except (ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return tree
+
+
+def settings_of(path):
+    """The `Settings` of a config.json. Raises InputError naming the first feature that the one UNet does not have."""
+    tree = _object(path)
+    if (kind := tree.get("_class_name")) != "UNet2DModel":
         raise InputError(f"{path}: _class_name is {kind!r}, only 'UNet2DModel' can be read")
     try:
         c = Config.model_validate({key: value for key, value in tree.items() if not key.startswith("_")})
@@ -122,7 +179,7 @@ def is_hub_name(text):
 
 
 def download(name):
-    """The local folder of `owner/name` on the hub: its config.json and weights alone. Raises InputError."""
+    """The local folder of `owner/name` on the hub: weights, config.json, scheduler_config.json. Raises InputError."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -132,7 +189,7 @@ def download(name):
     try:
         for weights in WEIGHTS:
             places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", weights)]
-            folder = Path(snapshot_download(name, allow_patterns=places))
+            folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS]))
             if any(folder.glob(f"**/{weights}")):
                 break
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own

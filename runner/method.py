@@ -12,12 +12,17 @@ arXiv:2202.09778; its Eq. (9) is `phi`, Eqs. (12) and (13) are the combinations,
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runner.schedule import Schedule
 
 PROFILES = ("exact", "published")
 
@@ -47,8 +52,8 @@ class Step(NamedTuple):
 class State(NamedTuple):
     """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far."""
 
-    x: object
-    t: object
+    x: Any
+    t: Any
     nfe: float
 
 
@@ -127,15 +132,15 @@ def runge_kutta(part, x, t, s):
     return (g1 + 2 * g2 + 2 * g3 + g4) / 6, g1
 
 
-def multistep(part, x, grid, order, start):
-    """Algorithm 2: starting steps until `order` − 1 gradients are known, then Adams–Bashforth of that order.
+def multistep(part, x, grid, order, start, starts):
+    """Algorithm 2: `starts` starting steps (order − 1 in the paper), then Adams–Bashforth of that order.
 
     Only the first gradient of a starting step enters the history. A step into clean data (ᾱ = 1) is never a
     starting step, since no ε exists there: it takes Adams–Bashforth of whatever order the history allows.
     """
     history = ()
-    for t, s in pairwise(grid):
-        if len(history) < order - 1 and part.alpha(s) < 1:
+    for number, (t, s) in enumerate(pairwise(grid)):
+        if number < starts and part.alpha(s) < 1:
             gradient, first = yield from start(part, x, t, s)
             history = (first, *history)
         else:
@@ -173,22 +178,27 @@ GRIDS = {"exact": exact_grid, "published": published_grid}
 
 @dataclass(frozen=True)
 class Multistep:
-    """A line of the table in the paper: order of the combination, starting step, transfer part."""
+    """A line of the table in the paper: order of the combination, starting step, transfer part.
+
+    starts: number of starting steps, order − 1 unless a run begins behind some of them (`resume`).
+    """
 
     order: int
     start: Callable | None
     part: type
+    starts: int | None = None
     options = frozenset()
+    adaptive = False
 
-    def trajectory(self, x, schedule, steps, profile):
-        """A generator of queries and steps over `steps` steps; x (n, …) starts at the grid's first time."""
-        grid = GRIDS[profile](steps, schedule.diffusion_step)
+    def trajectory(self, x, schedule, grid, profile):
+        """A generator of queries and steps over the times of `grid`; x (n, …) starts at the first of them."""
         if profile == "exact":
             part = self.part(schedule.alpha_cumprod, lambda t: schedule.log_alpha_cumprod(t, nu=1))
         else:  # ᾱ read one index late and truncated at half steps, so that t = −1 is ᾱ_0
             part_type = PublishedClassical if self.part is Classical else self.part
             part = part_type(lambda t: schedule.alphas_cumprod[int(t) + 1], None)
-        return multistep(part, x, grid, self.order, self.start)
+        starts = self.order - 1 if self.starts is None else self.starts
+        return multistep(part, x, grid, self.order, self.start, starts)
 
 
 @dataclass(frozen=True)
@@ -202,8 +212,9 @@ class Adaptive:
     """
 
     options = frozenset({"rtol", "atol"})
+    adaptive = True
 
-    def trajectory(self, x, schedule, steps, profile, rtol=1e-5, atol=1e-5):
+    def trajectory(self, x, schedule, grid, profile, rtol=1e-5, atol=1e-5):
         total = schedule.diffusion_step
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 < value < math.inf:
@@ -314,27 +325,91 @@ METHODS = {
 }
 
 
-def trajectory(method, x, schedule, steps, profile="exact", **options):
+def method_named(name):
+    """The line of `METHODS` of that name. Raises ValueError."""
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def whole(name, value):
+    """`value` as an int. Raises ValueError, saying what has the value, if it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}, it must be a whole number") from None
+
+
+def trajectory(
+    method: str, x: "Tensor", schedule: "Schedule", steps: int, profile: str = "exact", **options: Any
+) -> Generator[Query | Step, Any, Any]:
     """The generator of queries and steps behind `solve`, for callers that answer the queries themselves.
 
     Arguments and errors are those of `solve`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    line = method_named(method)
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
-    if unknown := set(options) - METHODS[method].options:
+    if unknown := set(options) - line.options:
         raise ValueError(f"method {method} takes no option {', '.join(sorted(unknown))}")
-    try:
-        steps = operator.index(steps)
-    except TypeError:
-        raise ValueError(f"steps is {steps!r}, it must be a whole number") from None
+    steps = whole("steps", steps)
     if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
         raise ValueError(f"x is {x.dtype}, it must be float32 or float64: a state in less loses the method's order")
-    return METHODS[method].trajectory(x, schedule, steps, profile, **options)
+    grid = None if line.adaptive else GRIDS[profile](steps, schedule.diffusion_step)
+    return line.trajectory(x, schedule, grid, profile, **options)
 
 
-def solve(method, network, x, schedule, steps, profile="exact", **options):
+def calls(method, schedule, grid):
+    """The times that a method asks about in each step over `grid`: a list for every step, in order."""
+    import torch  # which `--help` need not wait for
+
+    events = METHODS[method].trajectory(torch.zeros(1, 1, dtype=torch.float64), schedule, grid, "exact")
+    steps, answer = [[]], None
+    while True:
+        try:
+            event = events.send(answer)
+        except StopIteration:
+            return steps[:-1]
+        if isinstance(event, Step):
+            steps.append([])
+            answer = None
+        else:
+            if isinstance(event, Query):
+                steps[-1].append(event.t)
+            answer = event.x
+
+
+def resume(method, x, schedule, grid, done=0):
+    """The trajectory over `grid` from its network call number `done` on, x (n, …) being at the time of that call.
+
+    It makes the calls that the whole trajectory would still make, at the same times. Gradients from before are not
+    known: behind the starting steps Adams–Bashforth begins with order 1, and what is left of a starting step that
+    is begun inside is taken as DDIM steps between the times of its calls.
+    """
+    steps, line = calls(method, schedule, grid), METHODS[method]
+    while done >= len(steps[0]):
+        done -= len(steps[0])
+        steps, grid = steps[1:], grid[1:]
+    if done:
+        for t, s in pairwise([*steps[0][done:], grid[1]]):
+            eps = yield Query(x, t)
+            x = phi(x, eps, schedule.alpha_cumprod(t), schedule.alpha_cumprod(s))
+            yield Step(x, s)
+        steps, grid = steps[1:], grid[1:]
+    if isinstance(line, Multistep):
+        line = replace(line, starts=sum(len(times) > 1 for times in steps))
+    yield from line.trajectory(x, schedule, grid, "exact")
+
+
+def solve(
+    method: str,
+    network: "Callable[[Tensor, Tensor], Tensor]",
+    x: "Tensor",
+    schedule: "Schedule",
+    steps: int,
+    profile: str = "exact",
+    **options: Any,
+) -> Iterator[State]:
     """Run a method from noise x; a generator of `State`s, one a step, of which the last is the result.
 
     method: a name in `METHODS`. network(x, t): x (n, C, H, W), t (n,) in training steps 0 … N−1, returns ε like x.

@@ -11,6 +11,7 @@ import torch
 from config.errors import InputError
 from config.files import aside
 
+Array = np.ndarray | torch.Tensor
 GROUPS = 20  # of the jackknife
 ROWS = 128  # features a group gathers before they enter its matrix, which is then read and written once for all
 EPS = 2.0**-52
@@ -140,7 +141,7 @@ class Moments:
         return cls(mu, sigma, record)
 
 
-def frechet_distance(mu1, sigma1, mu2, sigma2):
+def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½, the squared 2-Wasserstein distance of two Gaussians.
 
     mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64, on a GPU if

@@ -218,7 +218,8 @@ class Trainer:
 
     def _save_average(self, name):
         e = self.experiment
-        metadata = {"weights": "EMA" if e.Train.ema else "raw", "step": self.step, "Model": e.Model.model_dump()}
+        sections = {name: getattr(e, name).model_dump() for name in ("Schedule", "Dataset", "Model")}
+        metadata = {"weights": "EMA" if e.Train.ema else "raw", "step": self.step, **sections}
         checkpoint.save(self.folder / name, self.ema.network.state_dict(), metadata)
 
     def _load(self, files):

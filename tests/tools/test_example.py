@@ -1,0 +1,36 @@
+"""The example runs, and the tool that measures differences finds them."""
+
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+def test_example(tmp_path, capsys):
+    import example
+
+    example.main(["--method", "S-PNDM", "--steps", "5", "--out", str(tmp_path / "new" / "example.png")])
+    *_, state, difference, _ = capsys.readouterr().out.splitlines()
+    assert state.startswith("t =   -1.0, 6 network calls")
+    assert float(difference.split(": ")[1]) == 0
+    assert Image.open(tmp_path / "new" / "example.png").size > (256, 256)
+
+
+def test_differences(monkeypatch, capsys):
+    pytest.importorskip("diffusers")
+    import differences
+
+    rows = {name: (*keys, counts[:1]) for name, (*keys, counts) in differences.ROWS.items()}
+    monkeypatch.setattr(differences, "ROWS", rows)
+    differences.main(["--images", "1"])
+    table = capsys.readouterr().out
+    found = {row[0]: float(row[-1]) for row in (line.strip("| ").split(" | ") for line in table.splitlines()[2:])}
+    none, *others = found.values()
+    assert none < 1e-5
+    assert min(others) > 100 * none
+    page = (ROOT / "docs" / "diffusers.md").read_text()
+    assert re.findall(r"^\| (\S.*?) \| \d", table, re.M) == [name for name in found if f"| {name} |" in page]
