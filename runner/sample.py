@@ -29,8 +29,9 @@ from config.errors import InputError
 from config.files import aside, save_json
 from dataset import decode
 from model import checkpoint, diffusers, load_model
+from runner.events import NotFinite
 from runner.fid import Measurement, describe
-from runner.method import METHODS, NotFinite, solve, trajectory
+from runner.method import METHODS, solve, steps_for, trajectory
 from runner.processes import processes
 from runner.random import noise
 from runner.schedule import Schedule

@@ -63,3 +63,22 @@ class Schedule:
         if np.all(whole == t):
             return np.where(whole < 0, 1.0, self.alphas_cumprod[whole])[()]
         return np.exp(self.log_alpha_cumprod(t))[()]
+
+    def rho(self, t):
+        """ρ = √(1−ᾱ)/√ᾱ, the noise level of x/√ᾱ, at real t (a number or an array of them); 0 at clean data."""
+        alpha = self.alpha_cumprod(t)
+        return ((1 - alpha) / alpha) ** 0.5
+
+    def half_log_snr(self, t):
+        """λ = log(√ᾱ/√(1−ᾱ)) = −log ρ at real t (a number or an array of them); infinite at clean data."""
+        with np.errstate(divide="ignore"):
+            return -np.log(self.rho(t))
+
+    def time(self, half_log_snr):
+        """The t in [−1, N−1] at which λ has a value (a number or an array of them), by bisection to the last bit."""
+        low, high = np.full_like(half_log_snr, -1.0), np.full_like(half_log_snr, self.diffusion_step - 1.0)
+        for _ in range(64):
+            middle = (low + high) / 2
+            above = self.half_log_snr(middle) > half_log_snr
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        return high[()]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from model.analytic import GaussianMixture
-from runner.method import METHODS, NotFinite, Query, Step, phi, solve, trajectory
+from runner.events import NotFinite, Query, Step
+from runner.method import METHODS, solve, trajectory
 from runner.schedule import Schedule
+from runner.transfer import phi
 
 REFERENCE = np.load(DATA / "trajectories.npz")
 LINEAR = Schedule("linear")
