@@ -83,6 +83,7 @@ def _checked(times, total):
     falling = all(a > b for a, b in pairwise(times))
     if len(times) < 2 or not falling or times[0] > total - 1 or times[-2] < 0 or times[-1] < -1:
         raise ValueError(
-            f"times must be two or more, falling, from {total - 1} to 0, and then the end, at most −1 (clean data)"
+            f"times must be two or more and fall, from {total - 1} at most to 0 at least, "
+            "but for the last, which may be down to −1 (clean data)"
         )
     return times

@@ -13,7 +13,7 @@ arXiv:2202.09778; its Eq. (9) is `transfer.phi`, Eqs. (12) and (13) are the comb
 
 import math
 import operator
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -397,6 +397,7 @@ def steps_for(method, nfe, schedule, profile="exact", **options):
     if options.get("times") is not None:
         raise ValueError("nfe and times exclude each other")
     able = counts(schedule.diffusion_step, profile)
+    able = able[: bisect_right(able, nfe) + 1]  # a step spends a call at least
 
     def spent(steps):
         return network_calls(method, schedule, steps, profile, **options)

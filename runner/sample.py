@@ -90,11 +90,7 @@ class Sampler:
         self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
         self.shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
         self.options = solver_options(e)
-        try:
-            trajectory(s.method, torch.zeros(1, *self.shape), self.schedule, s.sample_speed, s.profile, **self.options)
-        except ValueError as error:
-            raise InputError(f"--sample_speed, --profile: {error}") from None
-        self.steps = None if METHODS[s.method].options else s.sample_speed
+        self.steps = check(e, self.schedule)
         self.path = checkpoint_path(s.model_path)
         torch.backends.cudnn.allow_tf32 = False
         source = checkpoint.read(self.path)
@@ -169,6 +165,7 @@ class Sampler:
             "steps": self.steps,
             "nfe": int(nfe) if nfe.is_integer() else nfe,
             "profile": s.profile,
+            "options": self.options,
             "seed": s.seed,
             "images": total,
             "seconds": round(seconds, 3),
@@ -196,8 +193,13 @@ def generate(experiment, network, schedule, ids, device, watch=lambda step, stat
     Raises NotFinite when the network returns NaN or infinity, with the step it began at.
     """
     data, s = experiment.Dataset, experiment.Sample
-    x = torch.from_numpy(noise(s.seed, ids, (data.channels, data.image_size, data.image_size))).to(device)
-    states = solve(s.method, network, x, schedule, s.sample_speed, s.profile, **solver_options(experiment))
+    shape = data.channels, data.image_size, data.image_size
+
+    def draw(stream, step=0):
+        return torch.from_numpy(noise(s.seed, ids, shape, stream, step)).to(device)
+
+    options = solver_options(experiment) | {"noise": lambda step: draw("step", step)}
+    states = solve(s.method, network, draw("sampling"), schedule, steps_of(experiment, schedule), s.profile, **options)
     finite, times = [], []
     for step, state in enumerate(states, 1):
         finite.append(state.x.isfinite().all())  # looked at once, at the end: looking waits for the device
@@ -383,8 +385,33 @@ def grid(images):
 
 
 def solver_options(experiment):
-    """The options of `solve` that the experiment gives (PF's tolerances)."""
-    return {name: value for name in ("rtol", "atol") if (value := getattr(experiment.Sample, name)) is not None}
+    """The options of `solve` that the experiment gives, other than their defaults: spacing, times, the method's own."""
+    names = ("rtol", "atol", "eta", "clip", "threshold", "spacing", "times")
+    settings = type(experiment.Sample).model_fields
+    given = {name: getattr(experiment.Sample, name) for name in names}
+    return {name: value for name, value in given.items() if value != settings[name].default}
+
+
+def check(experiment, schedule):
+    """The number of steps, None of an adaptive method. Raises InputError if the method cannot run as it is told to."""
+    s = experiment.Sample
+    try:
+        steps = steps_of(experiment, schedule)
+        trajectory(s.method, torch.zeros(1, 1), schedule, steps, s.profile, **solver_options(experiment))
+    except ValueError as error:
+        raise InputError(f"Sample: {error}") from None
+    return None if METHODS[s.method].adaptive else steps
+
+
+def steps_of(experiment, schedule):
+    """The number of steps: as given, or in which `nfe` network calls are spent, or as many as `times` make.
+
+    Raises ValueError when no number of steps spends exactly `nfe` calls.
+    """
+    s, options = experiment.Sample, solver_options(experiment)
+    if s.nfe is not None:
+        return steps_for(s.method, s.nfe, schedule, s.profile, **options)
+    return s.sample_speed if s.times is None else len(s.times) - 1
 
 
 def checkpoint_path(given):

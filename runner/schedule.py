@@ -75,10 +75,10 @@ class Schedule:
             return -np.log(self.rho(t))
 
     def time(self, half_log_snr):
-        """The t in [−1, N−1] at which λ has a value (a number or an array of them), by bisection to the last bit."""
-        low, high = np.full_like(half_log_snr, -1.0), np.full_like(half_log_snr, self.diffusion_step - 1.0)
-        for _ in range(64):
-            middle = (low + high) / 2
-            above = self.half_log_snr(middle) > half_log_snr
-            low, high = np.where(above, middle, low), np.where(above, high, middle)
-        return high[()]
+        """The t in [−1, N−1] at which λ has a value (a number or an array of them), by Newton's method on log ᾱ."""
+        wanted = -np.log1p(np.exp(-2 * np.asarray(half_log_snr)))
+        log_alpha = self.log_alpha_cumprod
+        t = np.interp(-wanted, -log_alpha.c[-1], log_alpha.x[:-1])  # between the training steps it is nearly straight
+        for _ in range(8):
+            t = np.clip(t - (log_alpha(t) - wanted) / log_alpha(t, nu=1), -1, self.diffusion_step - 1)
+        return t[()]

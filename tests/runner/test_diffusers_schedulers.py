@@ -3,6 +3,8 @@
 The schedulers keep float32 tables; they are given this project's float64 values of the same noise levels.
 """
 
+from itertools import pairwise
+
 import diffusers
 import numpy as np
 import pytest
@@ -116,16 +118,14 @@ def test_dpm_solver(order):
 def test_dpm_solver_singlestep():
     """Their stages are times of the grid: two of their steps are one here if the middle one is the middle in λ."""
     ends = [999.0, 700.0, 300.0, 50.0]
-    middles = [float(SCHEDULE.time((SCHEDULE.half_log_snr(a) + SCHEDULE.half_log_snr(b)) / 2)) for a, b in _pairs(ends)]
+    middles = [
+        float(SCHEDULE.time((SCHEDULE.half_log_snr(a) + SCHEDULE.half_log_snr(b)) / 2)) for a, b in pairwise(ends)
+    ]
     fine = [time for pair in zip(ends, middles, strict=False) for time in pair] + ends[-1:]
     scheduler = diffusers.DPMSolverSinglestepScheduler(
         solver_order=2, algorithm_type="dpmsolver", final_sigmas_type="sigma_min", lower_order_final=False
     )
     compare(ours("DPM-Solver-2S", ends), theirs(scheduler, fine))
-
-
-def _pairs(values):
-    return list(zip(values, values[1:], strict=False))
 
 
 @pytest.mark.parametrize("order", [2, 3])
