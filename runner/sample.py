@@ -332,12 +332,9 @@ def _contrast(held, wanted):
         if held.get(name) != wanted[name]:
             mine, theirs = wanted[name], held.get(name)
             if isinstance(mine, dict) and isinstance(theirs, dict):
-                inner = next((k for k in mine if mine[k] != theirs.get(k)), None)
-                name, mine, theirs = (
-                    f"{name}.{inner}" if inner else name,
-                    mine.get(inner, mine),
-                    theirs.get(inner, theirs),
-                )
+                inner = next(k for k in mine | theirs if mine.get(k) != theirs.get(k))
+                name = f"{name}.{inner}"
+                mine, theirs = mine.get(inner, "default"), theirs.get(inner, "default")
             return f"{name} {theirs}, not {mine}"
     return "made by another version"
 
