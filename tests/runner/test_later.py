@@ -94,6 +94,17 @@ def test_order_of_convergence_on_unequal_steps(method, order):
     assert slope(method, even_in_lambda(80), even_in_lambda(160)) == pytest.approx(order, abs=0.2)
 
 
+@pytest.mark.parametrize("method, order", [("S-PNDM", 1), ("iPNDM4", 1), ("FON", 1), ("DEIS-rhoAB2", 3), ("Heun", 2)])
+def test_order_of_convergence_on_steps_that_jump(method, order):
+    """Steps of lengths 2 and 1 in turn: the weights for equal steps are of order 1 there, the others keep theirs."""
+
+    def times(steps):
+        lengths = 700 / (1.5 * steps) * np.array([2, 1] * (steps // 2))
+        return [*(900 - np.cumsum([0, *lengths[:-1]])), 200.0, 100.0]
+
+    assert slope(method, times(100), times(200)) == pytest.approx(order, abs=0.2)
+
+
 def test_fon_is_of_order_2_on_unequal_steps():
     assert slope("FON", even_in_lambda(320), even_in_lambda(640)) < 2.5
 
