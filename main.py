@@ -22,7 +22,10 @@ RANK = int(os.environ.get("RANK", 0))  # of this process, where torchrun started
 
 # Which section of the experiment each flag lays itself over, by runner; a flag not named is the runner's own.
 FEATURES = dict.fromkeys(("features", "inception_path"), "Sample")
-SAMPLE = dict.fromkeys(("method", "sample_speed", "profile", "rtol", "atol"), "Sample")
+SAMPLE = dict.fromkeys(
+    ("method", "sample_speed", "nfe", "spacing", "times", "profile", "eta", "clip", "threshold", "rtol", "atol"),
+    "Sample",
+)
 RUNNERS = {
     "sample": SAMPLE
     | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "precision", "compile"), "Sample")
@@ -69,6 +72,7 @@ def complain(message):
 
 def parser():
     from runner.features import EXTRACTORS
+    from runner.grid import SPACINGS
     from runner.method import METHODS, PROFILES
 
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -81,7 +85,13 @@ def parser():
     )
     add("--method", metavar="M", help=f"numerical method: {', '.join(METHODS)}")
     add("--sample_speed", metavar="N", help="number of steps")
+    add("--nfe", metavar="N", help="instead: number of network calls an image")
+    add("--spacing", metavar="S", help=f"of the times: {', '.join(SPACINGS)} (default uniform)")
+    add("--times", metavar="T,…", help="instead of both: the falling times themselves; the last, -1, is clean data")
     add("--profile", metavar="P", help=f"{' or '.join(PROFILES)}: the paper, or the released code with its quirks")
+    add("--eta", metavar="X", help="DDIM: from 0, no noise in the steps, to 1, DDPM")
+    add("--clip", action="store_true", default=None, help="methods that predict the image: clip it to [−1, 1]")
+    add("--threshold", metavar="P", help="or threshold it by this quantile of its pixels, 0.995 for one")
     add("--rtol", metavar="X", help="PF: relative tolerance")
     add("--atol", metavar="X", help="PF: absolute tolerance")
     add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, mps; default auto, a GPU if there is one")
@@ -128,6 +138,13 @@ def overrides_of(args):
             raise InputError(f"{flag} does not go with --runner {args.runner}, only with {able}")
         if sections[name]:
             overrides[f"{sections[name]}.{name}"] = (f"--{name}", value)
+    # Whichever of these is given here stands instead of what the file gives.
+    given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in overrides]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other")
+    if given:
+        unset = ("--set", None)
+        overrides = {"Sample.nfe": unset, "Sample.times": unset} | overrides
     return overrides
 
 
@@ -150,7 +167,7 @@ def reproduce(args):
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
     failed = reproduce.run(table, path, overrides_of(args), device(args.device), folder, args.timeout, **narrow)
     for line in failed:
-        print(f"main.py: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -172,8 +189,14 @@ def device(name):
 def image_path(args, settings):
     """Default folder of a sampling run, one for each of what people compare."""
     name = f"{Path(args.config or CONFIG).stem}_{settings.method}"
-    name += "" if settings.method == "PF" else f"_{settings.sample_speed}"
+    steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
+    steps = f"nfe{settings.nfe}" if settings.nfe else steps
+    name += "" if settings.method == "PF" else f"_{steps}"
+    name += "" if settings.spacing == "uniform" else f"_{settings.spacing}"
     name += "" if settings.profile == "exact" else f"_{settings.profile}"
+    name += f"_eta{settings.eta:g}" if settings.eta else ""
+    name += "_clip" if settings.clip else ""
+    name += f"_threshold{settings.threshold:g}" if settings.threshold else ""
     name += "" if settings.seed == 0 else f"_seed{settings.seed}"
     return Path("temp/sample") / name
 

@@ -22,6 +22,7 @@ from pydantic import (
 
 from config.errors import InputError
 from runner.features import EXTRACTORS
+from runner.grid import SPACINGS
 from runner.method import METHODS, PROFILES
 from runner.schedule import TYPES
 
@@ -36,6 +37,7 @@ Batch = Annotated[
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Widths = Annotated[list[Positive], Field(min_length=1)]
+Times = Annotated[list[float], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v)]
 Names = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v)]
 
 
@@ -200,6 +202,12 @@ class OptimSection(Section):
 class SampleSection(Section):
     method: Literal[tuple(METHODS)] = key("F-PNDM", "numerical method")
     sample_speed: Positive = key(50, "number of steps")
+    nfe: Positive | None = key(None, "instead: the number of network calls an image, exactly")
+    spacing: Literal[tuple(SPACINGS)] = key("uniform", "of the times")
+    times: Times | None = key(None, "instead of steps and spacing: falling times, the last where images end, −1: clean")
+    eta: Annotated[float, Field(ge=0, le=1)] = key(0.0, "DDIM: share of DDPM's noise in every step")
+    clip: bool = key(False, "what predicts the image: clip it to [−1, 1] at every step")
+    threshold: Share | None = key(None, "instead: dynamic thresholding by this quantile of |x̂₀|, 0.995 in its paper")
     profile: Literal[PROFILES] = key("exact", "exact: the paper; published: the released code, quirks included")
     rtol: Annotated[float, Field(gt=0, lt=1)] | None = key(None, "PF: relative tolerance, default 1e-5")
     atol: Annotated[float, Field(gt=0)] | None = key(None, "PF: absolute tolerance, default 1e-5")
@@ -241,6 +249,8 @@ class Experiment(Section):
                 f"Sample.sample_speed {self.Sample.sample_speed} is above Schedule.diffusion_step "
                 f"{self.Schedule.diffusion_step}"
             )
+        if (self.Sample.clip or self.Sample.threshold is not None) and not self.Dataset.rescaled:
+            raise ValueError("Sample.clip and Sample.threshold need images in [−1, 1], Dataset.rescaled")
         return self
 
 

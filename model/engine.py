@@ -10,6 +10,8 @@ import torch
 
 from config.errors import InputError
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+
 
 def resolve(precision, device, smooth=True):
     """The precision that `auto` stands for: the fastest one that is not worse within its error (docs/speed.md).
@@ -17,6 +19,8 @@ def resolve(precision, device, smooth=True):
     That is bf16 where the device has instructions for it, and else fp32. Without `smooth`, for methods that control
     an error far below bf16's rounding, it is fp32. Raises InputError on what the device cannot do.
     """
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"--precision: tf32 needs an NVIDIA GPU; {device.type} can do fp32 and bf16")
     if precision != "auto":
@@ -41,7 +45,6 @@ class Engine:
     """
 
     def __init__(self, network, device, precision="fp32", compile=False):
-        self.device = device
         tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.network = network.to(device, memory_format=torch.channels_last)
@@ -53,6 +56,10 @@ class Engine:
             mode = "reduce-overhead" if device.type == "cuda" else None
             self.network = torch.compile(network, dynamic=False, mode=mode)
         self.compiled = compile
+
+    def to(self, device):
+        """Move the network to a device."""
+        self.network.to(device)
 
     def __call__(self, x, t):
         eps = self.network(x, t)

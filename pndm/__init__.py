@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from config.errors import InputError
 from model import load_model
-from runner.method import METHODS, NotFinite, State, solve, trajectory
+from runner.events import NotFinite
+from runner.method import METHODS, State, solve, trajectory
 from runner.metric import frechet_distance
 from runner.pipeline import PipelineOutput, PNDMPipeline
 from runner.schedule import Schedule

@@ -1,23 +1,32 @@
-"""The methods of the paper: gradient part × transfer part over a grid of times.
+"""The methods of the paper and those that came after: gradient part × transfer part over a grid of times.
 
-A method is two choices: how the ε's of several times are combined (the gradient part, `ADAMS_BASHFORTH` and
-the starting steps) and how x moves (the transfer part, `Pseudo` or `Classical`). `METHODS` is the whole table.
+A method is two choices: how the predictions at several times are combined (the gradient part: a rule of
+`runner.weights`, and the starting steps or stages) and how x moves (the transfer part: `Pseudo`, `Data` or
+`Classical`). `METHODS` is the whole table.
 
-A method asks, it never calls: it is a generator that yields `Query(x, t)` and is sent ε, and yields
-`Step(x, t)` whenever a step is done. `solve` answers the queries with a network and counts them.
+A method asks, it never calls: it is a generator that yields `Query(x, t)` and is sent ε, yields `Draw(x)` and is sent
+noise, and yields `Step(x, t)` whenever a step is done. `solve` answers with a network and counts what it is asked.
 
 Paper: Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022,
-arXiv:2202.09778; its Eq. (9) is `phi`, Eqs. (12) and (13) are the combinations, Algorithm 2 is `multistep`.
+arXiv:2202.09778; its Eq. (9) is `transfer.phi`, Eqs. (12) and (13) are the combinations, Algorithm 2 is `multistep`.
 """
 
 import math
 import operator
-from collections.abc import Callable, Generator, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from runner import weights
+from runner.adaptive import dormand_prince
+from runner.events import Draw, Query, Step
+from runner.grid import counts, grid_of
+from runner.transfer import Classical, Data, Pseudo, PublishedClassical, PublishedSchedule, phi
+from runner.weights import combine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,28 +35,6 @@ if TYPE_CHECKING:
 
 PROFILES = ("exact", "published")
 
-# Newest ε first; the k-step combination is exact for ε's that are polynomials of degree k−1 in t.
-ADAMS_BASHFORTH = {
-    1: (1.0,),
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
-
-
-class Query(NamedTuple):
-    """A request for ε(x, t): x (m, …), t one float for all images or a float64 array (m,)."""
-
-    x: object
-    t: object
-
-
-class Step(NamedTuple):
-    """x (n, …) as it stands at time t, after a step."""
-
-    x: object
-    t: object
-
 
 class State(NamedTuple):
     """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far."""
@@ -55,64 +42,6 @@ class State(NamedTuple):
     x: Any
     t: Any
     nfe: float
-
-
-class NotFinite(ArithmeticError):
-    """The network returned NaN or infinity; the message says when."""
-
-
-def phi(x, eps, alpha_t, alpha_s):
-    """Transfer x from noise level ᾱ_t to ᾱ_s along ε; paper Eq. (9). Exact whenever ε is.
-
-    The weight of ε is written without the cancellation that √(1−ᾱ_s) − √(ᾱ_s(1−ᾱ_t)/ᾱ_t) suffers for close levels.
-    """
-    ratio = math.sqrt(alpha_s / alpha_t)
-    weight = (alpha_t - alpha_s) / (
-        math.sqrt(alpha_t) * (math.sqrt((1 - alpha_s) * alpha_t) + math.sqrt((1 - alpha_t) * alpha_s))
-    )
-    return ratio * x + weight * eps
-
-
-class Pseudo:
-    """Pseudo methods: the gradient is ε, and x moves with φ, along the manifold of noisy data."""
-
-    def __init__(self, alpha, slope):
-        self.alpha = alpha
-
-    def gradient(self, x, t, origin):
-        return (yield Query(x, t))
-
-    def transfer(self, x, gradient, t, s):
-        return phi(x, gradient, self.alpha(t), self.alpha(s))
-
-
-class Classical:
-    """Classical methods: the gradient is dx/dt of the probability-flow ODE, and x moves on a straight line."""
-
-    def __init__(self, alpha, slope):
-        self.alpha = alpha  # t → ᾱ(t)
-        self.slope = slope  # t → d log ᾱ / dt
-
-    def gradient(self, x, t, origin):
-        eps = yield Query(x, t)
-        return flow(x, eps, self.alpha(t), self.slope(t))
-
-    def transfer(self, x, gradient, t, s):
-        return x + (s - t) * gradient
-
-
-class PublishedClassical(Classical):
-    """FON of the released code: every stage's slope is one φ-step of length 1 from the *step's* x and t."""
-
-    def gradient(self, x, t, origin):
-        eps = yield Query(x, t)
-        x, t = origin
-        return x - phi(x, eps, self.alpha(t), self.alpha(t - 1))
-
-
-def flow(x, eps, alpha, slope):
-    """dx/dt = ᾱ′/(2ᾱ) · (x − ε/√(1−ᾱ)), with slope = ᾱ′/ᾱ."""
-    return slope / 2 * (x - eps / (1 - alpha) ** 0.5)
 
 
 def improved_euler(part, x, t, s):
@@ -132,53 +61,106 @@ def runge_kutta(part, x, t, s):
     return (g1 + 2 * g2 + 2 * g3 + g4) / 6, g1
 
 
-def multistep(part, x, grid, order, start, starts):
-    """Algorithm 2: `starts` starting steps (order − 1 in the paper), then Adams–Bashforth of that order.
+def midpoint(part, x, t, s):
+    """DPM-Solver-2's step: the gradient halfway in λ."""
+    middle = part.between(t, s, 1 / 2)
+    g1 = yield from part.gradient(x, t, (x, t))
+    g2 = yield from part.gradient(part.transfer(x, g1, t, middle), middle, (x, t))
+    return g2, g1
 
-    Only the first gradient of a starting step enters the history. A step into clean data (ᾱ = 1) is never a
-    starting step, since no ε exists there: it takes Adams–Bashforth of whatever order the history allows.
+
+def kutta(part, x, t, s):
+    """DPM-Solver-3's step: stages at a third and two thirds in λ, each by the line through the first and the last."""
+    rule = weights.in_lambda(weights.exact)
+    third, two_thirds = part.between(t, s, 1 / 3), part.between(t, s, 2 / 3)
+    g1 = yield from part.gradient(x, t, (x, t))
+    g2 = yield from part.gradient(part.transfer(x, g1, t, third), third, (x, t))
+    line = combine(rule(part, (t, third), t, two_thirds), (g1, g2))
+    g3 = yield from part.gradient(part.transfer(x, line, t, two_thirds), two_thirds, (x, t))
+    return combine(rule(part, (t, two_thirds), t, s), (g1, g3)), g1
+
+
+def multistep(part, x, grid, order, start, starts, rule, taper):
+    """Algorithm 2: `starts` starting steps (order − 1 in the paper), then the combination of that order by `rule`.
+
+    Without them, lower orders are the start. Only the first gradient of a starting step enters the history. A step into
+    clean data (ᾱ = 1) is never a starting step, since no ε exists there: it takes whatever order the history allows.
+    taper: the last steps take no higher order than steps are left.
     """
-    history = ()
-    for number, (t, s) in enumerate(pairwise(grid)):
-        if number < starts and part.alpha(s) < 1:
+    times = history = ()
+    for number, (t, s) in enumerate(pairwise(grid), 1):
+        if start and number <= starts and part.alpha(s) < 1:
             gradient, first = yield from start(part, x, t, s)
-            history = (first, *history)
+            times, history = (t, *times), (first, *history)
         else:
             first = yield from part.gradient(x, t, (x, t))
-            history = (first, *history)[:order]
-            gradient = combine(ADAMS_BASHFORTH[len(history)], history)
+            times, history = (t, *times)[:order], (first, *history)[:order]
+            used = min(len(history), len(grid) - number) if taper else len(history)
+            gradient = combine(rule(part, times[:used], t, s), history[:used])
         x = part.transfer(x, gradient, t, s)
         yield Step(x, s)
 
 
-def combine(weights, gradients):
-    total = weights[0] * gradients[0]
-    for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
-        total = total + weight * gradient
-    return total
+def singlestep(part, x, grid, step):
+    """The same step all along, but for the one into clean data, which is DDIM's."""
+    for t, s in pairwise(grid):
+        if part.alpha(s) < 1:
+            gradient, _ = yield from step(part, x, t, s)
+        else:
+            gradient = yield from part.gradient(x, t, (x, t))
+        x = part.transfer(x, gradient, t, s)
+        yield Step(x, s)
 
 
-def exact_grid(steps, diffusion_step):
-    """`steps` + 1 times: k·N/steps for k = steps−1 … 0, then −1. Real, so that the steps are equal for any count."""
-    if not 1 <= steps <= diffusion_step:
-        raise ValueError(f"{steps} steps cannot be run; a whole number from 1 to {diffusion_step} can")
-    return [k * diffusion_step / steps for k in reversed(range(steps))] + [-1.0]
+def predictor_corrector(part, x, grid, order, rule):
+    """UniPC (algorithms 1 and 2 there): once the gradient at a step's end is known, the step is taken again with it.
+
+    The gradient stays that at the predicted x, so that a step is one call. The states that are reported are the
+    predicted ones, of which the last is the result.
+    """
+    times, history, before, used = (), (), None, 0
+    for left, (t, s) in zip(range(len(grid) - 1, 0, -1), pairwise(grid), strict=True):
+        gradient = yield from part.gradient(x, t, (x, t))
+        if history:
+            corrected = combine(rule(part, (t, *times[:used]), times[0], t), (gradient, *history[:used]))
+            x = part.transfer(before, corrected, times[0], t)
+        times, history = (t, *times)[:order], (gradient, *history)[:order]
+        used = min(len(history), left)
+        before, gradient = x, combine(rule(part, times[:used], t, s), history[:used])
+        x = part.transfer(x, gradient, t, s)
+        yield Step(x, s)
 
 
-def published_grid(steps, diffusion_step):
-    """The same at the counts where the released code runs the number it was asked for, an error elsewhere."""
-    if steps < 1 or steps >= diffusion_step or diffusion_step % steps:
-        able = [n for n in range(1, diffusion_step) if diffusion_step % n == 0]
-        raise ValueError(f"profile 'published' cannot run {steps} steps; it can run {', '.join(map(str, able))}")
-    return exact_grid(steps, diffusion_step)
+def ancestral(part, x, grid, eta):
+    """DDIM's Eq. (12) with its σ(η) of Eq. (16), from the predicted image; ε is what that image leaves of x."""
+    for t, s in pairwise(grid):
+        data = yield from part.gradient(x, t, (x, t))
+        a, b = part.alpha(t), part.alpha(s)
+        sigma = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
+        eps = (x - math.sqrt(a) * data) / math.sqrt(1 - a)
+        x = math.sqrt(b) * data + math.sqrt(max(0.0, 1 - b - sigma**2)) * eps
+        if sigma > 0:
+            x = x + sigma * (yield Draw(x))
+        yield Step(x, s)
 
 
-GRIDS = {"exact": exact_grid, "published": published_grid}
+class Method:
+    """What every line of the table is: `options` of its own, and whether it chooses its steps and draws noise."""
+
+    adaptive = False
+    part = None
+
+    @property
+    def options(self):
+        return self.part.options
+
+    def draws(self, **options):
+        return False
 
 
 @dataclass(frozen=True)
-class Multistep:
-    """A line of the table in the paper: order of the combination, starting step, transfer part.
+class Multistep(Method):
+    """Order of the combination, starting step (None: lower orders), transfer part, rule of the weights, taper.
 
     starts: number of starting steps, order − 1 unless a run begins behind some of them (`resume`).
     """
@@ -186,23 +168,69 @@ class Multistep:
     order: int
     start: Callable | None
     part: type
+    rule: Callable = weights.equal_steps
+    taper: bool = False
     starts: int | None = None
-    options = frozenset()
-    adaptive = False
 
-    def trajectory(self, x, schedule, grid, profile):
-        """A generator of queries and steps over the times of `grid`; x (n, …) starts at the first of them."""
-        if profile == "exact":
-            part = self.part(schedule.alpha_cumprod, lambda t: schedule.log_alpha_cumprod(t, nu=1))
-        else:  # ᾱ read one index late and truncated at half steps, so that t = −1 is ᾱ_0
-            part_type = PublishedClassical if self.part is Classical else self.part
-            part = part_type(lambda t: schedule.alphas_cumprod[int(t) + 1], None)
-        starts = self.order - 1 if self.starts is None else self.starts
-        return multistep(part, x, grid, self.order, self.start, starts)
+    def trajectory(self, x, schedule, grid, profile, **options):
+        """A generator of queries and steps over `grid`; x (n, …) starts at its first time."""
+        part = self.part
+        if profile == "published":
+            schedule = PublishedSchedule(schedule)
+            part = PublishedClassical if part is Classical else part
+        part, starts = part(schedule, **options), self.order - 1 if self.starts is None else self.starts
+        return multistep(part, x, grid, self.order, self.start, starts, self.rule, self.taper)
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Singlestep(Method):
+    """Step and transfer part."""
+
+    step: Callable
+    part: type = Pseudo
+
+    def trajectory(self, x, schedule, grid, profile):
+        return singlestep(self.part(schedule), x, grid, self.step)
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Method):
+    """Order of the predictor and rule of the weights."""
+
+    order: int
+    rule: Callable
+    part: type = Data
+
+    def trajectory(self, x, schedule, grid, profile, **options):
+        return predictor_corrector(self.part(schedule, **options), x, grid, self.order, self.rule)
+
+
+@dataclass(frozen=True)
+class Ancestral(Method):
+    """DDIM's family: eta from 0, no noise and then φ, to 1, where it is DDPM; an option unless it is given here."""
+
+    eta: float | None = None
+
+    @property
+    def options(self):
+        return Data.options | ({"eta"} if self.eta is None else frozenset())
+
+    def draws(self, eta=0.0, **options):
+        return (eta if self.eta is None else self.eta) > 0
+
+    def trajectory(self, x, schedule, grid, profile, eta=0.0, clip=False, threshold=None):
+        eta = eta if self.eta is None else self.eta
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta}, it must be from 0 to 1")
+        if not eta and not clip and threshold is None:
+            return Multistep(order=1, start=None, part=Pseudo).trajectory(x, schedule, grid, profile)
+        if profile == "published":
+            raise ValueError("profile 'published' takes no eta, clip or threshold; they need profile 'exact'")
+        return ancestral(Data(schedule, clip, threshold), x, grid, eta)
+
+
+@dataclass(frozen=True)
+class Adaptive(Method):
     """PF: the probability-flow ODE by Dormand–Prince 5(4) (Song et al. 2021), as many calls as the tolerances take.
 
     The time runs from 1 to 1e-3 in units of N training steps, unit 1 being t = N−1 and 0 being clean data.
@@ -239,90 +267,50 @@ class Adaptive:
         return dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, total - 1.0, end, rtol, atol)
 
 
-def dormand_prince(alpha, slope, clock, x, start, end, rtol, atol, joint=False):
-    """Integrate the probability flow from time `start` down to `end`; clock: time → the t that the network is told.
+# The rules of the weights, by the variable of their polynomial.
+IN_T, IN_RHO = weights.in_t, weights.in_rho
+LOGRHO, DPM = weights.in_lambda(weights.exact), weights.in_lambda(weights.dpm_solver)
+BH1, BH2 = weights.in_lambda(weights.unipc(lambda h: h)), weights.in_lambda(weights.unipc(math.expm1))
 
-    Step-size control is that of Hairer, Nørsett, Wanner, "Solving ODEs I", II.4, as in SciPy's RK45, whose
-    tableau it takes. Images that have arrived are not asked about again. `joint`: one control for all images.
-    Written here because it is driven from outside like every other method, image by image; the libraries that
-    control the error per image call the network themselves.
-    """
-    from scipy.integrate import RK45
-
-    def column(values):  # (m,) float64 → a tensor like x that broadcasts over an image
-        return x.new_tensor(values).reshape(-1, *[1] * (x.ndim - 1))
-
-    def norm(values):  # root mean square over each image, or over all of them
-        squares = (values.double() ** 2).flatten(1).mean(1).cpu().numpy()
-        return np.sqrt(np.full_like(squares, squares.mean()) if joint else squares)
-
-    def derivative(x, t):
-        eps = yield Query(x, clock(t))
-        return flow(x, eps, column(alpha(t)), column(slope(t)))
-
-    def move(x, h, weights, stages):
-        pairs = [(w, k) for w, k in zip(weights, stages, strict=True) if w]
-        return x + column(h) * combine(*zip(*pairs, strict=True))
-
-    def check_finite(norms, later, earlier):
-        if not np.isfinite(norms).all():
-            raise NotFinite(f"ε is not finite between t = {clock(later).max():g} and {clock(earlier).min():g}")
-
-    t = np.full(len(x), float(start))
-    k1 = yield from derivative(x, t)
-
-    # The first step size: one that an explicit Euler step suggests.
-    scale = atol + rtol * x.abs()
-    d0, d1 = norm(x / scale), norm(k1 / scale)
-    check_finite(d1, t, t)
-    h = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-300))
-    h = np.minimum(h, start - end)
-    probe = yield from derivative(x - column(h) * k1, t - h)
-    curvature = np.maximum(d1, norm((probe - k1) / scale) / h)
-    check_finite(curvature, t, t - h)
-    guess = np.where(curvature <= 1e-15, np.maximum(1e-6, h * 1e-3), (0.01 / np.maximum(curvature, 1e-300)) ** 0.2)
-    h = np.minimum(np.minimum(100 * h, guess), start - end)
-
-    retried = np.zeros(len(x), bool)
-    while (running := np.flatnonzero(t > end)).size:
-        s = np.maximum(t[running] - h[running], end)
-        step = t[running] - s
-        x0, stages = x[running], [k1[running]]
-        for a, c in zip(RK45.A[1:], RK45.C[1:], strict=True):
-            x1 = move(x0, -step, a[: len(stages)], stages)
-            stages.append((yield from derivative(x1, t[running] - c * step)))
-        x1 = move(x0, -step, RK45.B, stages)
-        stages.append((yield from derivative(x1, s)))
-
-        scale = atol + rtol * x0.abs().maximum(x1.abs())
-        error = norm(move(x0 * 0, step, RK45.E, stages) / scale)
-        check_finite(error, t[running], s)
-        good = error < 1
-        factor = 0.9 * np.maximum(error, 1e-300) ** -0.2
-        limit = np.where(good, np.where(retried[running], 1.0, 10.0), 1.0)
-        h[running] = step * np.clip(factor, 0.2, limit)
-        retried[running] = ~good
-
-        done = running[good]
-        x, k1 = x.clone(), k1.clone()
-        x[done], k1[done] = x1[good], stages[-1][good]
-        t[done] = s[good]
-        if (h < 10 * np.spacing(np.abs(t)))[t > end].any():
-            raise NotFinite(
-                f"the step size vanished at t = {clock(t).max():g}; the flow cannot be followed to rtol {rtol}"
-            )
-        if done.size:
-            yield Step(x, t.copy())
-
-
+# Order is of the error on a given interval; of the combination alone where an Euler step at the start limits it to 2.
 METHODS = {
     #                    combination      start           transfer            calls for n steps (n > order)
-    "DDIM": Multistep(order=1, start=None, part=Pseudo),  #                   n
-    "S-PNDM": Multistep(order=2, start=improved_euler, part=Pseudo),  #       n + 1
-    "F-PNDM": Multistep(order=4, start=runge_kutta, part=Pseudo),  #          n + 9
-    "FON": Multistep(order=4, start=runge_kutta, part=Classical),  #          n + 9
+    # Liu et al. 2022, the paper; DDIM of Song et al. 2021, PF of Song et al. 2021b
+    "DDIM": Ancestral(),  #                                                   n; order 1
+    "S-PNDM": Multistep(order=2, start=improved_euler, part=Pseudo),  #       n + 1; order 2
+    "F-PNDM": Multistep(order=4, start=runge_kutta, part=Pseudo),  #          n + 9; order 2
+    "FON": Multistep(order=4, start=runge_kutta, part=Classical),  #          n + 9; order 4
     "PF": Adaptive(),  #                                                      as many as the tolerances take
+    # Zhang & Chen 2023 (DEIS), whose ABr have polynomials of degree r; n calls
+    "iPNDM2": Multistep(2, None, Pseudo),  #                                  order 2
+    "iPNDM3": Multistep(3, None, Pseudo),  #                                  order 2
+    "iPNDM4": Multistep(4, None, Pseudo),  #                                  order 2
+    "DEIS-tAB1": Multistep(2, None, Pseudo, IN_T),  #                         order 2
+    "DEIS-tAB2": Multistep(3, None, Pseudo, IN_T),  #                         order 3
+    "DEIS-tAB3": Multistep(4, None, Pseudo, IN_T),  #                         order 4
+    "DEIS-rhoAB1": Multistep(2, None, Pseudo, IN_RHO),  #                     order 2
+    "DEIS-rhoAB2": Multistep(3, None, Pseudo, IN_RHO),  #                     order 3
+    "DEIS-rhoAB3": Multistep(4, None, Pseudo, IN_RHO),  #                     order 4
+    "DEIS-logrhoAB1": Multistep(2, None, Pseudo, LOGRHO, taper=True),  #      order 2
+    "DEIS-logrhoAB2": Multistep(3, None, Pseudo, LOGRHO, taper=True),  #      order 3
+    # Karras et al. 2022
+    "Heun": Singlestep(improved_euler),  #                                    2n − 1; order 2
+    # Lu et al. 2022 (DPM-Solver) and 2022b (DPM-Solver++, of the predicted image)
+    "DPM-Solver-2S": Singlestep(midpoint),  #                                 2n − 1; order 2
+    "DPM-Solver-3S": Singlestep(kutta),  #                                    3n − 2; order 3
+    "DPM-Solver-2M": Multistep(2, None, Pseudo, DPM, taper=True),  #          n; order 2
+    "DPM-Solver-3M": Multistep(3, None, Pseudo, DPM, taper=True),  #          n; order 2
+    "DPM-Solver++2M": Multistep(2, None, Data, DPM, taper=True),  #           n; order 2
+    "DPM-Solver++3M": Multistep(3, None, Data, DPM, taper=True),  #           n; order 2
+    # Zhao et al. 2023, of the predicted image; the corrector adds one to the order
+    "UniPC2-bh1": PredictorCorrector(2, BH1),  #                              n; order 3
+    "UniPC2-bh2": PredictorCorrector(2, BH2),  #                              n; order 3
+    "UniPC3-bh1": PredictorCorrector(3, BH1),  #                              n; order 4
+    "UniPC3-bh2": PredictorCorrector(3, BH2),  #                              n; order 4
+    # Ho et al. 2020, with the variance of the posterior
+    "DDPM": Ancestral(eta=1.0),  #                                            n; order 1 (weak)
 }
+RELEASED = ("DDIM", "S-PNDM", "F-PNDM", "FON", "PF")  # what the profile "published" has
 
 
 def method_named(name):
@@ -341,33 +329,44 @@ def whole(name, value):
 
 
 def trajectory(
-    method: str, x: "Tensor", schedule: "Schedule", steps: int, profile: str = "exact", **options: Any
-) -> Generator[Query | Step, Any, Any]:
-    """The generator of queries and steps behind `solve`, for callers that answer the queries themselves.
+    method: str,
+    x: "Tensor",
+    schedule: "Schedule",
+    steps: int,
+    profile: str = "exact",
+    spacing: str = "uniform",
+    times: Sequence[float] | None = None,
+    **options: Any,
+) -> Generator[Query | Draw | Step, Any, Any]:
+    """The generator of queries, draws and steps behind `solve`, for callers that answer them themselves.
 
-    Arguments and errors are those of `solve`.
+    Arguments and errors are those of `solve`; a `Query` is sent ε, a `Draw` noise, a `Step` None.
     """
     line = method_named(method)
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
+    if profile == "published" and method not in RELEASED:
+        raise ValueError(f"profile 'published' is of the released code, which has {', '.join(RELEASED)} alone")
     if unknown := set(options) - line.options:
         raise ValueError(f"method {method} takes no option {', '.join(sorted(unknown))}")
     steps = whole("steps", steps)
     if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
         raise ValueError(f"x is {x.dtype}, it must be float32 or float64: a state in less loses the method's order")
-    grid = None if line.adaptive else GRIDS[profile](steps, schedule.diffusion_step)
+    if not line.adaptive:
+        grid = grid_of(schedule, steps, profile, spacing, times)
+    elif spacing == "uniform" and times is None:
+        grid = None
+    else:
+        raise ValueError(f"method {method} chooses its own steps and takes no spacing or times")
     return line.trajectory(x, schedule, grid, profile, **options)
 
 
-def calls(method, schedule, grid):
-    """The times that a method asks about in each step over `grid`: a list for every step, in order."""
-    import torch  # which `--help` need not wait for
-
-    events = METHODS[method].trajectory(torch.zeros(1, 1, dtype=torch.float64), schedule, grid, "exact")
+def calls(trajectory):
+    """The times that a trajectory asks about in each of its steps, a list for every step; it is driven to its end."""
     steps, answer = [[]], None
     while True:
         try:
-            event = events.send(answer)
+            event = trajectory.send(answer)
         except StopIteration:
             return steps[:-1]
         if isinstance(event, Step):
@@ -379,14 +378,22 @@ def calls(method, schedule, grid):
             answer = event.x
 
 
+def nothing():
+    """An x of the least size, float64 (1, 1), to drive a trajectory without images."""
+    import torch  # which `--help` need not wait for
+
+    return torch.zeros(1, 1, dtype=torch.float64)
+
+
 def resume(method, x, schedule, grid, done=0):
     """The trajectory over `grid` from its network call number `done` on, x (n, …) being at the time of that call.
 
     It makes the calls that the whole trajectory would still make, at the same times. Gradients from before are not
-    known: behind the starting steps Adams–Bashforth begins with order 1, and what is left of a starting step that
+    known: behind the starting steps the combination begins with order 1, and what is left of a starting step that
     is begun inside is taken as DDIM steps between the times of its calls.
     """
-    steps, line = calls(method, schedule, grid), METHODS[method]
+    line = METHODS[method]
+    steps = calls(line.trajectory(nothing(), schedule, grid, "exact"))
     while done >= len(steps[0]):
         done -= len(steps[0])
         steps, grid = steps[1:], grid[1:]
@@ -408,33 +415,70 @@ def solve(
     schedule: "Schedule",
     steps: int,
     profile: str = "exact",
+    noise: "Callable[[int], Tensor] | None" = None,
     **options: Any,
 ) -> Iterator[State]:
     """Run a method from noise x; a generator of `State`s, one a step, of which the last is the result.
 
-    method: a name in `METHODS`. network(x, t): x (n, C, H, W), t (n,) in training steps 0 … N−1, returns ε like x.
-    x: noise, float32 or float64, kept in its dtype and on its device. schedule: a `Schedule`.
-    steps: their number, 1 … N (PF chooses its own and ignores it). profile: "exact", the paper, or "published",
-    the released code with its quirks. options: the method's own (PF: rtol, atol).
+    method: a name in `METHODS`. network(x, t): x (n, C, H, W), t (n,) in training steps 0 … N−1, returns ε like x; its
+    attribute `calls`, if it has one, is what one evaluation counts for. x: noise, float32 or float64, kept in its
+    dtype and on its device. schedule: a `Schedule`. steps: their number, 1 … N (PF chooses its own and ignores it).
+    profile: "exact", the paper, or "published", the released code with its quirks.
+    noise(k): standard normal noise like x for step k = 0, 1, …, for the methods that draw it.
+    options: spacing, a name in `runner.grid.SPACINGS`, or instead of it and of steps times, the falling list of them,
+    of which the last is where x ends; and the method's own (PF: rtol, atol; DDIM: eta; what predicts data: clip,
+    threshold).
 
     Raises ValueError on an argument outside these, before the network is called.
     """
-    return _drive(trajectory(method, x, schedule, steps, profile, **options), network, len(x))
+    events = trajectory(method, x, schedule, steps, profile, **options)
+    if noise is None and METHODS[method].draws(**options):
+        raise ValueError(f"method {method} draws noise in its steps; `noise` must say which")
+    return _drive(events, network, len(x), noise)
 
 
-def _drive(events, network, images):
-    evaluated, eps = 0, None
+def _drive(events, network, images, noise):
+    evaluated, done, answer = 0, 0, None
     while True:
         try:
-            event = events.send(eps)
+            event = events.send(answer)
         except StopIteration:
             return
         if isinstance(event, Step):
             nfe = evaluated / images
             yield State(event.x, event.t, int(nfe) if nfe.is_integer() else nfe)
-            eps = None
+            answer, done = None, done + 1
+        elif isinstance(event, Draw):
+            answer = noise(done)
         else:
             x, t = event
             times = x.new_tensor(t) if isinstance(t, np.ndarray) else x.new_full((1,), t).expand(len(x))
-            eps = network(x, times).to(x.dtype)
-            evaluated += len(x)
+            answer = network(x, times).to(x.dtype)
+            evaluated += len(x) * getattr(network, "calls", 1)
+
+
+def network_calls(method, schedule, steps, profile="exact", **options):
+    """Network calls an image of a run, counted by driving it without a network. Arguments and errors as of `solve`."""
+    return sum(map(len, calls(trajectory(method, nothing(), schedule, steps, profile, **options))))
+
+
+def steps_for(method, nfe, schedule, profile="exact", **options):
+    """The number of steps in which a method spends exactly `nfe` network calls an image.
+
+    Raises ValueError naming the neighbours that can be spent, and on what `solve` does.
+    """
+    if method in METHODS and METHODS[method].adaptive:
+        raise ValueError(f"method {method} spends what its tolerances take; nfe {nfe} cannot be asked of it")
+    if options.get("times") is not None:
+        raise ValueError("nfe and times exclude each other")
+    able = counts(schedule.diffusion_step, profile)
+    able = able[: bisect_right(able, nfe) + 1]  # a step spends a call at least
+
+    def spent(steps):
+        return network_calls(method, schedule, steps, profile, **options)
+
+    place = bisect_left(able, nfe, key=spent)  # more steps spend more calls
+    if place < len(able) and spent(able[place]) == nfe:
+        return able[place]
+    near = [f"{spent(n)} in {n} steps" for n in able[max(0, place - 1) : place + 1]]
+    raise ValueError(f"method {method} cannot spend {nfe} network calls; it can spend {' or '.join(near)}")

@@ -18,7 +18,9 @@ from config.errors import InputError
 from config.schema import load, validate
 from dataset import to_unit
 from model import checkpoint, diffusers, load_model
-from runner.method import NotFinite, solve, whole
+from model.engine import Engine, resolve
+from runner.events import NotFinite
+from runner.method import solve, whole
 from runner.sample import checkpoint_path, to_image
 from runner.schedule import Schedule, eps_from
 
@@ -58,14 +60,21 @@ class PNDMPipeline:
         source: str | Path,
         config: str | Path | dict[str, Any] | None = None,
         device: str | torch.device = "cpu",
+        precision: str = "fp32",
     ) -> "PNDMPipeline":
         """A pipeline from what is at `source`: whatever `--model_path` takes, or an experiment (NAME.yml), whose
         checkpoint is loaded then.
 
         config: the experiment (NAME.yml or a dict of its sections) for a checkpoint that does not say its schedule
         and image size. The folder of a diffusers pipeline says them, and so do this project's training files.
+        precision: of the network, as of `--precision`: "fp32", "tf32", "bf16", or "auto", which PF is not to be run in.
         Raises InputError (a ValueError).
         """
+        where = torch.device(device)
+
+        def engine(network):
+            return Engine(network.float(), where, resolve(precision, where))
+
         experiment = None
         if not isinstance(source, (str, Path)):
             raise InputError(f"from_pretrained takes a path or a name, not {source!r}")
@@ -82,19 +91,19 @@ class PNDMPipeline:
         if experiment is not None:
             data, noise = experiment.Dataset, experiment.Schedule
             schedule = Schedule(noise.type, noise.beta_start, noise.beta_end, noise.diffusion_step)
-            network = load_model(experiment.Model, weights, device).float()
+            network = engine(load_model(experiment.Model, weights))
             shape = (data.channels, data.image_size, data.image_size)
             return cls(network, schedule, shape, partial(to_unit, section=data), prediction, device)
         if training is None or training.size is None:
             raise InputError(f"{source}: does not say its noise schedule and image size; config= must, as NAME.yml")
-        network = load_model(None, weights, device).float()
+        network = load_model(None, weights)
         shape, schedule = (network.settings.in_channels, *training.size), Schedule(**training.schedule)
-        return cls(network, schedule, shape, prediction=prediction, device=device)
+        return cls(engine(network), schedule, shape, prediction=prediction, device=device)
 
     def to(self, device: str | torch.device) -> "PNDMPipeline":
         """Move the network, and with it the work, to a device; returns this pipeline."""
         self.device = torch.device(device)
-        if isinstance(self.network, torch.nn.Module):
+        if isinstance(self.network, (torch.nn.Module, Engine)):
             self.network.to(self.device)
         return self
 
@@ -121,7 +130,9 @@ class PNDMPipeline:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if callback is not None and not callable(callback):
             raise ValueError(f"callback is {callback!r}, it must be a function of step, t and x")
-        x = self._noise(whole("batch_size", batch_size), generator)
+        n = whole("batch_size", batch_size)
+        x = self._noise(n, generator)
+        options = {"noise": lambda step: self._noise(n, generator), **options}
         with torch.no_grad():
             for step, state in enumerate(solve(method, self._eps, x, self.schedule, num_inference_steps, **options)):
                 if callback:

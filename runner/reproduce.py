@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from config.errors import InputError
@@ -27,7 +26,7 @@ from config.files import aside, save_json
 from config.schema import Experiment, load, with_sample
 from runner import sample
 from runner.fid import name_of
-from runner.method import METHODS, Adaptive, Step, trajectory
+from runner.method import METHODS, network_calls
 from runner.processes import TIMEOUT, Processes, processes
 from runner.schedule import Schedule
 
@@ -78,7 +77,7 @@ def cells_of(table, path, overrides):
         budgets = [{"sample_speed": n} for n in group.steps] + [{"nfe": n} for n in group.nfe]
         for profile in group.profiles:
             for label, network, experiment in methods:
-                adaptive = isinstance(METHODS[experiment.Sample.method], Adaptive)
+                adaptive = METHODS[experiment.Sample.method].adaptive
                 for budget in [{}] if adaptive else budgets:
                     for seed in range(group.seeds):
                         values = budget | {"profile": profile, "seed": seed}
@@ -112,19 +111,11 @@ def _methods(table, path, overrides):
 
 
 def count_calls(experiment):
-    """Network calls an image, by driving the method without a network. Raises ValueError if it cannot run."""
+    """Network calls an image. Raises ValueError if it cannot run."""
     s, e = experiment.Schedule, experiment.Sample
     schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
-    x = torch.zeros(1, 1)
-    events = trajectory(e.method, x, schedule, e.sample_speed, e.profile, **sample.solver_options(experiment))
-    calls, eps = 0, None
-    while True:
-        try:
-            event = events.send(eps)
-        except StopIteration:
-            return calls
-        calls += not isinstance(event, Step)
-        eps = None if isinstance(event, Step) else x
+    steps = sample.steps_of(experiment, schedule)
+    return network_calls(e.method, schedule, steps, e.profile, **sample.solver_options(experiment))
 
 
 def select(cells, path, methods=None, steps=None, seeds=None):

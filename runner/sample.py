@@ -31,8 +31,9 @@ from config.schema import with_sample
 from dataset import decode
 from model import checkpoint, diffusers, load_model
 from model.engine import Engine, largest_batch, resolve
+from runner.events import NotFinite
 from runner.fid import Measurement, describe
-from runner.method import METHODS, NotFinite, solve, trajectory
+from runner.method import METHODS, solve, steps_for, trajectory
 from runner.processes import processes
 from runner.random import noise
 from runner.schedule import Schedule
@@ -123,15 +124,11 @@ class Sampler:
 
     def __init__(self, experiment, team, loaded=None):
         self.experiment, self.team, self.device = experiment, team, team.device
-        e, s = experiment, experiment.Sample
+        e = experiment
         self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
         self.shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
         self.options = solver_options(e)
-        try:
-            trajectory(s.method, torch.zeros(1, *self.shape), self.schedule, s.sample_speed, s.profile, **self.options)
-        except ValueError as error:
-            raise InputError(f"--sample_speed, --profile: {error}") from None
-        self.steps = None if METHODS[s.method].options else s.sample_speed
+        self.steps = check(e, self.schedule)
         self.precision = precision_of(e, self.device)
         self.network, self.path, self.checkpoint = loaded or load_network(e, self.device)
         self.calls = self.made = 0
@@ -213,6 +210,7 @@ class Sampler:
             "steps": self.steps,
             "nfe": int(nfe) if nfe.is_integer() else nfe,
             "profile": s.profile,
+            "options": self.options,
             "seed": s.seed,
             "images": total,
             "seconds": round(seconds, 3),
@@ -252,7 +250,7 @@ def load_network(experiment, device):
 def precision_of(experiment, device):
     """The precision that the experiment's network runs in on `device`."""
     s = experiment.Sample
-    return resolve(s.precision, device, smooth=not METHODS[s.method].options)
+    return resolve(s.precision, device, smooth=not METHODS[s.method].adaptive)
 
 
 def generate(experiment, network, schedule, ids, device):
@@ -270,8 +268,13 @@ def launch(experiment, network, schedule, ids, device, watch=lambda step, state:
     On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
     """
     data, s = experiment.Dataset, experiment.Sample
-    x = torch.from_numpy(noise(s.seed, ids, (data.channels, data.image_size, data.image_size))).to(device)
-    states = solve(s.method, network, x, schedule, s.sample_speed, s.profile, **solver_options(experiment))
+    shape = data.channels, data.image_size, data.image_size
+
+    def draw(stream, step=0):
+        return torch.from_numpy(noise(s.seed, ids, shape, stream, step)).to(device)
+
+    options = solver_options(experiment) | {"noise": lambda step: draw("step", step)}
+    states = solve(s.method, network, draw("sampling"), schedule, steps_of(experiment, schedule), s.profile, **options)
     finite, times = [], []
     for step, state in enumerate(states, 1):
         finite.append(state.x.isfinite().all())
@@ -416,12 +419,9 @@ def contrast(held, wanted):
         if held.get(name) != wanted[name]:
             mine, theirs = wanted[name], held.get(name)
             if isinstance(mine, dict) and isinstance(theirs, dict):
-                inner = next((k for k in mine if mine[k] != theirs.get(k)), None)
-                name, mine, theirs = (
-                    f"{name}.{inner}" if inner else name,
-                    mine.get(inner, mine),
-                    theirs.get(inner, theirs),
-                )
+                inner = next(k for k in mine | theirs if mine.get(k) != theirs.get(k))
+                name = f"{name}.{inner}"
+                mine, theirs = mine.get(inner, "default"), theirs.get(inner, "default")
             return f"{name} {theirs}, not {mine}"
     return "made by another version"
 
@@ -470,8 +470,33 @@ def grid(images):
 
 
 def solver_options(experiment):
-    """The options of `solve` that the experiment gives (PF's tolerances)."""
-    return {name: value for name in ("rtol", "atol") if (value := getattr(experiment.Sample, name)) is not None}
+    """The options of `solve` that the experiment gives, other than their defaults: spacing, times, the method's own."""
+    names = ("rtol", "atol", "eta", "clip", "threshold", "spacing", "times")
+    settings = type(experiment.Sample).model_fields
+    given = {name: getattr(experiment.Sample, name) for name in names}
+    return {name: value for name, value in given.items() if value != settings[name].default}
+
+
+def check(experiment, schedule):
+    """The number of steps, None of an adaptive method. Raises InputError if the method cannot run as it is told to."""
+    s = experiment.Sample
+    try:
+        steps = steps_of(experiment, schedule)
+        trajectory(s.method, torch.zeros(1, 1), schedule, steps, s.profile, **solver_options(experiment))
+    except ValueError as error:
+        raise InputError(f"Sample: {error}") from None
+    return None if METHODS[s.method].adaptive else steps
+
+
+def steps_of(experiment, schedule):
+    """The number of steps: as given, or in which `nfe` network calls are spent, or as many as `times` make.
+
+    Raises ValueError when no number of steps spends exactly `nfe` calls.
+    """
+    s, options = experiment.Sample, solver_options(experiment)
+    if s.nfe is not None:
+        return steps_for(s.method, s.nfe, schedule, s.profile, **options)
+    return s.sample_speed if s.times is None else len(s.times) - 1
 
 
 def checkpoint_path(given):

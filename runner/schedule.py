@@ -82,6 +82,25 @@ class Schedule:
             return np.where(whole < 0, 1.0, self.alphas_cumprod[whole])[()]
         return np.exp(self.log_alpha_cumprod(t))[()]
 
+    def rho(self, t):
+        """ρ = √(1−ᾱ)/√ᾱ, the noise level of x/√ᾱ, at real t (a number or an array of them); 0 at clean data."""
+        alpha = self.alpha_cumprod(t)
+        return ((1 - alpha) / alpha) ** 0.5
+
+    def half_log_snr(self, t):
+        """λ = log(√ᾱ/√(1−ᾱ)) = −log ρ at real t (a number or an array of them); infinite at clean data."""
+        with np.errstate(divide="ignore"):
+            return -np.log(self.rho(t))
+
+    def time(self, half_log_snr):
+        """The t in [−1, N−1] at which λ has a value (a number or an array of them), by Newton's method on log ᾱ."""
+        wanted = -np.log1p(np.exp(-2 * np.asarray(half_log_snr)))
+        log_alpha = self.log_alpha_cumprod
+        t = np.interp(-wanted, -log_alpha.c[-1], log_alpha.x[:-1])  # between the training steps it is nearly straight
+        for _ in range(8):
+            t = np.clip(t - (log_alpha(t) - wanted) / log_alpha(t, nu=1), -1, self.diffusion_step - 1)
+        return t[()]
+
 
 def eps_from(output, x, alpha, prediction):
     """ε of x = √ᾱ · x_0 + √(1−ᾱ) · ε from a network's output at x and noise level ᾱ < 1 (a number, or like x).

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 
 from model.diffusers import BETAS
-from runner.method import Step, calls, exact_grid, method_named, resume, whole
+from runner.events import Draw, Step
+from runner.grid import grid_of, uniform
+from runner.method import METHODS, calls, method_named, nothing, resume, whole
 from runner.schedule import PREDICTIONS, Schedule, eps_from
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin
     from diffusers.configuration_utils import register_to_config as registered
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
+    from diffusers.utils.torch_utils import randn_tensor
 except ModuleNotFoundError as error:
     if error.name != "diffusers":
         raise
@@ -37,10 +40,10 @@ def register_to_config(init: _Init) -> _Init:
 
 # The times of n steps out of N: `solve`'s own, and diffusers' three (Lin et al. 2023, Table 2), rounded as there.
 SPACINGS = {
-    "uniform": lambda n, N: exact_grid(n, N)[:-1],
-    "leading": lambda n, N: [k * (N // n) for k in reversed(range(n))],
-    "trailing": lambda n, N: (np.arange(N, 0, -N / n)[:n].round() - 1).tolist(),
-    "linspace": lambda n, N: np.linspace(0, N - 1, n).round()[::-1].tolist(),
+    "uniform": uniform,
+    "leading": lambda n, schedule: [k * (schedule.diffusion_step // n) for k in reversed(range(n))],
+    "trailing": lambda n, schedule: (np.arange(N := schedule.diffusion_step, 0, -N / n)[:n].round() - 1).tolist(),
+    "linspace": lambda n, schedule: np.linspace(0, schedule.diffusion_step - 1, n).round()[::-1].tolist(),
 }
 
 
@@ -120,18 +123,19 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
                 f"is only one; they are {shown or 'none'}"
             )
         self._grid = [*nodes, end] if end < nodes[-1] else nodes
-        times = list(chain(*calls(self.config.method, self.schedule, self._grid)))
+        method = METHODS[self.config.method]
+        times = list(chain(*calls(method.trajectory(nothing(), self.schedule, self._grid, "exact"))))
         listed = torch.tensor(times, dtype=torch.int64 if all(t == int(t) for t in times) else torch.float32)
         self.timesteps, self._times = listed.to(device), listed.tolist()
         self.num_inference_steps = len(self._grid) - 1
         self._events = self._event = self._step_index = self._begin_index = None
 
     def _nodes(self, steps):
-        steps, total = whole("num_inference_steps", steps), self.schedule.diffusion_step
-        exact_grid(steps, total)  # raises on a count that cannot be run
+        steps = whole("num_inference_steps", steps)
+        grid_of(self.schedule, steps, "exact")  # raises on a count that cannot be run
         spacing = self.config.timestep_spacing
         offset = whole("steps_offset", self.config.steps_offset) if spacing in ("uniform", "leading") else 0
-        return [t + offset for t in SPACINGS[spacing](steps, total)]
+        return [t + offset for t in SPACINGS[spacing](steps, self.schedule)]
 
     def step(
         self,
@@ -147,12 +151,13 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
         model_output: of the network at `sample` and `timestep`, like sample (n, C, …), or (n, 2C, …) where a network
         gives variances too, which are not used. Returns x like sample, as `.prev_sample` or, without `return_dict`,
-        in a tuple. eta and use_clipped_model_output are DDIMScheduler's and must be off; generator is not used.
+        in a tuple. generator, or one for each image: of the noise that DDPM draws. eta and use_clipped_model_output are
+        DDIMScheduler's and must be off.
 
         Raises ValueError on other shapes or types, out of turn, and when the run is over.
         """
         if eta or use_clipped_model_output:
-            raise ValueError("eta and use_clipped_model_output must be off: no method here adds noise or clips")
+            raise ValueError("eta and use_clipped_model_output must be off; of the methods here DDPM has noise")
         if self.num_inference_steps is None:
             raise ValueError("step comes after set_timesteps")
         self._check(model_output, sample)
@@ -176,6 +181,9 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         output = model_output[:, : sample.shape[1]].to(x.dtype)
         eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self.config.prediction_type)
         self._event = self._events.send(eps)
+        if isinstance(self._event, Draw):
+            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            self._event = self._events.send(noise)
         self._step_index += 1
         x = self._event.x.to(sample.dtype, copy=True)
         if self._step_index == len(self._times):

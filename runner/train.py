@@ -33,7 +33,7 @@ from model.unet import UNet, settings_of
 from runner.fid import Measurement
 from runner.processes import processes
 from runner.random import generator
-from runner.sample import generate, grid
+from runner.sample import check, generate, grid
 from runner.schedule import Schedule
 
 KEEP = 3  # checkpoints
@@ -62,6 +62,7 @@ class Trainer:
             raise InputError(f"--restart: no train-STEP.ckpt in {folder} to continue from")
         s, dataset = experiment.Schedule, experiment.Dataset
         self.schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+        check(experiment, self.schedule)
         self.images = open_dataset(dataset)
         self.batches = len(self.images) // dataset.batch_size
         if not self.batches:

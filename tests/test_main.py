@@ -34,6 +34,20 @@ def test_help_loads_nothing_heavy():
         (["--profile", "published", "--sample_speed", "1000"], "cannot run 1000 steps"),
         (["--profile", "published", "--method", "PF", "--rtol", "1e-3"], "fixed tolerances"),
         (["--method", "DDIM", "--rtol", "1e-3"], "takes no option rtol"),
+        (["--method", "Heun", "--nfe", "10"], "9 in 5 steps or 11 in 6 steps"),
+        (["--method", "PF", "--nfe", "10"], "spends what its tolerances take"),
+        (["--nfe", "0"], "--nfe: Sample.nfe is '0'"),
+        (["--nfe", "9", "--sample_speed", "9"], "Sample.sample_speed and Sample.nfe exclude each other"),
+        (["--nfe", "9", "--set", "Sample.times=[9, 0]"], "Sample.nfe and Sample.times exclude each other"),
+        (["--spacing", "even"], "--spacing: Sample.spacing is 'even'"),
+        (["--spacing", "quad", "--times", "9,0"], "exclude each other"),
+        (["--times", "9,x"], "--times: Sample.times.1 is 'x'"),
+        (["--times", "9,10"], "two or more and fall"),
+        (["--method", "Heun", "--profile", "published"], "DDIM, S-PNDM, F-PNDM, FON, PF alone"),
+        (["--method", "DDIM", "--eta", "2"], "--eta: Sample.eta is '2'"),
+        (["--eta", "0.5"], "method F-PNDM takes no option eta"),
+        (["--method", "UniPC2-bh1", "--clip", "--threshold", "0.9"], "clip and threshold exclude each other"),
+        (["--method", "DDIM", "--clip", "--set", "Dataset.rescaled=false"], "need images in [−1, 1]"),
         (["--total_num", "0"], "--total_num: Sample.total_num is '0'"),
         (["--batch_size", "1.5"], "--batch_size: Sample.batch_size is '1.5'"),
         (["--set", "Sample.batchsize=3"], "--set: unknown key Sample.batchsize; did you mean batch_size?"),
@@ -90,3 +104,12 @@ def test_default_folders_tell_runs_apart():
     assert name("--method", "DDIM", "--sample_speed", "10", "--seed", "3") == "digits_DDIM_10_seed3"
     assert name("--profile", "published") == "digits_F-PNDM_50_published"
     assert name("--method", "PF") == "digits_PF"
+    assert name("--method", "Heun", "--nfe", "9", "--spacing", "quad") == "digits_Heun_nfe9_quad"
+    assert name("--method", "DDIM", "--times", "9,5,0", "--eta", "0.5") == "digits_DDIM_2times_eta0.5"
+
+
+def test_a_count_on_the_command_line_stands_instead_of_the_file_s(tmp_path):
+    (tmp_path / "nfe.yml").write_text((ROOT / "config" / "digits.yml").read_text() + "  nfe: 20\n")
+    args = main.parser().parse_args(["--config", str(tmp_path / "nfe.yml"), "--sample_speed", "7"])
+    settings = main.experiment(args).Sample
+    assert (settings.nfe, settings.sample_speed) == (None, 7)

@@ -74,7 +74,7 @@ network = load_model(None, "folder")
 for state in solve("F-PNDM", network, torch.zeros(1), schedule, 20):
     reveal_type(state)  # runner.method.State
 for event in trajectory("DDIM", torch.zeros(1), schedule, 10):
-    reveal_type(event)  # runner.method.Query.*runner.method.Step
+    reveal_type(event)  # runner.events.Query.*runner.events.Draw.*runner.events.Step
 pipeline = PNDMPipeline.from_pretrained("digits.yml", device="cpu").to("cpu")
 reveal_type(pipeline)  # runner.pipeline.PNDMPipeline
 reveal_type(frechet_distance(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)))  # float

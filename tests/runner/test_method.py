@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from model.analytic import GaussianMixture
-from runner.method import METHODS, NotFinite, Query, Step, phi, solve, trajectory
+from runner.events import NotFinite, Query, Step
+from runner.method import METHODS, solve, trajectory
 from runner.schedule import Schedule
+from runner.transfer import phi
 
 REFERENCE = np.load(DATA / "trajectories.npz")
 LINEAR = Schedule("linear")
@@ -250,7 +252,8 @@ def test_pf_says_where_the_network_is_not_finite():
 def test_dtype_and_input_are_kept(method, dtype):
     noise = reference_noise().to(dtype)
     before = noise.clone()
-    state = last(solve(method, lambda x, t: made_up(x, t).to(torch.bfloat16), noise, LINEAR, 10))
+    network = lambda x, t: made_up(x, t).to(torch.bfloat16)  # noqa: E731
+    state = last(solve(method, network, noise, LINEAR, 10, noise=torch.zeros_like(noise).mul))
     assert state.x.dtype == dtype
     assert torch.equal(noise, before)
 
@@ -259,8 +262,8 @@ def test_dtype_and_input_are_kept(method, dtype):
 def test_the_order_of_images_in_a_batch_does_not_matter(method):
     noise = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     order = torch.tensor([3, 0, 4, 1, 2])
-    straight = last(solve(method, made_up, noise, LINEAR, 10)).x
-    shuffled = last(solve(method, made_up, noise[order], LINEAR, 10)).x
+    straight = last(solve(method, made_up, noise, LINEAR, 10, noise=noise.mul)).x
+    shuffled = last(solve(method, made_up, noise[order], LINEAR, 10, noise=noise[order].mul)).x
     torch.testing.assert_close(shuffled, straight[order], rtol=1e-12, atol=1e-12)
 
 

@@ -12,7 +12,9 @@ from config.errors import InputError
 from config.schema import load
 from dataset import decode
 from model import checkpoint, load_model
-from runner.method import METHODS, NotFinite, solve
+from model.engine import Engine
+from runner.events import NotFinite
+from runner.method import METHODS, solve
 from runner.pipeline import PNDMPipeline
 from runner.random import noise
 from runner.sample import _read
@@ -32,15 +34,17 @@ def seeded(*seeds):
 @pytest.mark.parametrize("method", METHODS)
 def test_images_are_those_of_solve(method, pipeline, tiny):
     found = pipeline(3, 7, seeded(5), "pt", method=method).images
-    x = torch.randn(3, 1, 8, 8, generator=seeded(5))
+    generator = seeded(5)
+    x, draw = torch.randn(3, 1, 8, 8, generator=generator), lambda step: torch.randn(x.shape, generator=generator)
+    network = Engine(load_model(load(str(tiny.config)).Model, tiny.model), torch.device("cpu"))
     with torch.no_grad():
-        state = last(solve(method, load_model(load(str(tiny.config)).Model, tiny.model), x, Schedule(), 7))
+        state = last(solve(method, network, x, Schedule(), 7, noise=draw))
     assert torch.equal(found, ((state.x + 1) / 2).clamp(0, 1))
     assert found.std() > 0
 
 
 def test_from_the_same_noise_they_are_the_command_lines_bytes(pipeline, tiny, cli, tmp_path, monkeypatch):
-    cli(*tiny.flags(tmp_path / "run", "--total_num", 4))
+    cli(*tiny.flags(tmp_path / "run", "--total_num", 4, "--precision", "fp32"))
     monkeypatch.setattr(pipeline, "_draw", lambda n, generator: torch.from_numpy(noise(0, range(n), (1, 8, 8))))
     for i, image in enumerate(pipeline(4, 4).images):
         assert np.array_equal(np.asarray(image), _read(tmp_path / "run" / f"{i:06d}.png")[0])

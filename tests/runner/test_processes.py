@@ -109,6 +109,14 @@ def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, und
     assert (tmp_path / "run" / "grid.png").read_bytes() == (undisturbed / "grid.png").read_bytes()
 
 
+def test_stochastic_sampling_does_not_depend_on_the_number_of_processes(tiny, cli, tmp_path):
+    flags = ["--total_num", 30, "--method", "DDPM", "--sample_speed", 5]
+    assert cli(*tiny.flags(tmp_path / "alone", *flags))[0] == 0
+    run = torchrun(2, *tiny.flags(tmp_path / "run", *flags))
+    assert run.wait(timeout=120) == 0
+    assert files(tmp_path / "run") == files(tmp_path / "alone")
+
+
 def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, undisturbed):
     """SIGKILL at random moments, the next run with another number of processes each time."""
     rng = random.Random(0)

@@ -57,6 +57,7 @@ def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
     assert record["checkpoint"]["sha256"] == hashlib.sha256(tiny.model.read_bytes()).hexdigest()
     assert record["images_per_second"] == pytest.approx(12 / record["seconds"], rel=0.01)  # three batches of 4
     assert record["config"]["Model"]["ch"] == 32
+    assert record["options"] == {}
     assert record["precision"] == resolve("auto", torch.device("cpu"))
     assert record["versions"]["torch"] == torch.__version__
     assert record["frechet"]["images"] == 10
@@ -81,6 +82,36 @@ def test_bytes_do_not_depend_on_how_many_images_are_made(tiny, cli, tmp_path):
     assert few.items() <= many.items()
 
 
+def test_what_an_image_depends_on_is_named_as_before_the_later_methods(tiny, cli, tmp_path):
+    """Folders that older versions made are to be taken for what they are."""
+    cli(*tiny.flags(tmp_path / "run"))
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())
+    names = "method steps profile options seed batch_size precision checkpoint Schedule Model images"
+    assert list(identity) == names.split()
+    assert (identity["steps"], identity["options"]) == (4, {})
+    assert (
+        cli(*tiny.flags(tmp_path / "run", "--nfe", 13))[0] == 0
+    )  # the same images, however their number of steps is told
+
+
+@pytest.mark.parametrize(
+    "flags, steps, nfe, options",
+    [
+        (["--method", "DPM-Solver++2M", "--nfe", 6, "--spacing", "logsnr"], 6, 6, {"spacing": "logsnr"}),
+        (["--method", "Heun", "--nfe", 5, "--spacing", "karras"], 3, 5, {"spacing": "karras"}),
+        (["--method", "DDIM", "--times", "900,400,-1", "--clip"], 2, 2, {"clip": True, "times": [900, 400, -1]}),
+        (["--method", "DDIM", "--eta", 0.5, "--threshold", 0.9], 4, 4, {"eta": 0.5, "threshold": 0.9}),
+        (["--method", "UniPC3-bh2", "--set", "Sample.times=[999, 300, 0]"], 2, 2, {"times": [999, 300, 0]}),
+    ],
+)
+def test_the_record_says_what_was_run(tiny, cli, tmp_path, flags, steps, nfe, options):
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--total_num", 2, *flags))
+    assert (status, err) == (0, "")
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (record["steps"], record["nfe"], record["options"]) == (steps, nfe, options)
+    assert record["identity"]["options"] == options
+
+
 def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "grown", "--total_num", 5))
     kept = (tmp_path / "grown" / "000001.png").stat().st_mtime_ns
@@ -89,6 +120,32 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
     assert files(tmp_path / "grown") == files(tmp_path / "once")
     assert (tmp_path / "grown" / "000001.png").stat().st_mtime_ns == kept
     assert json.loads((tmp_path / "grown" / "result.json").read_text())["images"] == 11
+
+
+def test_a_stochastic_image_has_noise_of_its_own_in_every_step(tiny, cli, tmp_path):
+    """Among fewer, among more, continued, and in batches of another size: the same, and other with another seed."""
+    flags = ["--method", "DDPM", "--nfe", 5]
+    cli(*tiny.flags(tmp_path / "many", *flags, "--total_num", 11))
+    many = files(tmp_path / "many")
+    for name, more in (("few", []), ("seed", ["--seed", 1])):
+        cli(*tiny.flags(tmp_path / name, *flags, *more, "--total_num", 6))
+    assert files(tmp_path / "few").items() <= many.items()
+    assert not files(tmp_path / "seed").items() & many.items()
+    cli(*tiny.flags(tmp_path / "few", *flags, "--total_num", 11))
+    assert files(tmp_path / "few") == many
+    cli(*tiny.flags(tmp_path / "one", *flags, "--total_num", 11, "--batch_size", 1))
+    assert np.abs(images(tmp_path / "one") - images(tmp_path / "many")).max() <= 1
+    cli(*tiny.flags(tmp_path / "ddim", "--method", "DDIM", "--nfe", 5, "--total_num", 11))
+    assert np.abs(images(tmp_path / "ddim") - images(tmp_path / "many")).mean() > 5
+
+
+def test_noise_of_the_steps_is_pinned_and_of_no_other_name():
+    drawn = [noise(0, [0, 1], (3,), stream, step) for stream in ("sampling", "step") for step in (0, 1)]
+    assert len(np.unique(np.concatenate(drawn))) == 24
+    np.testing.assert_allclose(noise(0, [1], (3,), "step", 2)[0], STEP, rtol=1e-6)
+
+
+STEP = [1.5499169827, 0.9953777194, -0.2538328767]
 
 
 @pytest.mark.parametrize("method", ["F-PNDM", "PF"])
@@ -191,6 +248,8 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
         (["--seed", "1"], "seed 0, not 1"),
         (["--profile", "published"], "profile exact, not published"),
         (["--batch_size", "5"], "batch_size 4, not 5"),
+        (["--spacing", "karras"], "options.spacing default, not karras"),
+        (["--times", "999,500,250,100,-1"], "options.times default, not [999.0, 500.0, 250.0, 100.0, -1.0]"),
         (["--set", "Schedule.type=cosine"], "Schedule.type linear, not cosine"),
         (["--total_num", "3"], "already holds 10 images"),
     ],

@@ -210,6 +210,7 @@ def test_wrong_input_is_named(tiny, cli, tmp_path):
     for more, said in (
         (["--restart"], "no "),
         (["--batch_size", "1798"], "above the 1797 images"),
+        (["--nfe", "10"], "9 in 3 steps or 13 in 4 steps"),
         (["--total_num", "5"], "--total_num does not go with --runner train"),
     ):
         status, _, err = cli(*flags(tiny, tmp_path / "new", 1), *more)
