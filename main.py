@@ -25,12 +25,16 @@ SAMPLE = dict.fromkeys(("method", "sample_speed", "profile", "rtol", "atol"), "S
 RUNNERS = {
     "sample": SAMPLE
     | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
+    | dict.fromkeys(("statistics", "metrics", "keep"), "Sample")
     | FEATURES
-    | {"statistics": "Sample", "metrics": "Sample", "keep": "Sample", "image_path": None, "timeout": None},
-    "reproduce": dict.fromkeys(("table", "methods", "steps", "seeds", "image_path", "timeout"))
-    | dict.fromkeys(("total_num", "batch_size", "keep", "model_path", "statistics", "metrics"), "Sample")
-    | FEATURES,
-    "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None, "timeout": None},
+    | dict.fromkeys(("image_path", "timeout", "plan")),
+    "plan": SAMPLE | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "keep"), "Sample") | FEATURES,
+    "reproduce": dict.fromkeys(("total_num", "batch_size", "model_path", "statistics", "metrics", "keep"), "Sample")
+    | FEATURES
+    | dict.fromkeys(("table", "methods", "steps", "seeds", "image_path", "timeout", "plan")),
+    "train": SAMPLE
+    | {"seed": "Train", "batch_size": "Dataset"}
+    | dict.fromkeys(("train_path", "restart", "timeout", "plan")),
     "fid": FEATURES | {"metrics": "Sample", "paths": None, "out": None},
     "stats": FEATURES | {"paths": None, "out": None},
 }
@@ -99,6 +103,7 @@ def parser():
     add("--methods", metavar="M,...", help="reproduce: only these of the table")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
+    add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
     add("--set", action="append", default=[], metavar="Section.key=value", help="lay a value over the experiment's")
@@ -143,6 +148,9 @@ def reproduce(args):
     path, table = load_table(args.table or "digits")
     folder = args.image_path or Path("temp/reproduce") / path.stem
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
+    if args.plan:
+        reproduce.show_plan(table, path, overrides_of(args), device(args.device), **narrow)
+        return 0
     failed = reproduce.run(table, path, overrides_of(args), device(args.device), folder, args.timeout, **narrow)
     for line in failed:
         print(f"main.py: {line}", file=sys.stderr)
@@ -209,7 +217,11 @@ def main(argv=None):
         resolved = experiment(args)
         if resolved.Sample.method == "PF" and args.sample_speed and not RANK:
             print("main.py: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
-        if args.runner == "sample":
+        if args.plan or args.runner == "plan":
+            from runner import plan
+
+            (plan.show_training if args.runner == "train" else plan.show)(resolved, device(args.device))
+        elif args.runner == "sample":
             from runner import sample
 
             folder = args.image_path or image_path(args, resolved.Sample)

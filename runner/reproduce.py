@@ -15,21 +15,19 @@ import re
 import statistics
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from config.errors import InputError
 from config.files import aside, save_json
 from config.schema import Experiment, load, with_sample
-from runner import sample
+from runner import plan, sample
 from runner.fid import name_of
-from runner.method import METHODS, Adaptive, Step, trajectory
 from runner.processes import TIMEOUT, Processes, processes
-from runner.schedule import Schedule
 
 KEEP = 16  # images of a cell left as files, for the grids
 ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has not run yet
@@ -62,8 +60,7 @@ class Cell:
     @property
     def work(self):
         """Images × network calls, batches being run whole."""
-        s = self.experiment.Sample
-        return -(-s.total_num // s.batch_size) * s.batch_size * (self.calls or ADAPTIVE)
+        return plan.work(self.experiment, self.calls or ADAPTIVE)
 
 
 def cells_of(table, path, overrides):
@@ -78,7 +75,7 @@ def cells_of(table, path, overrides):
         budgets = [{"sample_speed": n} for n in group.steps] + [{"nfe": n} for n in group.nfe]
         for profile in group.profiles:
             for label, network, experiment in methods:
-                adaptive = isinstance(METHODS[experiment.Sample.method], Adaptive)
+                adaptive = plan.adaptive(experiment)
                 for budget in [{}] if adaptive else budgets:
                     for seed in range(group.seeds):
                         values = budget | {"profile": profile, "seed": seed}
@@ -86,7 +83,7 @@ def cells_of(table, path, overrides):
                         steps, nfe = budget.get("sample_speed"), budget.get("nfe")
                         cell = Cell(label, steps, nfe, profile, seed, network, given)
                         try:
-                            calls = None if adaptive else count_calls(given)
+                            calls = None if adaptive else plan.count_calls(given)
                         except ValueError as error:
                             left_out.setdefault(str(error), []).append(cell.name)
                         else:
@@ -109,22 +106,6 @@ def _methods(table, path, overrides):
         laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in common.items()}
         found[label] = (label, network, load(network, laid | overrides))
     return list(found.values())
-
-
-def count_calls(experiment):
-    """Network calls an image, by driving the method without a network. Raises ValueError if it cannot run."""
-    s, e = experiment.Schedule, experiment.Sample
-    schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
-    x = torch.zeros(1, 1)
-    events = trajectory(e.method, x, schedule, e.sample_speed, e.profile, **sample.solver_options(experiment))
-    calls, eps = 0, None
-    while True:
-        try:
-            event = events.send(eps)
-        except StopIteration:
-            return calls
-        calls += not isinstance(event, Step)
-        eps = None if isinstance(event, Step) else x
 
 
 def select(cells, path, methods=None, steps=None, seeds=None):
@@ -186,6 +167,22 @@ def run(table, path, overrides, device, folder, timeout=None, **narrow):
     return failures
 
 
+def show_plan(table, path, overrides, device, **narrow):
+    """Print what a table, or the part of it that `narrow` leaves, takes."""
+    cells, left_out = cells_of(table, path, overrides)
+    cells = select(cells, path, **narrow)
+    meter, calls = plan.Meter(device), {}
+    print(f"{'cells':>5}  {'method':<16}{'profile':<11}{'steps':>6}{'calls':>8}{'images':>9}")
+    for row, count in Counter(cell.row for cell in cells).items():
+        cell = next(cell for cell in cells if cell.row == row)
+        calls[row] = cell.calls or meter.calls(cell.experiment)
+        asked, images = cell.steps or cell.nfe or "", cell.experiment.Sample.total_num
+        print(f"{count:5}  {cell.label:<16}{cell.profile:<11}{asked:>6}{calls[row] or '?':>8}{images:9,}")
+    for reason, names in left_out.items():
+        print(f"left out: {len(names)} cells, {reason}")
+    plan.print_totals([(cell.experiment, calls[cell.row]) for cell in cells], meter)
+
+
 class Bench:
     """The networks and references of a table's cells, each loaded once, and the folder with what is finished."""
 
@@ -195,7 +192,7 @@ class Bench:
         for cell in cells:
             sample.checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
         for cell in cells:
-            if (key := _network_key(cell)) not in self.networks:
+            if (key := sample.network_key(cell.experiment)) not in self.networks:
                 self.networks[key] = sample.load_network(cell.experiment, team.device)
             if (key := _measurement_key(cell)) not in self.measurements:
                 self.measurements[key] = sample.measurement_of(cell.experiment, team)
@@ -223,7 +220,7 @@ class Bench:
 
     def sampler(self, cell, watch=lambda n: None):
         """A `Sampler` of the cell alone; `watch` is told the images of every network call."""
-        network, path, record = self.networks[_network_key(cell)]
+        network, path, record = self.networks[sample.network_key(cell.experiment)]
 
         def watched(x, t):
             watch(len(x))
@@ -242,10 +239,6 @@ class Bench:
         except InputError as error:
             return f"{cell.name}: {error}"
         return None
-
-
-def _network_key(cell):
-    return cell.experiment.Model.model_dump_json(), cell.experiment.Sample.model_path
 
 
 def _measurement_key(cell):

@@ -108,11 +108,11 @@ class Sampler:
     def __init__(self, experiment, team, loaded=None):
         self.experiment, self.team, self.device = experiment, team, team.device
         e, s = experiment, experiment.Sample
-        self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
+        self.schedule = schedule_of(e)
         self.shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
         self.options = solver_options(e)
         try:
-            trajectory(s.method, torch.zeros(1, *self.shape), self.schedule, s.sample_speed, s.profile, **self.options)
+            events(e)
         except ValueError as error:
             raise InputError(f"--sample_speed, --profile: {error}") from None
         self.steps = None if METHODS[s.method].options else s.sample_speed
@@ -202,6 +202,11 @@ class Sampler:
         }
 
 
+def network_key(experiment):
+    """What two experiments share that may share a loaded network."""
+    return experiment.Model.model_dump_json(), experiment.Sample.model_path
+
+
 def load_network(experiment, device):
     """The experiment's network on `device`, the path of its file, and the record of it. Raises InputError."""
     s = experiment.Sample
@@ -222,18 +227,36 @@ def generate(experiment, network, schedule, ids, device, watch=lambda step, stat
 
     Raises NotFinite when the network returns NaN or infinity, with the step it began at.
     """
-    data, s = experiment.Dataset, experiment.Sample
-    x = torch.from_numpy(noise(s.seed, ids, (data.channels, data.image_size, data.image_size))).to(device)
-    states = solve(s.method, network, x, schedule, s.sample_speed, s.profile, **solver_options(experiment))
     finite, times = [], []
-    for step, state in enumerate(states, 1):
+    for step, state in enumerate(states(experiment, network, schedule, ids, device), 1):
         finite.append(state.x.isfinite().all())  # looked at once, at the end: looking waits for the device
         times.append(state.t)
         watch(step, state)
     if not torch.stack(finite).all():
         step = finite.index(False)
         raise NotFinite(f"ε is not finite from step {step + 1} of {len(finite)} on (to t = {times[step]:g})")
-    return decode(state.x.cpu(), data)
+    return decode(state.x.cpu(), experiment.Dataset)
+
+
+def states(experiment, network, schedule, ids, device):
+    """The states of `solve` on the way from the noise of images `ids`, by the experiment's method."""
+    data, s = experiment.Dataset, experiment.Sample
+    x = torch.from_numpy(noise(s.seed, ids, (data.channels, data.image_size, data.image_size))).to(device)
+    return solve(s.method, network, x, schedule, s.sample_speed, s.profile, **solver_options(experiment))
+
+
+def events(experiment, x=None):
+    """The queries and steps of the experiment's method, to be answered by the caller; by default from an x of (1, 1).
+
+    Raises ValueError when the method cannot run as it is told to.
+    """
+    s, x = experiment.Sample, torch.zeros(1, 1) if x is None else x
+    return trajectory(s.method, x, schedule_of(experiment), s.sample_speed, s.profile, **solver_options(experiment))
+
+
+def schedule_of(experiment):
+    s = experiment.Schedule
+    return Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
 
 
 class Folder:

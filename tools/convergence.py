@@ -16,26 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
-
-from model.analytic import GaussianMixture
-from runner.method import METHODS, solve
+from runner.convergence import STEPS, analytic, distance, problem
+from runner.method import solve
 from runner.schedule import TYPES, Schedule
 
-STEPS = (25, 50, 100, 200, 400)
 TOLERANCES = (1e-3, 1e-5, 1e-7, 1e-9)
-
-
-def problem(schedule, components):
-    """A random Gaussian mixture as a network, and eight points of noise."""
-    rng = torch.Generator().manual_seed(0)
-    means = torch.randn(components, 4, dtype=torch.float64, generator=rng)
-    variances = 0.05 + 0.3 * torch.rand(components, 4, dtype=torch.float64, generator=rng)
-    return GaussianMixture(schedule, means, variances), torch.randn(8, 4, dtype=torch.float64, generator=rng)
-
-
-def distance(a, b):
-    return (a - b).square().mean().sqrt().item()
 
 
 def last(states):
@@ -51,17 +36,9 @@ def main():
     schedule = Schedule(args.schedule)
     network, noise = problem(schedule, args.components)
 
-    end = network.flow(noise, 999, 200)
-    starts = {steps: network.flow(noise, 999, 1000 - 1000 / steps) for steps in STEPS}
     print("| method | " + " | ".join(f"{steps} steps" for steps in STEPS) + " | slopes |")
     print("|---" * (len(STEPS) + 2) + "|")
-    for name, method in METHODS.items():
-        if method.options:
-            continue
-        errors = []
-        for steps in STEPS:
-            states = solve(name, network, starts[steps], schedule, steps)
-            errors.append(distance(next(s.x for s in states if abs(s.t - 200) < 1e-9), end))
+    for name, errors in analytic(schedule, args.components).items():
         slopes = ", ".join(f"{math.log2(a / b):.2f}" for a, b in pairwise(errors))
         print(f"| {name} | " + " | ".join(f"{error:.2g}" for error in errors) + f" | {slopes} |")
 
