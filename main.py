@@ -31,7 +31,7 @@ RUNNERS = {
     "plan": SAMPLE | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "keep"), "Sample") | FEATURES,
     "reproduce": dict.fromkeys(("total_num", "batch_size", "model_path", "statistics", "metrics", "keep"), "Sample")
     | FEATURES
-    | dict.fromkeys(("table", "methods", "steps", "seeds", "image_path", "timeout", "plan")),
+    | dict.fromkeys(("table", "methods", "steps", "seeds", "flow", "image_path", "timeout", "plan")),
     "train": SAMPLE
     | {"seed": "Train", "batch_size": "Dataset"}
     | dict.fromkeys(("train_path", "restart", "timeout", "plan")),
@@ -45,6 +45,13 @@ COMMON = {"runner", "config", "device", "set"}
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise SystemExit(complain(message))
+
+
+def count(text):
+    """A whole number, not below 0."""
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
 
 
 def minutes(text):
@@ -103,6 +110,7 @@ def parser():
     add("--methods", metavar="M,...", help="reproduce: only these of the table")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
+    add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
@@ -151,7 +159,8 @@ def reproduce(args):
     if args.plan:
         reproduce.show_plan(table, path, overrides_of(args), device(args.device), **narrow)
         return 0
-    failed = reproduce.run(table, path, overrides_of(args), device(args.device), folder, args.timeout, **narrow)
+    laid, where = overrides_of(args), device(args.device)
+    failed = reproduce.run(table, path, laid, where, folder, args.timeout, args.flow, **narrow)
     for line in failed:
         print(f"main.py: {line}", file=sys.stderr)
     return 2 if failed else 0

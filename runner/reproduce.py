@@ -6,11 +6,12 @@
 A table is a file of config/tables. Each cell has a folder below `cells/` in the table's folder, with the record that
 `--runner sample` leaves; a cell that has its record is not run again. Under torchrun the cells are dealt to the
 processes, each run by one alone. The results of all finished cells are then written: `cells.csv`, `cells.json`,
-`table.md`.
+`table.md`, `figures/`, and `report.html`, which holds them all.
 """
 
 import csv
 import json
+import math
 import re
 import statistics
 import sys
@@ -25,8 +26,9 @@ from tqdm import tqdm
 from config.errors import InputError
 from config.files import aside, save_json
 from config.schema import Experiment, load, with_sample
-from runner import plan, sample
+from runner import convergence, figures, plan, report, sample
 from runner.fid import name_of
+from runner.method import NotFinite
 from runner.processes import TIMEOUT, Processes, processes
 
 KEEP = 16  # images of a cell left as files, for the grids
@@ -138,11 +140,12 @@ def select(cells, path, methods=None, steps=None, seeds=None):
     return cells
 
 
-def run(table, path, overrides, device, folder, timeout=None, **narrow):
+def run(table, path, overrides, device, folder, timeout=None, flow=None, **narrow):
     """Run what is missing of a `Table` (from file `path`) in `folder` and write the results of all that is there.
 
-    narrow: the `methods`, `steps`, `seeds` to run, texts as of the flags. Returns the list of failures, one line each:
-    a cell whose images are not finite fails, and the others go on. Raises InputError before any cell is run.
+    flow: images whose distance to the exact flow is measured, by default the table's. narrow: the `methods`, `steps`,
+    `seeds` to run, texts as of the flags. Returns the list of failures, one line each: a cell whose images are not
+    finite fails, and the others go on. Raises InputError before any cell is run.
     """
     folder = Path(folder)
     cells, left_out = cells_of(table, path, overrides)
@@ -163,7 +166,7 @@ def run(table, path, overrides, device, folder, timeout=None, **narrow):
             failures = [line for cell in team.deal(missing) if (line := bench.run(cell, progress))]
         if team.first:
             done = [(cell, record) for cell in cells if (record := bench.held(cell))]
-            write(table, path, done, folder)
+            write(table, path, done, bench, table.flow if flow is None else flow)
     return failures
 
 
@@ -217,6 +220,12 @@ class Bench:
         if mine != held:
             raise InputError(f"--image_path: {self.folder} holds another table ({sample.contrast(held, mine)})")
         return record
+
+    def network(self, cell):
+        return self.networks[sample.network_key(cell.experiment)][0]
+
+    def sha256(self, cell):
+        return self.networks[sample.network_key(cell.experiment)][2]["sha256"]
 
     def sampler(self, cell, watch=lambda n: None):
         """A `Sampler` of the cell alone; `watch` is told the images of every network call."""
@@ -315,15 +324,102 @@ class Progress:
                 self.show()
 
 
-def write(table, path, done, folder):
-    """Write the results of `done`, pairs of a cell and its record, below `folder`, and print the table."""
-    rows = summary(done)
-    save_json(folder / "cells.json", [_entry(cell) | {"record": record} for cell, record in done])
+def write(table, path, done, bench, flow_images):
+    """Write the results of `done`, pairs of a cell and its record, into the table's folder, and print the table."""
+    folder, rows = bench.folder, summary(done)
+    save_json(folder / "cells.json", [{"cell": cell.name, "label": cell.label, "record": r} for cell, r in done])
     _save_csv(folder / "cells.csv", [tidy(cell, record, rows[cell.row]) for cell, record in done])
     text = markdown(table, path, rows)
-    with aside(folder / "table.md") as file:
+    _save_text(folder / "table.md", text)
+    print(f"\n{text}")
+    if not done:
+        return
+    flow = flow_distances(done, bench, flow_images)
+    schedule = sample.schedule_of(done[0][0].experiment)
+    analytic = convergence.STEPS, convergence.analytic(schedule)
+    drawn = figures.draw(list(rows.values()), flow, analytic, _images(done, bench))
+    saved = figures.save(drawn, folder / "figures")
+    title = f"{path.stem}, {len(done)} sampling runs"
+    _save_text(folder / "report.html", report.page(title, text, saved, _facts(path, done)))
+    print(f"{folder}: report.html, table.md, cells.csv, cells.json, figures/")
+
+
+def flow_distances(done, bench, images):
+    """The distance to the exact flow, for the noise of the first `images`, of each row with a fixed number of steps.
+
+    A list of entries, kept in flow.json and measured once; profile exact, first seed. The flow is integrated to a
+    tolerance well below the distances that fall with the number of calls.
+    """
+    file = bench.folder / "flow.json"
+    cells = [cell for cell, _ in done if cell.calls and cell.profile == "exact" and cell.seed == 0] if images else []
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    known = {entry["cell"]: entry for entry in kept if entry["images"] == images}
+    missing = [cell for cell in cells if known.get(cell.name, {}).get("checkpoint") != bench.sha256(cell)]
+    groups = {}
+    for cell in missing:
+        key = sample.network_key(cell.experiment), convergence.first_time(cell.experiment)
+        groups.setdefault(key, []).append(cell)
+    bar = tqdm(groups.items(), desc="exact flow", unit="start", dynamic_ncols=True, disable=None if groups else True)
+    for _, group in bar:
+        network, device = bench.network(group[0]), bench.team.device
+        tolerance = 1e-4 / min(cell.calls for cell in group)
+        try:
+            ends = convergence.exact_flow(group[0].experiment, network, device, images, tolerance)
+        except NotFinite as error:
+            print(f"{group[0].name}: {error}", file=sys.stderr)
+            continue
+        for cell in group:
+            known[cell.name] = {
+                "cell": cell.name,
+                "label": cell.label,
+                "steps": len(plan.lines(cell.experiment)),
+                "nfe": cell.calls,
+                "rms": convergence.distance_to_flow(cell.experiment, network, device, ends),
+                "images": images,
+                "tolerance": tolerance,
+                "checkpoint": bench.sha256(cell),
+            }
+        save_json(file, list(known.values()))
+    found = [known[cell.name] for cell in cells if cell.name in known]
+    return [entry for entry in found if math.isfinite(entry["rms"])]
+
+
+def _images(done, bench):
+    """(label, budget) → the first images of the cells of the first profile and seed."""
+    first = done[0][0]
+    cells = [cell for cell, _ in done if (cell.profile, cell.seed) == (first.profile, 0)]
+    found = {(cell.label, cell.steps or cell.nfe): figures.read_images(bench.path(cell)) for cell in cells}
+    return {key: images for key, images in found.items() if images}
+
+
+def _facts(path, done):
+    """What the numbers were made by; what differs among the cells is listed."""
+
+    def all_of(function):
+        return ", ".join(dict.fromkeys(str(function(record)) for _, record in done))
+
+    return {
+        "table": path.name,
+        "images a cell": all_of(lambda r: f"{r['images']:,}"),
+        "seeds": all_of(lambda r: r["seed"]),
+        "reference": all_of(
+            lambda r: (f := r["frechet"]) and f["reference"].get("file", f["reference"].get("dataset"))
+        ),
+        "checkpoint": all_of(lambda r: f"{r['checkpoint']['path']} (sha256 {r['checkpoint']['sha256'][:12]}…)"),
+        "precision": all_of(lambda r: r["precision"]),
+        "device": all_of(lambda r: r["device"]),
+        "versions": all_of(lambda r: ", ".join(f"{name} {version}" for name, version in r["versions"].items())),
+        "seconds in all": f"{sum(r['seconds'] for _, r in done):,.0f}",
+    }
+
+
+def _reference(card):
+    return card and (card["reference"].get("file") or card["reference"]["dataset"])
+
+
+def _save_text(path, text):
+    with aside(path) as file:
         file.write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{folder}: table.md, cells.csv, cells.json")
 
 
 @dataclass(frozen=True)
@@ -444,10 +540,6 @@ def _beside(row, paper):
     known = paper.fid.get(row.label, {}).get(row.steps)
     theirs = [known.value, known.basis, f"{row.distance - known.value:+.2f}"] if known and row.distance else [""] * 3
     return [row.label, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
-
-
-def _entry(cell):
-    return {"cell": cell.name, "label": cell.label}
 
 
 def tidy(cell, record, row):
