@@ -50,25 +50,29 @@ def lines(experiment):
         raise ValueError(f"method {s.method} chooses its steps as it goes")
     schedule = sample.schedule_of(experiment)
     x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    events, answer = sample.events(experiment, x), None
     found, states, asked, here = [], {_node(x)}, [], None
-    while True:
-        try:
-            event = events.send(answer)
-        except StopIteration:
-            return found
-        answer = None
+    for event in drive(experiment, x):
         if isinstance(event, Query):
             asked.append(event.t)
-            answer = torch.zeros_like(x).requires_grad_()
         elif isinstance(event, Step):
             t = asked[0] if here is None else here
             levels = (_level(schedule, s.profile, at) for at in (t, event.t))
             found.append(Line(t, event.t, *levels, len(asked), _entering(event.x, states)))
             states.add(event.x.grad_fn)
             asked, here = [], event.t
-        else:
-            answer = torch.zeros_like(x)  # noise
+    return found
+
+
+def drive(experiment, x):
+    """The events of the experiment's method from x, whose questions are answered with zeros."""
+    events, answer = sample.events(experiment, x), None
+    while True:
+        try:
+            event = events.send(answer)
+        except StopIteration:
+            return
+        yield event
+        answer = None if isinstance(event, Step) else torch.zeros_like(x, requires_grad=x.requires_grad)
 
 
 def adaptive(experiment):
@@ -168,8 +172,8 @@ def _memory(device):
 
 
 def count_calls(experiment):
-    """Network calls an image. Raises ValueError as `lines` does."""
-    return sum(line.calls for line in lines(experiment))
+    """Network calls an image of a method with steps of its own. Raises ValueError when it cannot run."""
+    return sum(isinstance(event, Query) for event in drive(experiment, torch.zeros(1, 1)))
 
 
 def work(experiment, calls):

@@ -18,7 +18,8 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -75,21 +76,20 @@ def cells_of(table, path, overrides):
     methods = _methods(table, path, overrides)
     for group in (table, *table.more):
         budgets = [{"sample_speed": n} for n in group.steps] + [{"nfe": n} for n in group.nfe]
-        for profile in group.profiles:
-            for label, network, experiment in methods:
-                adaptive = plan.adaptive(experiment)
-                for budget in [{}] if adaptive else budgets:
-                    for seed in range(group.seeds):
-                        values = budget | {"profile": profile, "seed": seed}
-                        given = with_sample(experiment, f"{path}: {label}", **values)
-                        steps, nfe = budget.get("sample_speed"), budget.get("nfe")
-                        cell = Cell(label, steps, nfe, profile, seed, network, given)
-                        try:
-                            calls = None if adaptive else plan.count_calls(given)
-                        except ValueError as error:
-                            left_out.setdefault(str(error), []).append(cell.name)
-                        else:
-                            cells.setdefault(cell.name, replace(cell, calls=calls))
+        for profile, (label, network, experiment) in product(group.profiles, methods):
+            for budget in [{}] if plan.adaptive(experiment) else budgets:
+                given = with_sample(experiment, f"{path}: {label}", profile=profile, **budget)
+                steps, nfe = budget.get("sample_speed"), budget.get("nfe")
+                try:
+                    sample.events(given)
+                    calls = None if plan.adaptive(given) else plan.count_calls(given)
+                except ValueError as error:
+                    left_out.setdefault(str(error), []).append(f"{label} {steps or nfe or ''}".strip())
+                    continue
+                for seed in range(group.seeds):
+                    seeded = with_sample(given, path, seed=seed)
+                    cell = Cell(label, steps, nfe, profile, seed, network, seeded, calls)
+                    cells.setdefault(cell.name, cell)
     if not cells:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
     return list(cells.values()), left_out
@@ -120,9 +120,7 @@ def select(cells, path, methods=None, steps=None, seeds=None):
         given = [part.strip() for part in text.split(",")]
         for part in given:
             if part not in map(str, known):
-                raise InputError(
-                    f"{flag}: {part!r} is not in table {path.stem}, which has {', '.join(map(str, known))}"
-                )
+                raise InputError(f"{flag}: {part!r} is not in table {path.stem}: {', '.join(map(str, known))}")
         return set(given)
 
     if methods:
@@ -133,9 +131,7 @@ def select(cells, path, methods=None, steps=None, seeds=None):
         cells = [cell for cell in cells if str(cell.steps or cell.nfe) in wanted | {"None"}]
     if seeds:
         if not (seeds.isdecimal() and 1 <= int(seeds) <= most):
-            raise InputError(
-                f"--seeds: {seeds!r} is not a number of seeds from 1 to {most}, which table {path.stem} has"
-            )
+            raise InputError(f"--seeds: {seeds!r} is not a number from 1 to {most}, as table {path.stem} has")
         cells = [cell for cell in cells if cell.seed < int(seeds)]
     return cells
 
@@ -160,7 +156,7 @@ def run(table, path, overrides, device, folder, timeout=None, flow=None, **narro
         missing.sort(key=lambda cell: cell.work, reverse=team.size > 1)  # the longest first, so that none is left last
         if team.first:
             for reason, names in left_out.items():
-                print(f"{len(names)} cells are left out: {reason}", file=sys.stderr)
+                print(f"left out, {', '.join(names)}: {reason}", file=sys.stderr)
             print(f"{folder}: {len(selected):,} cells, {len(selected) - len(missing):,} of them finished")
         with Progress(team, missing, timeout or TIMEOUT) as progress:
             failures = [line for cell in team.deal(missing) if (line := bench.run(cell, progress))]
@@ -182,7 +178,7 @@ def show_plan(table, path, overrides, device, **narrow):
         asked, images = cell.steps or cell.nfe or "", cell.experiment.Sample.total_num
         print(f"{count:5}  {cell.label:<16}{cell.profile:<11}{asked:>6}{calls[row] or '?':>8}{images:9,}")
     for reason, names in left_out.items():
-        print(f"left out: {len(names)} cells, {reason}")
+        print(f"left out, {', '.join(names)}: {reason}")
     plan.print_totals([(cell.experiment, calls[cell.row]) for cell in cells], meter)
 
 
@@ -326,14 +322,14 @@ class Progress:
 
 def write(table, path, done, bench, flow_images):
     """Write the results of `done`, pairs of a cell and its record, into the table's folder, and print the table."""
+    if not done:
+        return
     folder, rows = bench.folder, summary(done)
     save_json(folder / "cells.json", [{"cell": cell.name, "label": cell.label, "record": r} for cell, r in done])
     _save_csv(folder / "cells.csv", [tidy(cell, record, rows[cell.row]) for cell, record in done])
     text = markdown(table, path, rows)
     _save_text(folder / "table.md", text)
     print(f"\n{text}")
-    if not done:
-        return
     flow = flow_distances(done, bench, flow_images)
     schedule = sample.schedule_of(done[0][0].experiment)
     analytic = convergence.STEPS, convergence.analytic(schedule)
@@ -481,8 +477,6 @@ def summary(done):
 def markdown(table, path, rows):
     """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference."""
     rows = list(rows.values())
-    if not rows:
-        return f"# {path.stem}\n\nNo cell is finished.\n"
     budgets = sorted({row.budget for row in rows} - {None})
     said = next((row.called for row in rows if row.called), "nothing measured")
     most = max(row.seeds for row in rows)
@@ -500,9 +494,9 @@ def markdown(table, path, rows):
         lines += ["", f"Profile `{profile}`, adaptive steps:", ""] if free else []
         lines += _lines(["method", "network calls", "distance"], [[r.label, f"{r.nfe:.1f}", value(r)] for r in free])
     if table.paper.fid:
-        lines += ["", "Beside the paper's, where it is known (and from where), profile `exact`:", ""]
-        head = ["method", "steps", "network calls", "ours", "paper", "basis", "difference"]
-        lines += _lines(head, [_beside(row, table.paper) for row in rows if row.profile == "exact"])
+        lines += ["", "Beside the paper's, where it is known, and the basis of what is known:", ""]
+        head = ["method", "profile", "steps", "network calls", "ours", "paper", "basis", "difference"]
+        lines += _lines(head, [_beside(row, table.paper) for row in rows])
         for label, values in table.paper.fid.items():
             if best := values.get("best"):
                 lines += [
@@ -539,7 +533,7 @@ def value(row):
 def _beside(row, paper):
     known = paper.fid.get(row.label, {}).get(row.steps)
     theirs = [known.value, known.basis, f"{row.distance - known.value:+.2f}"] if known and row.distance else [""] * 3
-    return [row.label, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
+    return [row.label, row.profile, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
 
 
 def tidy(cell, record, row):
