@@ -9,11 +9,9 @@ processes, each run by one alone. The results of all finished cells are then wri
 `table.md`, `figures/`, and `report.html`, which holds them all.
 """
 
-import csv
 import json
 import math
 import re
-import statistics
 import sys
 import time
 from collections import Counter
@@ -27,8 +25,7 @@ from tqdm import tqdm
 from config.errors import InputError
 from config.files import aside, save_json
 from config.schema import Experiment, load, with_sample
-from runner import convergence, figures, plan, report, sample
-from runner.fid import name_of
+from runner import convergence, figures, plan, report, results, sample
 from runner.method import NotFinite
 from runner.processes import TIMEOUT, Processes, processes
 
@@ -324,10 +321,10 @@ def write(table, path, done, bench, flow_images):
     """Write the results of `done`, pairs of a cell and its record, into the table's folder, and print the table."""
     if not done:
         return
-    folder, rows = bench.folder, summary(done)
+    folder, rows = bench.folder, results.summary(done)
     save_json(folder / "cells.json", [{"cell": cell.name, "label": cell.label, "record": r} for cell, r in done])
-    _save_csv(folder / "cells.csv", [tidy(cell, record, rows[cell.row]) for cell, record in done])
-    text = markdown(table, path, rows)
+    results.save_csv(folder / "cells.csv", [results.tidy(cell, record, rows[cell.row]) for cell, record in done])
+    text = results.markdown(table, path.stem, list(rows.values()))
     _save_text(folder / "table.md", text)
     print(f"\n{text}")
     flow = flow_distances(done, bench, flow_images)
@@ -416,159 +413,3 @@ def _reference(card):
 def _save_text(path, text):
     with aside(path) as file:
         file.write_text(text, encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Row:
-    """The cells that differ only in their seed: means over the seeds, and the distance's standard deviation.
-
-    The deviation is None with one seed; `error` is then that cell's own (the jackknife's).
-    """
-
-    label: str
-    profile: str
-    budget: int | None  # the steps, or network calls, asked for; None of an adaptive method
-    steps: int | None
-    nfe: float
-    seeds: int
-    images: int
-    distance: float | None
-    deviation: float | None
-    error: float | None
-    seconds: float
-    batch: int
-    called: str | None
-
-    @property
-    def seconds_per_step(self):
-        """Of one batch."""
-        return self.seconds / self.steps / -(-self.images // self.batch)
-
-    @property
-    def spread(self):
-        return self.error if self.deviation is None else self.deviation
-
-
-def summary(done):
-    """`Cell.row` → `Row`, in the order of the cells."""
-    rows = {}
-    for key in dict.fromkeys(cell.row for cell, _ in done):
-        records = [record for cell, record in done if cell.row == key]
-        cards = [record["frechet"] for record in records if record["frechet"]]
-        values = [card["value"] for card in cards]
-        rows[key] = Row(
-            label=key[0],
-            profile=key[1],
-            budget=key[2] or key[3],
-            steps=records[0]["steps"],
-            nfe=statistics.fmean(record["nfe"] for record in records),
-            seeds=len(records),
-            images=records[0]["images"],
-            distance=statistics.fmean(values) if values else None,
-            deviation=statistics.stdev(values) if len(values) > 1 else None,
-            error=cards[0]["error"] if len(cards) == 1 else None,
-            seconds=statistics.fmean(record["seconds"] for record in records),
-            batch=records[0]["config"]["Sample"]["batch_size"],
-            called=name_of(cards[0]) if cards else None,
-        )
-    return rows
-
-
-def markdown(table, path, rows):
-    """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference."""
-    rows = list(rows.values())
-    budgets = sorted({row.budget for row in rows} - {None})
-    said = next((row.called for row in rows if row.called), "nothing measured")
-    most = max(row.seeds for row in rows)
-    spread = f"mean ± standard deviation over up to {most} seeds" if most > 1 else "± the standard error of its images"
-    lines = [f"# {path.stem}", "", f"{said}, {rows[0].images:,} images a cell, {spread}."]
-    for profile in dict.fromkeys(row.profile for row in rows):
-        mine = {(row.label, row.budget): row for row in rows if row.profile == profile}
-        fixed = dict.fromkeys(label for label, budget in mine if budget)
-        unit = "network calls" if table.nfe else "steps"
-        lines += ["", f"Profile `{profile}`, by {unit}:", ""] if fixed else []
-        lines += _lines(
-            ["method", *budgets], [[label, *(value(mine.get((label, b))) for b in budgets)] for label in fixed]
-        )
-        free = [row for row in mine.values() if not row.budget]
-        lines += ["", f"Profile `{profile}`, adaptive steps:", ""] if free else []
-        lines += _lines(["method", "network calls", "distance"], [[r.label, f"{r.nfe:.1f}", value(r)] for r in free])
-    if table.paper.fid:
-        lines += ["", "Beside the paper's, where it is known, and the basis of what is known:", ""]
-        head = ["method", "profile", "steps", "network calls", "ours", "paper", "basis", "difference"]
-        lines += _lines(head, [_beside(row, table.paper) for row in rows])
-        for label, values in table.paper.fid.items():
-            if best := values.get("best"):
-                lines += [
-                    "",
-                    f"The paper's best of {label}, at a step count not known here: {best.value} ({best.basis}).",
-                ]
-    if table.paper.seconds_per_step:
-        timed = [row for row in rows if row.steps == 50 and row.label in table.paper.seconds_per_step]
-        lines += (
-            ["", "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):", ""] if timed else []
-        )
-        lines += _lines(
-            ["method", "batch", "ours", "paper"],
-            [[r.label, r.batch, f"{r.seconds_per_step:.3f}", table.paper.seconds_per_step[r.label]] for r in timed],
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _lines(head, body):
-    if not body:
-        return []
-    return [f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *body)]
-
-
-def value(row):
-    """A row's distance and spread as text; nothing for none."""
-    if row is None or row.distance is None:
-        return ""
-    digits = 2 if row.distance >= 1 else 4
-    spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
-    return f"{row.distance:.{digits}f}{spread}"
-
-
-def _beside(row, paper):
-    known = paper.fid.get(row.label, {}).get(row.steps)
-    theirs = [known.value, known.basis, f"{row.distance - known.value:+.2f}"] if known and row.distance else [""] * 3
-    return [row.label, row.profile, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
-
-
-def tidy(cell, record, row):
-    """A line of cells.csv: what is compared first, then everything in the record, nested keys joined by dots."""
-    frechet = record["frechet"] or {}
-    first = {
-        "label": cell.label,
-        "method": record["method"],
-        "profile": record["profile"],
-        "steps": record["steps"],
-        "nfe": record["nfe"],
-        "seed": record["seed"],
-        "images": record["images"],
-        "distance": frechet.get("value"),
-        "error": frechet.get("error"),
-        "seeds": row.seeds,
-        "mean_over_seeds": row.distance,
-        "deviation_over_seeds": row.deviation,
-        "seconds": record["seconds"],
-        "images_per_second": record["images_per_second"],
-    }
-    return first | {name: value for name, value in _flat(record) if name not in first}
-
-
-def _flat(tree, prefix=""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif not prefix.startswith("identity"):
-            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
-
-
-def _save_csv(path, lines):
-    columns = dict.fromkeys(name for line in lines for name in line)
-    with aside(path) as file, open(file, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, columns)
-        writer.writeheader()
-        writer.writerows(lines)

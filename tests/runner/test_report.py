@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from runner import convergence, figures, report
-from runner.reproduce import Row
+from runner.results import Row
 from runner.schedule import Schedule
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,8 +25,8 @@ def rows():
             for n in COUNTS:
                 numbers = {"distance": 1 / n, "deviation": 0.01 / n, "error": None, "seconds": 0.1 * n, "batch": 50}
                 budget = {"budget": n, "steps": n, "nfe": n + extra, "seeds": 3, "images": 500}
-                made.append(Row(label, profile, **budget, **numbers, called="Fréchet distance on pixels"))
-    return [*made, Row("PF", "exact", None, None, 215.3, 3, 500, 0.02, 0.001, None, 20.0, 50, made[0].called)]
+                made.append(Row(label, profile, **budget, **numbers, called="Fréchet distance on pixels", by_seed={}))
+    return [*made, Row("PF", "exact", None, None, 215.3, 3, 500, 0.02, 0.001, None, 20.0, 50, made[0].called, {})]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_every_figure_is_there_twice_and_not_blank(saved):
 
 def test_what_there_are_no_numbers_for_is_not_drawn():
     analytic = ((10, 20), {"DDIM": [0.2, 0.1]})
-    without = [Row("DDIM", "exact", 5, 5, 5, 1, 10, None, None, None, 1.0, 5, None)]
+    without = [Row("DDIM", "exact", 5, 5, 5, 1, 10, None, None, None, 1.0, 5, None, {})]
     assert [name for name, _, _ in figures.draw(without, [], analytic, {})] == ["analytic"]
 
 

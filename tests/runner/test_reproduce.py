@@ -15,9 +15,10 @@ import yaml
 from conftest import DATA, ROOT
 
 import main
-from config.schema import FOLDER, load_table
+from config.schema import FOLDER, Table, load_table
 from model import checkpoint
 from runner import figures, reproduce
+from runner.results import Row, markdown
 
 TABLE = {
     "methods": ["DDIM", "F-PNDM", {"label": "PF 1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}],
@@ -135,28 +136,32 @@ def undisturbed(tiny, tmp_path_factory):
     return cells(folder / "run")
 
 
-@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["one process", "two processes"])
-def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturbed, tmp_path, launcher):
+def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturbed, tmp_path):
+    """Two processes that share the cells, of which one dies, and torchrun ends the other; then one process."""
     flags = table(**SMALL)
-    run = start(flags, launcher)
+    run = start(flags, TORCHRUN)
     while len(written(tmp_path / "table")) < 3 and run.poll() is None:
         time.sleep(0.005)
-    if launcher:  # one of the two dies, and torchrun ends the other
-        workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(workers[-1]), signal.SIGKILL)
-    else:
-        run.kill()
+    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
     run.communicate(timeout=60)
     assert run.returncode != 0
     before = written(tmp_path / "table")
     assert 3 <= len(before) < len(undisturbed)
     assert not (tmp_path / "table/report.html").exists()
-    again = start(flags, launcher)
+    again = start(flags)
     err = again.communicate(timeout=120)[1]
     assert again.returncode == 0, err
     assert before.items() <= written(tmp_path / "table").items()
     assert cells(tmp_path / "table") == undisturbed
     assert (tmp_path / "table/report.html").exists()
+
+
+def test_processes_share_the_cells(table, undisturbed, tmp_path):
+    run = start(table(**SMALL), TORCHRUN)
+    err = run.communicate(timeout=120)[1]
+    assert run.returncode == 0, err
+    assert cells(tmp_path / "table") == undisturbed
 
 
 def test_rows_are_means_over_the_seeds(table, cli, undrawn, tmp_path):
@@ -175,6 +180,28 @@ def test_rows_are_means_over_the_seeds(table, cli, undrawn, tmp_path):
     mean = statistics.fmean(values)
     assert "| method | 4 | 5 |" in text
     assert f"{mean:.{2 if mean >= 1 else 4}f} ± " in next(line for line in text.splitlines() if "F-PNDM" in line)
+
+
+def test_profiles_are_compared_seed_by_seed(table, cli, undrawn, tmp_path):
+    cli(*table(methods=["DDIM"], more=[]))
+    entries = {
+        e["cell"]: e["record"]["frechet"]["value"] for e in json.loads((tmp_path / "table/cells.json").read_text())
+    }
+    apart = [entries[f"DDIM_5_published_seed{n}"] - entries[f"DDIM_5_exact_seed{n}"] for n in (0, 1)]
+    text = (tmp_path / "table/table.md").read_text().split("less `exact`")[1]
+    assert f"{statistics.fmean(apart):+.4f} ± {statistics.stdev(apart):.4f} |" in text
+
+
+def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
+    def row(label, steps, nfe, distance):
+        return Row(label, "exact", steps, steps, nfe, 3, 10, distance, 0.01, None, 1.0, 5, "FID", {})
+
+    rows = [row("DDIM", n, n, 10 / n) for n in (10, 100, 1000)] + [
+        row("F-PNDM", n, n + 9, 1 / n**2) for n in (5, 11, 20)
+    ]
+    text = markdown(Table(experiment="", methods=["DDIM"], images=10), "made up", rows)
+    line = next(line for line in text.split("The least calls")[1].splitlines() if line.startswith("| F-PNDM"))
+    assert [part.strip() for part in line.strip("|").split("|")] == ["F-PNDM", "11", "20", "0.0083 ± 0.0100", "50"]
 
 
 def test_the_papers_values_stand_beside_ours_and_unknown_ones_stay_blank(table, cli, undrawn, tmp_path):
