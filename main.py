@@ -28,15 +28,20 @@ SAMPLE = dict.fromkeys(
 )
 RUNNERS = {
     "sample": SAMPLE
-    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "precision", "compile"), "Sample")
+    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
+    | dict.fromkeys(("precision", "compile", "statistics", "metrics", "keep"), "Sample")
     | FEATURES
-    | {"statistics": "Sample", "metrics": "Sample", "keep": "Sample", "image_path": None, "timeout": None},
-    "reproduce": dict.fromkeys(("table", "methods", "steps", "seeds", "image_path", "timeout"))
-    | dict.fromkeys(
-        ("total_num", "batch_size", "keep", "model_path", "statistics", "metrics", "precision", "compile"), "Sample"
-    )
+    | dict.fromkeys(("image_path", "timeout", "plan")),
+    "plan": SAMPLE
+    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "precision", "compile", "keep"), "Sample")
     | FEATURES,
-    "train": SAMPLE | {"seed": "Train", "batch_size": "Dataset", "train_path": None, "restart": None, "timeout": None},
+    "reproduce": dict.fromkeys(("total_num", "batch_size", "model_path", "statistics", "metrics", "keep"), "Sample")
+    | dict.fromkeys(("precision", "compile"), "Sample")
+    | FEATURES
+    | dict.fromkeys(("table", "methods", "steps", "seeds", "flow", "image_path", "timeout", "plan")),
+    "train": SAMPLE
+    | {"seed": "Train", "batch_size": "Dataset"}
+    | dict.fromkeys(("train_path", "restart", "timeout", "plan")),
     "fid": FEATURES | {"metrics": "Sample", "paths": None, "out": None},
     "stats": FEATURES | {"paths": None, "out": None},
 }
@@ -47,6 +52,13 @@ COMMON = {"runner", "config", "device", "set"}
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise SystemExit(complain(message))
+
+
+def count(text):
+    """A whole number, not below 0."""
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
 
 
 def minutes(text):
@@ -114,6 +126,8 @@ def parser():
     add("--methods", metavar="M,...", help="reproduce: only these of the table")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
+    add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
+    add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
     add("--set", action="append", default=[], metavar="Section.key=value", help="lay a value over the experiment's")
@@ -165,7 +179,11 @@ def reproduce(args):
     path, table = load_table(args.table or "digits")
     folder = args.image_path or Path("temp/reproduce") / path.stem
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
-    failed = reproduce.run(table, path, overrides_of(args), device(args.device), folder, args.timeout, **narrow)
+    if args.plan:
+        reproduce.show_plan(table, path, overrides_of(args), device(args.device), **narrow)
+        return 0
+    laid, where = overrides_of(args), device(args.device)
+    failed = reproduce.run(table, path, laid, where, folder, args.timeout, args.flow, **narrow)
     for line in failed:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 2 if failed else 0
@@ -237,7 +255,11 @@ def main(argv=None):
         resolved = experiment(args)
         if resolved.Sample.method == "PF" and args.sample_speed and not RANK:
             print(f"{PROGRAM}: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
-        if args.runner == "sample":
+        if args.plan or args.runner == "plan":
+            from runner import plan
+
+            (plan.show_training if args.runner == "train" else plan.show)(resolved, device(args.device))
+        elif args.runner == "sample":
             from runner import sample
 
             folder = args.image_path or image_path(args, resolved.Sample)

@@ -283,6 +283,7 @@ class Table(Cells):
     images: Annotated[int, Field(ge=2)] = needed("images a cell")
     sample: dict = key({}, "Sample keys of all cells")
     more: list[Cells] = key([], "further cells, of the same methods")
+    flow: Annotated[int, Field(ge=0)] = key(8, "images whose distance to the exact flow is measured; 0: none")
     paper: PaperSection = key(PaperSection(), "the paper's values")
 
 

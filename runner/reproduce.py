@@ -6,17 +6,18 @@
 A table is a file of config/tables. Each cell has a folder below `cells/` in the table's folder, with the record that
 `--runner sample` leaves; a cell that has its record is not run again. Under torchrun the cells are dealt to the
 processes, each run by one alone. The results of all finished cells are then written: `cells.csv`, `cells.json`,
-`table.md`.
+`table.md`, `figures/`, and `report.html`, which holds them all.
 """
 
-import csv
 import json
+import math
 import re
-import statistics
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,11 +25,10 @@ from tqdm import tqdm
 from config.errors import InputError
 from config.files import aside, save_json
 from config.schema import Experiment, load, with_sample
-from runner import sample
-from runner.fid import name_of
-from runner.method import METHODS, network_calls
+from runner import convergence, figures, plan, report, results, sample
+from runner.events import NotFinite
+from runner.method import METHODS
 from runner.processes import TIMEOUT, Processes, processes
-from runner.schedule import Schedule
 
 KEEP = 16  # images of a cell left as files, for the grids
 ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has not run yet
@@ -61,8 +61,7 @@ class Cell:
     @property
     def work(self):
         """Images × network calls, batches being run whole."""
-        s = self.experiment.Sample
-        return -(-s.total_num // s.batch_size) * s.batch_size * (self.calls or ADAPTIVE)
+        return plan.work(self.experiment, self.calls or ADAPTIVE)
 
 
 def cells_of(table, path, overrides):
@@ -75,21 +74,20 @@ def cells_of(table, path, overrides):
     methods = _methods(table, path, overrides)
     for group in (table, *table.more):
         budgets = [{"sample_speed": n} for n in group.steps] + [{"nfe": n} for n in group.nfe]
-        for profile in group.profiles:
-            for label, network, experiment in methods:
-                adaptive = METHODS[experiment.Sample.method].adaptive
-                for budget in [{}] if adaptive else budgets:
-                    for seed in range(group.seeds):
-                        values = budget | {"profile": profile, "seed": seed}
-                        given = with_sample(experiment, f"{path}: {label}", **values)
-                        steps, nfe = budget.get("sample_speed"), budget.get("nfe")
-                        cell = Cell(label, steps, nfe, profile, seed, network, given)
-                        try:
-                            calls = None if adaptive else count_calls(given)
-                        except ValueError as error:
-                            left_out.setdefault(str(error), []).append(cell.name)
-                        else:
-                            cells.setdefault(cell.name, replace(cell, calls=calls))
+        for profile, (label, network, experiment) in product(group.profiles, methods):
+            for budget in [{}] if plan.adaptive(experiment) else budgets:
+                given = with_sample(experiment, f"{path}: {label}", profile=profile, **budget)
+                steps, nfe = budget.get("sample_speed"), budget.get("nfe")
+                try:
+                    sample.events(given)
+                    calls = None if plan.adaptive(given) else plan.count_calls(given)
+                except ValueError as error:
+                    left_out.setdefault(str(error), []).append(f"{label} {steps or nfe or ''}".strip())
+                    continue
+                for seed in range(group.seeds):
+                    seeded = with_sample(given, path, seed=seed)
+                    cell = Cell(label, steps, nfe, profile, seed, network, seeded, calls)
+                    cells.setdefault(cell.name, cell)
     if not cells:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
     return list(cells.values()), left_out
@@ -110,14 +108,6 @@ def _methods(table, path, overrides):
     return list(found.values())
 
 
-def count_calls(experiment):
-    """Network calls an image. Raises ValueError if it cannot run."""
-    s, e = experiment.Schedule, experiment.Sample
-    schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
-    steps = sample.steps_of(experiment, schedule)
-    return network_calls(e.method, schedule, steps, e.profile, **sample.solver_options(experiment))
-
-
 def select(cells, path, methods=None, steps=None, seeds=None):
     """The cells that `--methods`, `--steps`, `--seeds` (text, or None) leave. Raises InputError."""
     labels = dict.fromkeys(cell.label for cell in cells)
@@ -128,9 +118,7 @@ def select(cells, path, methods=None, steps=None, seeds=None):
         given = [part.strip() for part in text.split(",")]
         for part in given:
             if part not in map(str, known):
-                raise InputError(
-                    f"{flag}: {part!r} is not in table {path.stem}, which has {', '.join(map(str, known))}"
-                )
+                raise InputError(f"{flag}: {part!r} is not in table {path.stem}: {', '.join(map(str, known))}")
         return set(given)
 
     if methods:
@@ -141,18 +129,17 @@ def select(cells, path, methods=None, steps=None, seeds=None):
         cells = [cell for cell in cells if str(cell.steps or cell.nfe) in wanted | {"None"}]
     if seeds:
         if not (seeds.isdecimal() and 1 <= int(seeds) <= most):
-            raise InputError(
-                f"--seeds: {seeds!r} is not a number of seeds from 1 to {most}, which table {path.stem} has"
-            )
+            raise InputError(f"--seeds: {seeds!r} is not a number from 1 to {most}, as table {path.stem} has")
         cells = [cell for cell in cells if cell.seed < int(seeds)]
     return cells
 
 
-def run(table, path, overrides, device, folder, timeout=None, **narrow):
+def run(table, path, overrides, device, folder, timeout=None, flow=None, **narrow):
     """Run what is missing of a `Table` (from file `path`) in `folder` and write the results of all that is there.
 
-    narrow: the `methods`, `steps`, `seeds` to run, texts as of the flags. Returns the list of failures, one line each:
-    a cell whose images are not finite fails, and the others go on. Raises InputError before any cell is run.
+    flow: images whose distance to the exact flow is measured, by default the table's. narrow: the `methods`, `steps`,
+    `seeds` to run, texts as of the flags. Returns the list of failures, one line each: a cell whose images are not
+    finite fails, and the others go on. Raises InputError before any cell is run.
     """
     folder = Path(folder)
     cells, left_out = cells_of(table, path, overrides)
@@ -167,14 +154,30 @@ def run(table, path, overrides, device, folder, timeout=None, **narrow):
         missing.sort(key=lambda cell: cell.work, reverse=team.size > 1)  # the longest first, so that none is left last
         if team.first:
             for reason, names in left_out.items():
-                print(f"{len(names)} cells are left out: {reason}", file=sys.stderr)
+                print(f"left out, {', '.join(names)}: {reason}", file=sys.stderr)
             print(f"{folder}: {len(selected):,} cells, {len(selected) - len(missing):,} of them finished")
         with Progress(team, missing, timeout or TIMEOUT) as progress:
             failures = [line for cell in team.deal(missing) if (line := bench.run(cell, progress))]
         if team.first:
             done = [(cell, record) for cell in cells if (record := bench.held(cell))]
-            write(table, path, done, folder)
+            write(table, path, done, bench, table.flow if flow is None else flow)
     return failures
+
+
+def show_plan(table, path, overrides, device, **narrow):
+    """Print what a table, or the part of it that `narrow` leaves, takes."""
+    cells, left_out = cells_of(table, path, overrides)
+    cells = select(cells, path, **narrow)
+    meter, calls = plan.Meter(device), {}
+    print(f"{'cells':>5}  {'method':<16}{'profile':<11}{'steps':>6}{'calls':>8}{'images':>9}")
+    for row, count in Counter(cell.row for cell in cells).items():
+        cell = next(cell for cell in cells if cell.row == row)
+        calls[row] = cell.calls or meter.calls(cell.experiment)
+        asked, images = cell.steps or cell.nfe or "", cell.experiment.Sample.total_num
+        print(f"{count:5}  {cell.label:<16}{cell.profile:<11}{asked:>6}{calls[row] or '?':>8}{images:9,}")
+    for reason, names in left_out.items():
+        print(f"left out, {', '.join(names)}: {reason}")
+    plan.print_totals([(cell.experiment, calls[cell.row]) for cell in cells], meter)
 
 
 class Bench:
@@ -186,15 +189,10 @@ class Bench:
         for cell in cells:
             sample.checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
         for cell in cells:
-            if (key := self._network_key(cell)) not in self.networks:
+            if (key := sample.network_key(cell.experiment)) not in self.networks:
                 self.networks[key] = sample.load_network(cell.experiment, team.device)
             if (key := _measurement_key(cell)) not in self.measurements:
                 self.measurements[key] = sample.measurement_of(cell.experiment, team)
-
-    def _network_key(self, cell):
-        e = cell.experiment
-        precision = sample.precision_of(e, self.team.device)
-        return e.Model.model_dump_json(), e.Sample.model_path, precision, e.Sample.compile
 
     def path(self, cell):
         return self.folder / "cells" / cell.name
@@ -217,9 +215,12 @@ class Bench:
             raise InputError(f"--image_path: {self.folder} holds another table ({sample.contrast(held, mine)})")
         return record
 
+    def sha256(self, cell):
+        return self.networks[sample.network_key(cell.experiment)][2]["sha256"]
+
     def sampler(self, cell, watch=lambda n: None):
         """A `Sampler` of the cell alone; `watch` is told the images of every network call."""
-        network, path, record = self.networks[self._network_key(cell)]
+        network, path, record = self.networks[sample.network_key(cell.experiment)]
 
         def watched(x, t):
             watch(len(x))
@@ -314,174 +315,106 @@ class Progress:
                 self.show()
 
 
-def write(table, path, done, folder):
-    """Write the results of `done`, pairs of a cell and its record, below `folder`, and print the table."""
-    rows = summary(done)
-    save_json(folder / "cells.json", [_entry(cell) | {"record": record} for cell, record in done])
-    _save_csv(folder / "cells.csv", [tidy(cell, record, rows[cell.row]) for cell, record in done])
-    text = markdown(table, path, rows)
-    with aside(folder / "table.md") as file:
-        file.write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{folder}: table.md, cells.csv, cells.json")
+def write(table, path, done, bench, flow_images):
+    """Write the results of `done`, pairs of a cell and its record, into the table's folder, and print the table."""
+    if not done:
+        return
+    folder, rows = bench.folder, results.summary(done)
+    save_json(folder / "cells.json", [{"cell": cell.name, "label": cell.label, "record": r} for cell, r in done])
+    results.save_csv(folder / "cells.csv", [results.tidy(cell, record, rows[cell.row]) for cell, record in done])
+    text = results.markdown(table, path.stem, list(rows.values()))
+    _save_text(folder / "table.md", text)
+    print(f"\n{text}")
+    flow = flow_distances(done, bench, flow_images)
+    schedule = sample.schedule_of(done[0][0].experiment)
+    analytic = convergence.STEPS, convergence.analytic(schedule)
+    drawn = figures.draw(list(rows.values()), flow, analytic, _images(done, bench))
+    saved = figures.save(drawn, folder / "figures")
+    title = f"{path.stem}, {len(done)} sampling runs"
+    _save_text(folder / "report.html", report.page(title, text, saved, _facts(path, done)))
+    print(f"{folder}: report.html, table.md, cells.csv, cells.json, figures/")
 
 
-@dataclass(frozen=True)
-class Row:
-    """The cells that differ only in their seed: means over the seeds, and the distance's standard deviation.
+def flow_distances(done, bench, images):
+    """The distance to the exact flow, for the noise of the first `images`, of each row with a fixed number of steps.
 
-    The deviation is None with one seed; `error` is then that cell's own (the jackknife's).
+    A list of entries, kept in flow.json and measured once; profile exact, first seed. The flow is integrated to a
+    tolerance well below the distances that fall with the number of calls.
     """
-
-    label: str
-    profile: str
-    budget: int | None  # the steps, or network calls, asked for; None of an adaptive method
-    steps: int | None
-    nfe: float
-    seeds: int
-    images: int
-    distance: float | None
-    deviation: float | None
-    error: float | None
-    seconds: float
-    batch: int
-    called: str | None
-
-    @property
-    def seconds_per_step(self):
-        """Of one batch."""
-        return self.seconds / self.steps / -(-self.images // self.batch)
-
-    @property
-    def spread(self):
-        return self.error if self.deviation is None else self.deviation
-
-
-def summary(done):
-    """`Cell.row` → `Row`, in the order of the cells."""
-    rows = {}
-    for key in dict.fromkeys(cell.row for cell, _ in done):
-        records = [record for cell, record in done if cell.row == key]
-        cards = [record["frechet"] for record in records if record["frechet"]]
-        values = [card["value"] for card in cards]
-        rows[key] = Row(
-            label=key[0],
-            profile=key[1],
-            budget=key[2] or key[3],
-            steps=records[0]["steps"],
-            nfe=statistics.fmean(record["nfe"] for record in records),
-            seeds=len(records),
-            images=records[0]["images"],
-            distance=statistics.fmean(values) if values else None,
-            deviation=statistics.stdev(values) if len(values) > 1 else None,
-            error=cards[0]["error"] if len(cards) == 1 else None,
-            seconds=statistics.fmean(record["seconds"] for record in records),
-            batch=records[0]["config"]["Sample"]["batch_size"],
-            called=name_of(cards[0]) if cards else None,
-        )
-    return rows
+    file = bench.folder / "flow.json"
+    cells = [cell for cell, _ in done if images and cell.calls and (cell.profile, cell.seed) == ("exact", 0)]
+    cells = [cell for cell in cells if not _draws(cell.experiment)]
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    known = {entry["cell"]: entry for entry in kept if entry["images"] == images}
+    missing = [cell for cell in cells if known.get(cell.name, {}).get("checkpoint") != bench.sha256(cell)]
+    groups = {}
+    for cell in missing:
+        key = sample.network_key(cell.experiment), convergence.first_time(cell.experiment)
+        groups.setdefault(key, []).append(cell)
+    bar = tqdm(groups.items(), desc="exact flow", unit="start", dynamic_ncols=True, disable=None if groups else True)
+    for _, group in bar:
+        device = bench.team.device
+        network = sample.read_network(group[0].experiment)[0].to(device)
+        tolerance = 1e-4 / min(cell.calls for cell in group)
+        try:
+            ends = convergence.exact_flow(group[0].experiment, network, device, images, tolerance)
+        except NotFinite as error:
+            print(f"{group[0].name}: {error}", file=sys.stderr)
+            continue
+        for cell in group:
+            known[cell.name] = {
+                "cell": cell.name,
+                "label": cell.label,
+                "steps": len(plan.lines(cell.experiment)),
+                "nfe": cell.calls,
+                "rms": convergence.distance_to_flow(cell.experiment, network, device, ends),
+                "images": images,
+                "tolerance": tolerance,
+                "checkpoint": bench.sha256(cell),
+            }
+        save_json(file, list(known.values()))
+    found = [known[cell.name] for cell in cells if cell.name in known]
+    return [entry for entry in found if math.isfinite(entry["rms"])]
 
 
-def markdown(table, path, rows):
-    """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference."""
-    rows = list(rows.values())
-    if not rows:
-        return f"# {path.stem}\n\nNo cell is finished.\n"
-    budgets = sorted({row.budget for row in rows} - {None})
-    said = next((row.called for row in rows if row.called), "nothing measured")
-    most = max(row.seeds for row in rows)
-    spread = f"mean ± standard deviation over up to {most} seeds" if most > 1 else "± the standard error of its images"
-    lines = [f"# {path.stem}", "", f"{said}, {rows[0].images:,} images a cell, {spread}."]
-    for profile in dict.fromkeys(row.profile for row in rows):
-        mine = {(row.label, row.budget): row for row in rows if row.profile == profile}
-        fixed = dict.fromkeys(label for label, budget in mine if budget)
-        unit = "network calls" if table.nfe else "steps"
-        lines += ["", f"Profile `{profile}`, by {unit}:", ""] if fixed else []
-        lines += _lines(
-            ["method", *budgets], [[label, *(value(mine.get((label, b))) for b in budgets)] for label in fixed]
-        )
-        free = [row for row in mine.values() if not row.budget]
-        lines += ["", f"Profile `{profile}`, adaptive steps:", ""] if free else []
-        lines += _lines(["method", "network calls", "distance"], [[r.label, f"{r.nfe:.1f}", value(r)] for r in free])
-    if table.paper.fid:
-        lines += ["", "Beside the paper's, where it is known (and from where), profile `exact`:", ""]
-        head = ["method", "steps", "network calls", "ours", "paper", "basis", "difference"]
-        lines += _lines(head, [_beside(row, table.paper) for row in rows if row.profile == "exact"])
-        for label, values in table.paper.fid.items():
-            if best := values.get("best"):
-                lines += [
-                    "",
-                    f"The paper's best of {label}, at a step count not known here: {best.value} ({best.basis}).",
-                ]
-    if table.paper.seconds_per_step:
-        timed = [row for row in rows if row.steps == 50 and row.label in table.paper.seconds_per_step]
-        lines += (
-            ["", "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):", ""] if timed else []
-        )
-        lines += _lines(
-            ["method", "batch", "ours", "paper"],
-            [[r.label, r.batch, f"{r.seconds_per_step:.3f}", table.paper.seconds_per_step[r.label]] for r in timed],
-        )
-    return "\n".join(lines) + "\n"
+def _draws(experiment):
+    """Whether noise enters on the way, so that there is no flow to be compared with."""
+    return METHODS[experiment.Sample.method].draws(**sample.solver_options(experiment))
 
 
-def _lines(head, body):
-    if not body:
-        return []
-    return [f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *body)]
+def _images(done, bench):
+    """(label, budget) → the first images of the cells of the first profile and seed."""
+    first = done[0][0]
+    cells = [cell for cell, _ in done if (cell.profile, cell.seed) == (first.profile, 0)]
+    found = {(cell.label, cell.steps or cell.nfe): figures.read_images(bench.path(cell)) for cell in cells}
+    return {key: images for key, images in found.items() if images}
 
 
-def value(row):
-    """A row's distance and spread as text; nothing for none."""
-    if row is None or row.distance is None:
-        return ""
-    digits = 2 if row.distance >= 1 else 4
-    spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
-    return f"{row.distance:.{digits}f}{spread}"
+def _facts(path, done):
+    """What the numbers were made by; what differs among the cells is listed."""
 
+    def all_of(function):
+        return ", ".join(dict.fromkeys(str(function(record)) for _, record in done))
 
-def _beside(row, paper):
-    known = paper.fid.get(row.label, {}).get(row.steps)
-    theirs = [known.value, known.basis, f"{row.distance - known.value:+.2f}"] if known and row.distance else [""] * 3
-    return [row.label, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
-
-
-def _entry(cell):
-    return {"cell": cell.name, "label": cell.label}
-
-
-def tidy(cell, record, row):
-    """A line of cells.csv: what is compared first, then everything in the record, nested keys joined by dots."""
-    frechet = record["frechet"] or {}
-    first = {
-        "label": cell.label,
-        "method": record["method"],
-        "profile": record["profile"],
-        "steps": record["steps"],
-        "nfe": record["nfe"],
-        "seed": record["seed"],
-        "images": record["images"],
-        "distance": frechet.get("value"),
-        "error": frechet.get("error"),
-        "seeds": row.seeds,
-        "mean_over_seeds": row.distance,
-        "deviation_over_seeds": row.deviation,
-        "seconds": record["seconds"],
-        "images_per_second": record["images_per_second"],
+    return {
+        "table": path.name,
+        "images a cell": all_of(lambda r: f"{r['images']:,}"),
+        "seeds": all_of(lambda r: r["seed"]),
+        "reference": all_of(
+            lambda r: (f := r["frechet"]) and f["reference"].get("file", f["reference"].get("dataset"))
+        ),
+        "checkpoint": all_of(lambda r: f"{r['checkpoint']['path']} (sha256 {r['checkpoint']['sha256'][:12]}…)"),
+        "precision": all_of(lambda r: r["precision"]),
+        "device": all_of(lambda r: r["device"]),
+        "versions": all_of(lambda r: ", ".join(f"{name} {version}" for name, version in r["versions"].items())),
+        "seconds in all": f"{sum(r['seconds'] for _, r in done):,.0f}",
     }
-    return first | {name: value for name, value in _flat(record) if name not in first}
 
 
-def _flat(tree, prefix=""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif not prefix.startswith("identity"):
-            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
+def _reference(card):
+    return card and (card["reference"].get("file") or card["reference"]["dataset"])
 
 
-def _save_csv(path, lines):
-    columns = dict.fromkeys(name for line in lines for name in line)
-    with aside(path) as file, open(file, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+def _save_text(path, text):
+    with aside(path) as file:
+        file.write_text(text, encoding="utf-8")

@@ -33,7 +33,7 @@ from model import checkpoint, diffusers, load_model
 from model.engine import Engine, largest_batch, resolve
 from runner.events import NotFinite
 from runner.fid import Measurement, describe
-from runner.method import METHODS, solve, steps_for, trajectory
+from runner.method import METHODS, nothing, solve, steps_for, trajectory
 from runner.processes import processes
 from runner.random import noise
 from runner.schedule import Schedule
@@ -125,10 +125,10 @@ class Sampler:
     def __init__(self, experiment, team, loaded=None):
         self.experiment, self.team, self.device = experiment, team, team.device
         e = experiment
-        self.schedule = Schedule(e.Schedule.type, e.Schedule.beta_start, e.Schedule.beta_end, e.Schedule.diffusion_step)
+        self.schedule = schedule_of(e)
         self.shape = (e.Dataset.channels, e.Dataset.image_size, e.Dataset.image_size)
         self.options = solver_options(e)
-        self.steps = check(e, self.schedule)
+        self.steps = check(e)
         self.precision = precision_of(e, self.device)
         self.network, self.path, self.checkpoint = loaded or load_network(e, self.device)
         self.calls = self.made = 0
@@ -233,18 +233,28 @@ class Sampler:
 
 
 def load_network(experiment, device):
-    """The experiment's network on `device`, the path of its file, and the record of it. Raises InputError."""
-    s = experiment.Sample
-    path = checkpoint_path(s.model_path)
+    """The experiment's network ready for `device`, the path of its file, and the record of it. Raises InputError."""
+    network, path, record = read_network(experiment)
+    return Engine(network, device, precision_of(experiment, device), experiment.Sample.compile), path, record
+
+
+def read_network(experiment):
+    """The same before it is made ready: in float32, on the CPU."""
+    path = checkpoint_path(experiment.Sample.model_path)
     source = checkpoint.read(path)
     record = {
-        "path": str(s.model_path),
+        "path": str(experiment.Sample.model_path),
         "sha256": checkpoint.sha256(source.path),
         "format": source.format,
         "weights": source.weights,
     }
-    network = load_model(experiment.Model, source).float()
-    return Engine(network, device, precision_of(experiment, device), s.compile), path, record
+    return load_model(experiment.Model, source).float(), path, record
+
+
+def network_key(experiment):
+    """What two experiments share that may share what `load_network` returns."""
+    s = experiment.Sample
+    return experiment.Model.model_dump_json(), s.model_path, s.precision, s.compile, METHODS[s.method].adaptive
 
 
 def precision_of(experiment, device):
@@ -267,20 +277,12 @@ def launch(experiment, network, schedule, ids, device, watch=lambda step, state:
 
     On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
     """
-    data, s = experiment.Dataset, experiment.Sample
-    shape = data.channels, data.image_size, data.image_size
-
-    def draw(stream, step=0):
-        return torch.from_numpy(noise(s.seed, ids, shape, stream, step)).to(device)
-
-    options = solver_options(experiment) | {"noise": lambda step: draw("step", step)}
-    states = solve(s.method, network, draw("sampling"), schedule, steps_of(experiment, schedule), s.profile, **options)
     finite, times = [], []
-    for step, state in enumerate(states, 1):
+    for step, state in enumerate(states(experiment, network, schedule, ids, device), 1):
         finite.append(state.x.isfinite().all())
         times.append(state.t)
         watch(step, state)
-    finite, images = torch.stack(finite), decode(state.x, data)
+    finite, images = torch.stack(finite), decode(state.x, experiment.Dataset)
     queued = torch.cuda.Event() if device.type == "cuda" else None
     finite, images = (v.to("cpu", non_blocking=queued is not None) for v in (finite, images))
     if queued:
@@ -295,6 +297,32 @@ def launch(experiment, network, schedule, ids, device, watch=lambda step, state:
         return images
 
     return finish
+
+
+def states(experiment, network, schedule, ids, device):
+    """The states of `solve` on the way from the noise of images `ids`, by the experiment's method."""
+    data, s = experiment.Dataset, experiment.Sample
+    shape = data.channels, data.image_size, data.image_size
+
+    def draw(stream, step=0):
+        return torch.from_numpy(noise(s.seed, ids, shape, stream, step)).to(device)
+
+    options = solver_options(experiment) | {"noise": lambda step: draw("step", step)}
+    return solve(s.method, network, draw("sampling"), schedule, steps_of(experiment, schedule), s.profile, **options)
+
+
+def events(experiment, x=None):
+    """The events of the experiment's method, to be answered by the caller; by default from an x of (1, 1).
+
+    Raises ValueError when the method cannot run as it is told to.
+    """
+    s, schedule, x = experiment.Sample, schedule_of(experiment), nothing() if x is None else x
+    return trajectory(s.method, x, schedule, steps_of(experiment, schedule), s.profile, **solver_options(experiment))
+
+
+def schedule_of(experiment):
+    s = experiment.Schedule
+    return Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
 
 
 class Folder:
@@ -477,15 +505,14 @@ def solver_options(experiment):
     return {name: value for name, value in given.items() if value != settings[name].default}
 
 
-def check(experiment, schedule):
+def check(experiment):
     """The number of steps, None of an adaptive method. Raises InputError if the method cannot run as it is told to."""
-    s = experiment.Sample
     try:
-        steps = steps_of(experiment, schedule)
-        trajectory(s.method, torch.zeros(1, 1), schedule, steps, s.profile, **solver_options(experiment))
+        events(experiment)
     except ValueError as error:
         raise InputError(f"Sample: {error}") from None
-    return None if METHODS[s.method].adaptive else steps
+    adaptive = METHODS[experiment.Sample.method].adaptive
+    return None if adaptive else steps_of(experiment, schedule_of(experiment))
 
 
 def steps_of(experiment, schedule):

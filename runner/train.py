@@ -62,7 +62,7 @@ class Trainer:
             raise InputError(f"--restart: no train-STEP.ckpt in {folder} to continue from")
         s, dataset = experiment.Schedule, experiment.Dataset
         self.schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
-        check(experiment, self.schedule)
+        check(experiment)
         self.images = open_dataset(dataset)
         self.batches = len(self.images) // dataset.batch_size
         if not self.batches:

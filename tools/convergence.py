@@ -22,24 +22,12 @@ import numpy as np
 import torch
 
 from model.analytic import GaussianMixture
+from runner.convergence import STEPS, distance, problem
 from runner.grid import uniform
 from runner.method import METHODS, solve
 from runner.schedule import TYPES, Schedule
 
-STEPS = (25, 50, 100, 200, 400)
 TOLERANCES = (1e-3, 1e-5, 1e-7, 1e-9)
-
-
-def problem(schedule, components):
-    """A random Gaussian mixture as a network, and eight points of noise."""
-    rng = torch.Generator().manual_seed(0)
-    means = torch.randn(components, 4, dtype=torch.float64, generator=rng)
-    variances = 0.05 + 0.3 * torch.rand(components, 4, dtype=torch.float64, generator=rng)
-    return GaussianMixture(schedule, means, variances), torch.randn(8, 4, dtype=torch.float64, generator=rng)
-
-
-def distance(a, b):
-    return (a - b).square().mean().sqrt().item()
 
 
 def even_in_t(schedule, steps):

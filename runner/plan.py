@@ -1,0 +1,264 @@
+"""What a run will do and cost, before it is begun.
+
+    python main.py --runner plan --method F-PNDM --sample_speed 10
+    python main.py --runner reproduce --table celeba --plan
+
+The steps are those of the method itself, driven without a network. Time is that of network calls alone, from a short
+calibration with the experiment's network.
+"""
+
+import resource
+import sys
+import time
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+
+from config.errors import InputError
+from dataset import open_dataset
+from model.unet import UNet, settings_of
+from runner import sample
+from runner.events import Query, Step
+from runner.method import METHODS, calls
+from runner.metric import GROUPS
+from runner.train import KEEP
+
+ENOUGH = 0.5  # seconds that a calibrating call takes, or more
+PILOT = 4  # images that tell how many calls an adaptive method takes
+BESIDE_PIXELS = 100  # bytes of a PNG file that are no pixels
+
+
+class Line(NamedTuple):
+    """One step, from time t and level alpha to s and alpha_s; calls it makes; `entering`: ε's that are combined."""
+
+    t: float
+    s: float
+    alpha: float
+    alpha_s: float
+    calls: int
+    entering: int
+
+
+def lines(experiment):
+    """The `Line`s of the experiment's method. Raises ValueError when it cannot run, or chooses its steps itself.
+
+    The method is driven with numbers for images. Which ε's enter a step is read off the graph that PyTorch records of
+    it, cut at the states between the steps.
+    """
+    s = experiment.Sample
+    if adaptive(experiment):
+        raise ValueError(f"method {s.method} chooses its steps as it goes")
+    schedule = sample.schedule_of(experiment)
+    x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    found, states, asked, here = [], {_node(x)}, [], None
+    for event in drive(experiment, x):
+        if isinstance(event, Query):
+            asked.append(event.t)
+        elif isinstance(event, Step):
+            t = asked[0] if here is None else here
+            levels = (_level(schedule, s.profile, at) for at in (t, event.t))
+            found.append(Line(t, event.t, *levels, len(asked), _entering(event.x, states)))
+            states.add(event.x.grad_fn)
+            asked, here = [], event.t
+    return found
+
+
+def drive(experiment, x):
+    """The events of the experiment's method from x, whose questions are answered with zeros."""
+    events, answer = sample.events(experiment, x), None
+    while True:
+        try:
+            event = events.send(answer)
+        except StopIteration:
+            return
+        yield event
+        answer = None if isinstance(event, Step) else torch.zeros_like(x, requires_grad=isinstance(event, Query))
+
+
+def adaptive(experiment):
+    return METHODS[experiment.Sample.method].adaptive
+
+
+def _level(schedule, profile, t):
+    """ᾱ where the method takes itself to be; the released code reads it one index late."""
+    return float(schedule.alpha_cumprod(t) if profile == "exact" else schedule.alphas_cumprod[int(t) + 1])
+
+
+def _entering(x, cut):
+    """How many tensors asked for enter x, not counting what is behind the nodes of `cut`."""
+    leaves, seen, stack = 0, set(cut), [x.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            leaves += hasattr(node, "variable")
+            stack += [following for following, _ in node.next_functions if following is not None]
+    return leaves
+
+
+def _node(leaf):
+    """The node that accumulates the gradient of a leaf."""
+    return (leaf + 0).grad_fn.next_functions[0][0]
+
+
+class Calibration(NamedTuple):
+    """What a network costs: seconds an image and call; bytes of memory at the experiment's batch size."""
+
+    seconds: float
+    memory: int
+
+
+class Meter:
+    """Measures on a device what runs cost; each network is loaded once, and is None when its file is not there."""
+
+    def __init__(self, device):
+        self.device, self.networks, self.calibrations = device, {}, {}
+
+    def network(self, experiment):
+        key = sample.network_key(experiment)
+        if key not in self.networks:
+            try:
+                self.networks[key] = sample.load_network(experiment, self.device)[0]
+            except InputError as error:
+                print(f"not calibrated: {error}", file=sys.stderr)
+                self.networks[key] = None
+        return self.networks[key]
+
+    def calibration(self, experiment):
+        """A `Calibration`, or None."""
+        key = sample.network_key(experiment), experiment.Sample.batch_size
+        if key not in self.calibrations:
+            network = self.network(experiment)
+            self.calibrations[key] = network and calibrate(network, experiment, self.device)
+        return self.calibrations[key]
+
+    def calls(self, experiment):
+        """Network calls an image; of an adaptive method the mean of a few images; or None."""
+        if not adaptive(experiment):
+            return count_calls(experiment)
+        if (network := self.network(experiment)) is None:
+            return None
+        with torch.inference_mode():
+            *_, state = sample.states(experiment, network, sample.schedule_of(experiment), range(PILOT), self.device)
+        return state.nfe
+
+
+@torch.inference_mode()
+def calibrate(network, experiment, device):
+    """The `Calibration` of a network by batches that grow to the experiment's, or until they take long."""
+    data, measured = experiment.Dataset, []
+    n, full = 1, experiment.Sample.batch_size
+    while True:
+        x = torch.zeros(n, data.channels, data.image_size, data.image_size, device=device)
+        t = torch.full((n,), 500.0, device=device)
+        for _ in range(2):  # the first call of a shape does more than a call
+            start = time.perf_counter()
+            network(x, t).sum().item()
+            seconds = time.perf_counter() - start
+        measured.append((n, _memory(device)))
+        if n == full or seconds > ENOUGH:
+            break
+        n = min(4 * n, full)
+    (few, low), (many, high) = measured[0], measured[-1]
+    per_image = (high - low) / max(1, many - few)
+    return Calibration(seconds / n, int(high + per_image * (full - many)))
+
+
+def _memory(device):
+    """The most bytes held so far, on a GPU or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def count_calls(experiment):
+    """Network calls an image of a method with steps of its own. Raises ValueError when it cannot run."""
+    return sum(map(len, calls(sample.events(experiment))))
+
+
+def work(experiment, calls):
+    """Images × network calls of a sampling run, batches being run whole."""
+    s = experiment.Sample
+    return -(-s.total_num // s.batch_size) * s.batch_size * calls
+
+
+def show(experiment, device):
+    """Print the plan of a sampling run. Raises InputError when it cannot be run."""
+    meter, s = Meter(device), experiment.Sample
+    try:
+        print_lines(experiment)
+    except ValueError as error:
+        raise InputError(f"--sample_speed, --profile: {error}") from None
+    calls = meter.calls(experiment)
+    if calls is not None:
+        print(f"calls an image    {calls:.6g}" + f", mean of {PILOT} images" * adaptive(experiment))
+    print(f"images            {s.total_num:,} in batches of {s.batch_size:,}")
+    print_totals([(experiment, calls)], meter)
+
+
+def print_lines(experiment):
+    if adaptive(experiment):
+        sample.events(experiment)
+        print(f"{experiment.Sample.method} chooses its steps as it goes")
+        return
+    found = lines(experiment)
+    print(f"{'step':>4}{'t':>10}{'to':>10}{'ᾱ':>13}{'ᾱ after':>13}{'calls':>7}  order")
+    for i, line in enumerate(found, 1):
+        order = line.entering if line.calls == 1 else f"{line.calls} stages"
+        levels = f"{line.alpha:13.6g}{line.alpha_s:13.6g}"
+        print(f"{i:4}{line.t:10.2f}{line.s:10.2f}{levels}{line.calls:7}  {order}")
+
+
+def print_totals(runs, meter):
+    """Print what `runs`, pairs of an experiment and its calls an image (None: not known), take together."""
+    known = [(e, calls, meter.calibration(e)) for e, calls in runs]
+    missing = sum(None in run for run in known)
+    known = [run for run in known if None not in run]
+    print(f"images × calls    {sum(work(e, calls) for e, calls in runs if calls):,.0f}")
+    if known:
+        seconds = sum(work(e, calls) * c.seconds for e, calls, c in known)
+        memory = max(c.memory + _of_statistics(e) for e, _, c in known)
+        print(f"time              {_duration(seconds)} of network calls, {sample.device_name(meter.device)}")
+        print(f"memory            {_size(memory)}" + " of the GPU" * (meter.device.type == "cuda"))
+    if missing:
+        print(f"time, memory      not calibrated for {missing} of {len(runs)} runs" if known else "not calibrated")
+    disk = sum(sample.kept(e.Sample) * (_pixels(e) + BESIDE_PIXELS) for e, _ in runs)
+    print(f"disk              {_size(disk)} at most")
+
+
+def show_training(experiment, device):
+    """Print the plan of a training run; a training step is taken as three network calls."""
+    train, data = experiment.Train, experiment.Dataset
+    count = len(open_dataset(data))
+    steps = train.epoch * (count // data.batch_size)
+    network = UNet(settings_of(experiment.Model)).to(device).eval()
+    parameters = sum(p.numel() for p in network.parameters())
+    seconds = 3 * steps * data.batch_size * calibrate(network, experiment, device).seconds
+    print(f"steps             {steps:,} of {data.batch_size} images, {train.epoch:,} passes over {count:,} images")
+    print(f"parameters        {parameters:,}")
+    print(f"time              {_duration(seconds)}, a step taken as three network calls, {sample.device_name(device)}")
+    print(f"disk              {_size((4 * KEEP + 2) * 4 * parameters)}: {KEEP} checkpoints and two averages")
+
+
+def _pixels(experiment):
+    data = experiment.Dataset
+    return data.channels * data.image_size**2
+
+
+def _of_statistics(experiment):
+    """Bytes of the feature statistics."""
+    dimension = {"none": 0, "pixels": _pixels(experiment)}.get(experiment.Sample.features, 2048)
+    return 8 * GROUPS * dimension**2
+
+
+def _duration(seconds):
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def _size(count):
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"

@@ -1,0 +1,115 @@
+"""Plans: what the methods ask for, read off the methods themselves."""
+
+import pytest
+from conftest import ROOT
+
+from config.schema import load
+from runner import plan, sample
+
+
+def experiment(method, steps, profile="exact", config="digits.yml"):
+    values = {"method": method, "sample_speed": steps, "profile": profile}
+    return load(config, {f"Sample.{name}": ("test", value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    "method, steps, profile, calls, entering",
+    [
+        ("DDIM", 6, "exact", [1] * 6, [1] * 6),
+        ("S-PNDM", 6, "exact", [2] + [1] * 5, [2] * 6),
+        ("F-PNDM", 6, "exact", [4, 4, 4, 1, 1, 1], [4] * 6),
+        ("FON", 6, "exact", [4, 4, 4, 1, 1, 1], [4] * 6),
+        ("F-PNDM", 2, "exact", [4, 1], [4, 2]),  # the step into clean data has a history of one
+        ("FON", 3, "exact", [4, 4, 1], [4, 4, 3]),
+        ("S-PNDM", 1, "exact", [1], [1]),
+        ("S-PNDM", 1, "published", [2], [2]),  # it ends short of clean data
+        ("FON", 5, "published", [4, 4, 4, 1, 1], [4] * 5),
+    ],
+)
+def test_calls_and_orders_are_the_methods_own(method, steps, profile, calls, entering):
+    found = plan.lines(experiment(method, steps, profile))
+    assert [line.calls for line in found] == calls
+    assert [line.entering for line in found] == entering
+
+
+@pytest.mark.parametrize("method", ["DDIM", "S-PNDM", "F-PNDM", "FON"])
+def test_the_calls_planned_are_those_counted(tiny, cli, tmp_path, method):
+    for steps in (1, 3, 7):
+        asked = experiment(method, steps, config=str(tiny.config))
+        states = list(sample.states(asked, lambda x, t: 0 * x, sample.schedule_of(asked), range(2), "cpu"))
+        found = plan.lines(asked)
+        assert sum(line.calls for line in found) == plan.count_calls(asked) == states[-1].nfe
+        assert [line.s for line in found] == [state.t for state in states]
+
+
+def test_times_and_levels_are_those_of_the_grid():
+    exact = plan.lines(experiment("F-PNDM", 10))
+    assert [line.t for line in exact] == [900 - 100 * i for i in range(10)]
+    assert [line.s for line in exact] == [*(800 - 100 * i for i in range(9)), -1]
+    levels = sample.schedule_of(experiment("F-PNDM", 10)).alphas_cumprod
+    assert [line.alpha for line in exact] == pytest.approx([levels[900 - 100 * i] for i in range(10)])
+    assert exact[-1].alpha_s == 1
+    published = plan.lines(experiment("F-PNDM", 10, "published"))
+    assert [line.alpha for line in published] == pytest.approx([levels[901 - 100 * i] for i in range(10)])
+    assert published[-1].alpha_s == pytest.approx(0.9999)
+
+
+def test_a_plan_writes_nothing_and_says_what_it_costs(tiny, cli, tmp_path):
+    status, out, err = cli(*tiny.flags(tmp_path / "run", "--sample_speed", 5, "--plan"))
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[1][:3] == ["1", "800.00", "600.00"]
+    assert lines[5][:3] == ["5", "0.00", "-1.00"]
+    assert ["calls", "an", "image", "14"] in lines
+    assert ["images", "×", "calls", "168"] in lines  # three batches of 4
+    assert "time" in out
+    assert "memory" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--sample_speed", "30", "--profile", "published"], "cannot run 30 steps"),
+        (["--method", "PF", "--profile", "published", "--rtol", "0.1"], "fixed tolerances"),
+        (["--image_path", "x"], "--image_path does not go with --runner plan"),
+    ],
+)
+def test_what_cannot_be_run_cannot_be_planned(cli, flags, said):
+    status, out, err = cli("--runner", "plan", *flags)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_without_its_checkpoint_a_plan_is_not_calibrated(cli):
+    status, out, err = cli("--plan", "--config", "ddim_celeba.yml", "--method", "DDIM", "--sample_speed", "2")
+    assert status == 0
+    assert "not calibrated" in out
+    assert "no file temp/models/ddim_celeba.ckpt" in err
+    assert "100,096" in out  # 782 batches of 128, twice
+
+
+def test_adaptive_methods_are_tried_on_a_few_images(tiny, cli, tmp_path):
+    status, out, _ = cli(*tiny.flags(tmp_path / "run", "--method", "PF", "--rtol", 0.1, "--atol", 0.1, "--plan"))
+    assert status == 0
+    assert "PF chooses its steps" in out
+    assert f"mean of {plan.PILOT} images" in out
+
+
+def test_tables_and_training_have_plans(tiny, cli, tmp_path):
+    flags = ["--runner", "reproduce", "--steps", "5,10", "--seeds", 2, "--methods", "DDIM,F-PNDM", "--device", "cpu"]
+    status, out, _ = cli(*flags, "--image_path", tmp_path / "table", "--plan")
+    assert status == 0
+    assert f"{2 * 5000 * 2 * (5 + 10 + 14 + 19):,}" in out
+    assert not (tmp_path / "table").exists()
+    flags = ["--runner", "train", "--config", tiny.config, "--train_path", tmp_path / "train", "--plan"]
+    status, out, _ = cli(*flags, "--device", "cpu")
+    assert status == 0
+    assert "33,600 of 64 images" in out
+    assert not (tmp_path / "train").exists()
+    assert cli("--runner", "fid", "--plan")[0] == 2
+
+
+def test_help_of_the_plan_names_a_command_that_runs(cli):
+    command = next(line for line in (ROOT / "runner/plan.py").read_text().splitlines() if "python main.py" in line)
+    assert cli(*command.split()[2:], "--device", "cpu")[0] == 0

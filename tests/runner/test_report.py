@@ -1,0 +1,129 @@
+"""Figures and the page with them, in a browser too where there is one."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runner import convergence, figures, report
+from runner.results import Row
+from runner.schedule import Schedule
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+COUNTS = (5, 10, 20, 50)
+
+
+def rows():
+    made = []
+    for profile in ("exact", "published"):
+        for label, extra in (("DDIM", 0), ("F-PNDM", 9)):
+            for n in COUNTS:
+                numbers = {"distance": 1 / n, "deviation": 0.01 / n, "error": None, "seconds": 0.1 * n, "batch": 50}
+                budget = {"budget": n, "steps": n, "nfe": n + extra, "seeds": 3, "images": 500}
+                made.append(Row(label, profile, **budget, **numbers, called="Fréchet distance on pixels", by_seed={}))
+    return [*made, Row("PF", "exact", None, None, 215.3, 3, 500, 0.02, 0.001, None, 20.0, 50, made[0].called, {})]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """All figures of a made-up table."""
+    rng = np.random.default_rng(0)
+    images = {
+        (label, n): list(rng.integers(0, 256, (4, 8, 8), np.uint8)) for label in ("DDIM", "F-PNDM") for n in COUNTS
+    }
+    images["PF", None] = list(rng.integers(0, 256, (4, 8, 8), np.uint8))
+    flow = [{"label": label, "steps": n, "nfe": n, "rms": 1 / n} for label in ("DDIM", "F-PNDM") for n in COUNTS]
+    steps = (10, 20)
+    drawn = figures.draw(rows(), flow, (steps, convergence.analytic(Schedule(), steps=steps)), images)
+    return figures.save(drawn, tmp_path_factory.mktemp("figures") / "figures")
+
+
+@pytest.fixture(scope="module")
+def page(saved, tmp_path_factory):
+    markdown = "# t\n\nSome `code` & 5 < 6.\n\n| a | b |\n| --- | --- |\n| x | " + "wide " * 60 + "|\n"
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    text = report.page("digits <&>", markdown, saved, {"versions": "torch " * 30})
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_figure_is_there_twice_and_not_blank(saved):
+    assert set(saved) == {
+        *("distance_steps", "distance_calls", "distance_seconds"),
+        *("flow_steps", "flow_calls", "analytic", "images"),
+    }
+    for _, png, svg, inches in saved.values():
+        image = np.asarray(Image.open(png).convert("L"))
+        assert image.shape[1] == pytest.approx(150 * inches, abs=1)
+        assert image.min() < 100 < 250 < image.max()
+        assert svg.read_text(encoding="utf-8").count("<path") > 10
+
+
+def test_what_there_are_no_numbers_for_is_not_drawn():
+    analytic = ((10, 20), {"DDIM": [0.2, 0.1]})
+    without = [Row("DDIM", "exact", 5, 5, 5, 1, 10, None, None, None, 1.0, 5, None, {})]
+    assert [name for name, _, _ in figures.draw(without, [], analytic, {})] == ["analytic"]
+
+
+def test_images_lie_side_by_side():
+    tiles = [np.full((8, 8, 3), level, np.uint8) for level in (0, 50, 100)]
+    canvas = figures.square(tiles)
+    assert canvas.shape == (17, 17, 3)
+    assert (canvas[0, 0, 0], canvas[0, 9, 0], canvas[9, 0, 0], canvas[9, 9, 0]) == (0, 50, 100, 255)
+
+
+class Links(html.parser.HTMLParser):
+    """What a page would fetch or run."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_holds_all_it_shows(page, saved):
+    text = page.read_text(encoding="utf-8")
+    links = Links()
+    links.feed(text)
+    assert len(links.fetched) == len(saved) + 1  # and no icon
+    assert all(value.startswith("data:") for value in links.fetched)
+    assert not {"script", "iframe", "object", "embed"} & set(links.tags)
+    assert not re.search(r"@import|url\(", text.split("</style>")[0])
+    assert "digits &lt;&amp;&gt;" in text
+    assert "Some <code>code</code> &amp; 5 &lt; 6." in text
+
+
+# In the page: says what can be seen of it. Around it: a window of that width (a browser's own has a least one).
+PROBE = """<script>addEventListener("load", () => setTimeout(() => {
+const seen = [...document.images].filter(i => i.naturalWidth > 0 && i.getBoundingClientRect().width > 300
+  && i.getBoundingClientRect().right <= innerWidth && getComputedStyle(i).visibility == "visible");
+const asked = performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:"));
+parent.postMessage({width: innerWidth, seen: seen.length, images: document.images.length, asked: asked.length,
+  fits: document.documentElement.scrollWidth <= innerWidth}, "*");
+}, 200));</script></head>"""
+WINDOW = """<!doctype html><script>addEventListener("message", e => document.title = JSON.stringify(e.data))</script>
+<iframe src="probed.html" width="{}" height="2000" style="border: 0"></iframe>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_browser_shows_all_figures_and_asks_for_nothing(page, saved, tmp_path, width):
+    probed = page.read_text(encoding="utf-8").replace("</head>", PROBE)
+    (tmp_path / "probed.html").write_text(probed, encoding="utf-8")
+    (tmp_path / "window.html").write_text(WINDOW.format(width))
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}"]
+    flags += ["--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000"]
+    command = [CHROMIUM, *flags, "--dump-dom", (tmp_path / "window.html").as_uri()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(re.search(r"<title>(.*?)</title>", run.stdout).group(1))
+    assert found == {"width": width, "seen": len(saved), "images": len(saved), "asked": 0, "fits": True}
+    assert "CONSOLE" not in run.stderr

@@ -1,0 +1,368 @@
+"""The runner reproduce: cells that are sampling runs, tables that can be stopped, and what is made of them."""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import DATA, ROOT
+
+import main
+from config.schema import FOLDER, Table, load_table
+from model import checkpoint
+from runner import figures, reproduce
+from runner.results import Row, markdown
+
+TABLE = {
+    "methods": ["DDIM", "F-PNDM", {"label": "PF 1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}],
+    "steps": [4, 5],
+    "profiles": ["exact", "published"],
+    "images": 10,
+    "seeds": 2,
+    "flow": 0,
+    "more": [{"steps": [8]}],
+}
+
+
+@pytest.fixture
+def table(tiny, tmp_path):
+    """Write a table of the tiny network; table(key=value, …) → the flags that run it into tmp_path / "table"."""
+
+    def write(name="small", **changes):
+        path = tmp_path / f"{name}.yml"
+        path.write_text(yaml.safe_dump({"experiment": str(tiny.config)} | TABLE | changes))
+        flags = ["--runner", "reproduce", "--table", path, "--device", "cpu", "--image_path", tmp_path / "table"]
+        return [str(flag) for flag in flags]
+
+    return write
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures out, which take longer than all the rest."""
+    monkeypatch.setattr(figures, "save", lambda drawn, folder: {})
+
+
+def cells(folder):
+    """Cell → its record without what depends on the clock."""
+    timed = ("seconds", "images_per_second", "device")
+    found = {}
+    for path in sorted((folder / "cells").glob("*/result.json")):
+        record = json.loads(path.read_text())
+        found[path.parent.name] = {name: value for name, value in record.items() if name not in timed}
+    return found
+
+
+def written(folder):
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*/result.json")}
+
+
+def test_a_cell_is_the_sampling_run_with_its_settings(table, tiny, cli, undrawn, tmp_path):
+    status, out, err = cli(*table(images=18, steps=[5], more=[]))
+    assert status == 0
+    assert "10 cells, 0 of them finished" in out
+    assert "left out, PF 1e-2: profile 'published' has fixed tolerances" in err
+    made = cells(tmp_path / "table")
+    assert len(made) == 10
+    for name, flags in {
+        "F-PNDM_5_published_seed1": ["--sample_speed", 5, "--profile", "published", "--seed", 1],
+        "DDIM_5_exact_seed0": ["--method", "DDIM", "--sample_speed", 5],
+        "PF-1e-2_exact_seed1": ["--method", "PF", "--rtol", 0.01, "--atol", 0.01, "--seed", 1],
+    }.items():
+        assert cli(*tiny.flags(tmp_path / name, "--total_num", 18, *flags))[0] == 0
+        alone = json.loads((tmp_path / name / "result.json").read_text())
+        for key in ("frechet", "nfe", "method", "steps", "profile", "seed", "identity", "checkpoint", "world_size"):
+            assert made[name][key] == alone[key], (name, key)
+        for i in range(reproduce.KEEP):
+            file = f"{i:06d}.png"
+            assert (tmp_path / "table/cells" / name / file).read_bytes() == (tmp_path / name / file).read_bytes()
+        assert not (tmp_path / "table/cells" / name / f"{reproduce.KEEP:06d}.png").exists()
+
+
+def test_only_what_is_missing_is_run(table, cli, undrawn, tmp_path):
+    flags, count = table(methods=["DDIM", "F-PNDM"], profiles=["exact"]), 10
+    assert cli(*flags, "--methods", "DDIM", "--steps", "4,8", "--seeds", 1)[0] == 0
+    before = written(tmp_path / "table")
+    assert set(before) == {"DDIM_4_exact_seed0", "DDIM_8_exact_seed0"}
+    (tmp_path / "table/cells/DDIM_8_exact_seed0/result.json").unlink()
+    status, out, _ = cli(*flags)
+    assert (status, f"{count} cells, 1 of them finished" in out) == (0, True)
+    after = written(tmp_path / "table")
+    assert len(after) == count
+    assert after["DDIM_4_exact_seed0"] == before["DDIM_4_exact_seed0"]
+    entries = json.loads((tmp_path / "table/cells.json").read_text())
+    assert {entry["cell"] for entry in entries} == set(after)
+    cli(*flags, "--steps", "4")
+    assert written(tmp_path / "table") == after
+    assert len(json.loads((tmp_path / "table/cells.json").read_text())) == count
+
+
+def start(flags, launcher=()):
+    command = [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, flags)]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+SMALL = {"methods": ["DDIM", "F-PNDM"], "profiles": ["exact"], "images": 40}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    """The cells of a small table, made in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "small.yml").write_text(yaml.safe_dump({"experiment": str(tiny.config)} | TABLE | SMALL))
+    flags = [
+        "--runner",
+        "reproduce",
+        "--table",
+        folder / "small.yml",
+        "--device",
+        "cpu",
+        "--image_path",
+        folder / "run",
+    ]
+    assert main.main([str(flag) for flag in flags]) == 0
+    return cells(folder / "run")
+
+
+def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturbed, tmp_path):
+    """Two processes that share the cells, of which one dies, and torchrun ends the other; then one process."""
+    flags = table(**SMALL)
+    run = start(flags, TORCHRUN)
+    while len(written(tmp_path / "table")) < 3 and run.poll() is None:
+        time.sleep(0.005)
+    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    run.communicate(timeout=60)
+    assert run.returncode != 0
+    before = written(tmp_path / "table")
+    assert 3 <= len(before) < len(undisturbed)
+    assert not (tmp_path / "table/report.html").exists()
+    again = start(flags)
+    err = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, err
+    assert before.items() <= written(tmp_path / "table").items()
+    assert cells(tmp_path / "table") == undisturbed
+    assert (tmp_path / "table/report.html").exists()
+
+
+def test_processes_share_the_cells(table, undisturbed, tmp_path):
+    run = start(table(**SMALL), TORCHRUN)
+    err = run.communicate(timeout=120)[1]
+    assert run.returncode == 0, err
+    assert cells(tmp_path / "table") == undisturbed
+
+
+def test_rows_are_means_over_the_seeds(table, cli, undrawn, tmp_path):
+    cli(*table(methods=["F-PNDM"], more=[]))
+    lines = list(csv.DictReader((tmp_path / "table/cells.csv").open()))
+    assert len(lines) == 8
+    seeds = [line for line in lines if (line["label"], line["steps"], line["profile"]) == ("F-PNDM", "5", "exact")]
+    values = [float(line["distance"]) for line in seeds]
+    for line in seeds:
+        assert float(line["mean_over_seeds"]) == pytest.approx(statistics.fmean(values), rel=1e-12)
+        assert float(line["deviation_over_seeds"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-9)
+        assert (line["nfe"], line["seeds"], line["images"]) == ("14", "2", "10")
+        assert line["config.Model.ch"] == "32"
+        assert len(line["checkpoint.sha256"]) == 64
+    text = (tmp_path / "table/table.md").read_text()
+    mean = statistics.fmean(values)
+    assert "| method | 4 | 5 |" in text
+    assert f"{mean:.{2 if mean >= 1 else 4}f} ± " in next(line for line in text.splitlines() if "F-PNDM" in line)
+
+
+def test_profiles_are_compared_seed_by_seed(table, cli, undrawn, tmp_path):
+    cli(*table(methods=["DDIM"], more=[]))
+    entries = {
+        e["cell"]: e["record"]["frechet"]["value"] for e in json.loads((tmp_path / "table/cells.json").read_text())
+    }
+    apart = [entries[f"DDIM_5_published_seed{n}"] - entries[f"DDIM_5_exact_seed{n}"] for n in (0, 1)]
+    text = (tmp_path / "table/table.md").read_text().split("less `exact`")[1]
+    assert f"{statistics.fmean(apart):+.4f} ± {statistics.stdev(apart):.4f} |" in text
+
+
+def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
+    def row(label, steps, nfe, distance):
+        return Row(label, "exact", steps, steps, nfe, 3, 10, distance, 0.01, None, 1.0, 5, "FID", {})
+
+    rows = [row("DDIM", n, n, 10 / n) for n in (10, 100, 1000)] + [
+        row("F-PNDM", n, n + 9, 1 / n**2) for n in (5, 11, 20)
+    ]
+    text = markdown(Table(experiment="", methods=["DDIM"], images=10), "made up", rows)
+    line = next(line for line in text.split("The least calls")[1].splitlines() if line.startswith("| F-PNDM"))
+    assert [part.strip() for part in line.strip("|").split("|")] == ["F-PNDM", "11", "20", "0.0083 ± 0.0100", "50"]
+
+
+def test_the_papers_values_stand_beside_ours_and_unknown_ones_stay_blank(table, cli, undrawn, tmp_path):
+    paper = {"fid": {"DDIM": {4: {"value": 7.5, "basis": "quoted"}, "best": {"value": 5.0, "basis": "inferred"}}}}
+    cli(*table(paper=paper, profiles=["exact"], seeds=1))
+    entries = json.loads((tmp_path / "table/cells.json").read_text())
+    ours = next(e["record"]["frechet"]["value"] for e in entries if e["cell"] == "DDIM_4_exact_seed0")
+    text = (tmp_path / "table/table.md").read_text()
+    known = next(line for line in text.splitlines() if line.startswith("| DDIM | exact | 4 |"))
+    assert [part.strip() for part in known.split("|")][6:9] == ["7.5", "quoted", f"{ours - 7.5:+.2f}"]
+    unknown = next(line for line in text.splitlines() if line.startswith("| DDIM | exact | 5 |"))
+    assert [part.strip() for part in unknown.split("|")][6:9] == ["", "", ""]
+    assert "best of DDIM" in text
+
+
+def test_bundled_tables_hold_the_papers_values_as_they_were_read_and_no_others():
+    reference = yaml.safe_load((DATA / "paper_tables.yml").read_text())
+    paths = {path.stem: path for path in (FOLDER / "tables").glob("*.yml")}
+    assert {*reference, "digits", "pf"} <= set(paths)
+    for name, path in paths.items():
+        table = load_table(name)[1]
+        known = reference.get(name, {"fid": {}})
+        said = {
+            label: {steps: value.model_dump() for steps, value in values.items()}
+            for label, values in table.paper.fid.items()
+        }
+        assert said == known["fid"], name
+        assert table.paper.seconds_per_step == known.get("seconds_per_step", {})
+        assert table.experiment == known.get("config", table.experiment)
+        found, _ = reproduce.cells_of(table, path, {})
+        assert len({cell.name for cell in found}) == len(found)
+        assert all(cell.experiment.Sample.total_num == table.images for cell in found)
+
+
+def test_a_profile_that_cannot_run_a_count_is_left_out(table, cli, undrawn, tmp_path):
+    status, _, err = cli(*table(methods=["DDIM"], steps=[3, 4], seeds=1, more=[]))
+    assert status == 0
+    assert "left out, DDIM 3: profile 'published' cannot run 3 steps" in err
+    assert set(cells(tmp_path / "table")) == {"DDIM_3_exact_seed0", "DDIM_4_exact_seed0", "DDIM_4_published_seed0"}
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--total_num", 11], "Sample.total_num 10, not 11"),
+        (["--batch_size", 5], "Sample.batch_size 4, not 5"),
+        (["--set", "Schedule.type=cosine"], "Schedule.type linear, not cosine"),
+        (["--features", "none"], "Sample.features pixels, not none"),
+    ],
+)
+def test_a_folder_with_another_table_is_refused(table, cli, undrawn, tmp_path, flags, said):
+    narrow = table(methods=["DDIM"], seeds=1)
+    cli(*narrow)
+    before = {path: path.read_bytes() for path in (tmp_path / "table").rglob("*") if path.is_file()}
+    status, _, err = cli(*narrow, *flags)
+    assert (status, err.count("\n")) == (2, 1)
+    assert said in err
+    assert {path: path.read_bytes() for path in (tmp_path / "table").rglob("*") if path.is_file()} == before
+
+
+def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
+    """A key that was added since, with a default that means what was done before, makes no cell another."""
+    flags = table(methods=["DDIM"], seeds=1)
+    cli(*flags)
+    for path in (tmp_path / "table/cells").glob("*/result.json"):
+        record = json.loads(path.read_text())
+        del record["config"]["Sample"]["keep"], record["config"]["Sample"]["metrics"], record["identity"]
+        path.write_text(json.dumps(record))
+    before = written(tmp_path / "table")
+    assert cli(*flags)[0] == 0
+    assert written(tmp_path / "table") == before
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--steps", "abc"], "--steps: 'abc' is not in table small: 4, 5, 8"),
+        (["--steps", "4,"], "--steps: '' is not in table small"),
+        (["--methods", "DDIM,PNDM"], "--methods: 'PNDM' is not in table small: DDIM, F-PNDM, PF 1e-2"),
+        (["--seeds", "3"], "--seeds: '3' is not a number from 1 to 2, as table small has"),
+        (["--seeds", "one"], "--seeds: 'one' is not a number"),
+        (["--total_num", "1"], "--total_num: a distance needs at least 2 images"),
+        (["--flow", "-1"], "--flow: invalid count value: '-1'"),
+        (["--table", "nothing"], "--table: no file nothing.yml, here or in tables/, which has celeba.yml"),
+        (["--config", "digits.yml"], "--config digits.yml: a table names its experiments"),
+        (["--method", "DDIM"], "--method does not go with --runner reproduce"),
+        (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),
+        (["--statistics", "nothing.npz"], "nothing.npz: no such statistics file"),
+        (["--set", "Dataset.path=nothing", "--set", "Dataset.dataset=CELEBA"], "nothing"),
+        (["--table", "celeba"], "no file temp/models/ddim_celeba.ckpt; docs/networks.md names where"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, flags, said):
+    base = table()
+    status, out, err = cli(*base, *flags)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.startswith("main.py: ")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yml"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"stpes": [3]}, "unknown key stpes; did you mean steps?"),
+        ({"steps": ["many"]}, "steps.0 is 'many'"),
+        ({"images": 1}, "images is 1"),
+        ({"profiles": ["exakt"]}, "profiles.0 is 'exakt'"),
+        ({"more": [{"step": [3]}]}, "unknown key more.0.step; did you mean steps?"),
+        ({"methods": ["PNDM"]}, "PNDM: Sample.method is 'PNDM'"),
+        ({"methods": [{"method": "DDIM", "speed": 3}]}, "DDIM: unknown key Sample.speed"),
+        ({"methods": ["DDIM", {"method": "DDIM", "seed": 3}]}, "two methods are called DDIM"),
+        ({"methods": ["DDIM"], "steps": [], "more": []}, "there is nothing to run (no steps are given)"),
+        ({"methods": ["DDIM"], "steps": [2000], "more": []}, "2000 steps cannot be run"),
+        ({"experiment": "nothing.yml"}, "no file nothing.yml"),
+        ({"sample": {"features": "colours"}}, "Sample.features is 'colours'"),
+        ({"paper": {"fid": {"DDIM": {5: {"value": 1, "basis": "heard"}}}}}, "basis is 'heard'"),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_key(table, cli, tmp_path, changes, said):
+    status, out, err = cli(*table(**changes))
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_cell_that_fails_leaves_the_others_standing(table, tiny, cli, undrawn, tmp_path):
+    tensors = {name: value.clone() for name, value in tiny.network.state_dict().items()}
+    tensors["conv_out.bias"] += torch.nan
+    checkpoint.save(tmp_path / "nan.safetensors", tensors, {})
+    broken = {"label": "broken", "method": "F-PNDM", "model_path": str(tmp_path / "nan.safetensors")}
+    flags = table(methods=[broken, "DDIM"], steps=[4], profiles=["exact"], more=[])
+    status, out, err = cli(*flags)
+    assert status == 2
+    assert err.count("ε is not finite from step 1 of 4") == 2
+    assert "main.py: broken_4_exact_seed1: " in err
+    assert set(cells(tmp_path / "table")) == {"DDIM_4_exact_seed0", "DDIM_4_exact_seed1"}
+    assert "| DDIM |" in out
+    assert "broken" not in out
+    status, out, _ = cli(*flags, "--methods", "broken", "--image_path", tmp_path / "none")
+    assert (status, "DDIM" in out) == (2, False)
+    assert not cells(tmp_path / "none")
+
+
+def test_keep_leaves_files_out_and_nothing_else(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "all"))
+    assert cli(*tiny.flags(tmp_path / "some", "--keep", 3))[0] == 0
+    held = {path.name for path in (tmp_path / "some").iterdir()}
+    assert held == {"000000.png", "000001.png", "000002.png", "grid.png", "result.json", "run.json"}
+    records = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("all", "some")]
+    assert records[0]["frechet"] == records[1]["frechet"]
+    status, out, _ = cli(*tiny.flags(tmp_path / "some", "--keep", 3))
+    assert (status, "already holds these 10 images" in out) == (0, True)
+    status, _, err = cli(*tiny.flags(tmp_path / "some", "--keep", 3, "--seed", 1))
+    assert (status, "seed 0, not 1" in err) == (2, True)
+
+
+def test_no_files_at_all(tiny, cli, tmp_path):
+    assert cli(*tiny.flags(tmp_path / "none", "--keep", 0))[0] == 0
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {"result.json", "run.json"}
+    assert "already holds" in cli(*tiny.flags(tmp_path / "none", "--keep", 0))[1]
+    assert cli(*tiny.flags(tmp_path / "none", "--keep", 0, "--seed", 1))[0] == 2

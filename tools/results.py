@@ -1,0 +1,54 @@
+"""Put a table's results into a page of docs/: its numbers between two marks, its figures in a folder beside it.
+
+    python tools/results.py temp/reproduce/digits docs/results-digits.md
+
+Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, every cell in cells.csv.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from config.files import aside
+from runner.report import PHOTOGRAPHS
+
+BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
+
+
+def put(folder, page):
+    """Rewrite what stands between the marks of `page` with the results in `folder`. Raises ValueError without marks."""
+    text = page.read_text(encoding="utf-8")
+    if not text.find(BEGIN) < text.find(END) or BEGIN not in text:
+        raise ValueError(f"{page}: {BEGIN.strip()} and {END.strip()} do not stand in it")
+    beside = page.with_suffix("")
+    beside.mkdir(exist_ok=True)
+    shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
+    lines = []
+    for png in sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+        figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")
+        shutil.copyfile(figure, beside / figure.name)
+        lines += [f"![{png.stem.replace('_', ' against ')}]({beside.name}/{figure.name})", ""]
+    tables = (folder / "table.md").read_text(encoding="utf-8").split("\n", 2)[2]
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    with aside(page) as file:
+        file.write_text(f"{before}{BEGIN}\n{tables}\n" + "\n".join(lines) + f"\n{END}{after}", encoding="utf-8")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the table")
+    parser.add_argument("page", type=Path, help="Markdown file")
+    args = parser.parse_args(argv)
+    try:
+        put(args.folder, args.page)
+    except (OSError, ValueError) as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
