@@ -1,5 +1,7 @@
 """A network made fast for many calls: its precision, its layout in memory, compiled or not."""
 
+import contextlib
+import ctypes
 import os
 import resource
 import shutil
@@ -47,6 +49,8 @@ class Engine:
     def __init__(self, network, device, precision="fp32", compile=False):
         tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        if device.type == "cpu":
+            _keep_memory()
         self.network = network.to(device, memory_format=torch.channels_last)
         self.network.set_inner(torch.bfloat16 if precision == "bf16" else torch.float32)
         if compile:
@@ -65,6 +69,18 @@ class Engine:
         eps = self.network(x, t)
         # A CUDA graph writes its result to the same place every time, and methods keep ε's.
         return eps.clone() if self.compiled else eps
+
+
+def _keep_memory():
+    """Have the C library keep memory that is freed, where it is glibc: a tenth of the time of a call on a CPU.
+
+    Else it gives large blocks back to the system, which clears them again for the next activation of that size.
+    """
+    keep, trim, size = -3, -1, 2**30  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(keep, size)
+        libc.mallopt(trim, size)
 
 
 @torch.inference_mode()

@@ -118,32 +118,33 @@ def network(args):
     """This project, a plain float32 loop of the same network, and diffusers' PNDM pipeline loop, on the same weights.
 
     The weights are random. The plain loop stands for the released code: float32, channels first, a time for every
-    image, every intermediate image moved to the CPU. Each round runs all three one after the other, and a product of
-    two square matrices in bfloat16 and in float32, whose rate is what FLOP/s are a share of.
+    image, every intermediate image moved to the CPU. Each is alone in a process of its own; each round runs all three
+    one after the other, and a product of two square matrices in bfloat16 and in float32, whose rate is what FLOP/s are
+    a share of.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from config.schema import load
     from main import device
+    from model.unet import UNet, settings_of
 
     where = device("auto")
-    contenders = _contenders(args, where)
-    x, t = torch.randn(args.batch, *_shape(args.config), device=where), torch.full((args.batch,), 500.0, device=where)
-    with torch.inference_mode():
-        eps = {name: network(x, t).float() for name, (_, network) in contenders.items()}
-        with FlopCounterMode(display=False) as counter:
-            contenders["plain"][1](x, t)
-        flops = counter.get_total_flops()
-        rounds = []
-        for _ in range(args.repeat):
-            found = {}
-            for name, (loop, network) in contenders.items():
-                seconds, inside = _time_loop(loop, network, x, args.steps, where)
-                found[name] = {"calls_per_second": len(inside) / seconds, "outside": 1 - sum(inside) / seconds}
-            for dtype in (torch.bfloat16, torch.float32):
-                found[f"product_{str(dtype)[6:]}"] = _product_rate(dtype, where)
-            rounds.append(found)
-    product = statistics.median(r["product_bfloat16"] for r in rounds)
+    section = load(args.config).Model
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        UNet(settings_of(section))(torch.zeros(1, *_shape(args.config)), torch.zeros(1))
+    flops = counter.get_total_flops() * args.batch
+    workers, rounds = {name: _Worker(name, args, where) for name in CONTENDERS}, []
+    eps = {name: worker.eps for name, worker in workers.items()}
+    for _ in range(args.repeat):
+        found = {}
+        for name, worker in workers.items():
+            seconds, inside = worker.run()
+            found[name] = {"calls_per_second": len(inside) / seconds, "outside": 1 - sum(inside) / seconds}
+        for dtype in (torch.bfloat16, torch.float32):
+            found[f"product_{str(dtype)[6:]}"] = _product_rate(dtype, where)
+        rounds.append(found)
+    peaks = {name: worker.end() for name, worker in workers.items()}
     product = {name: statistics.median(r[name] for r in rounds) for name in ("product_bfloat16", "product_float32")}
     print(
         f"{args.config}, batch {args.batch}, {flops / args.batch / 1e9:.3g} GFLOP an image and call; matrix product: "
@@ -151,7 +152,7 @@ def network(args):
     )
     print(f"{'':16}  calls/s  images/s   TFLOP/s  of bf16   ratio  outside  memory MiB  rms to plain")
     table = {}
-    for name in contenders:
+    for name in CONTENDERS:
 
         def median(of, name=name):
             return statistics.median(of(r[name], r) for r in rounds)
@@ -163,7 +164,7 @@ def network(args):
             "share_of_product": median(lambda mine, r: mine["calls_per_second"] * flops / r["product_bfloat16"]),
             "ratio": median(lambda mine, r: mine["calls_per_second"] / r["plain"]["calls_per_second"]),
             "outside": median(lambda mine, r: mine["outside"]),
-            "peak_bytes": _peak_of(name, args, where),
+            "peak_bytes": peaks[name],
             "rms_to_plain": float((eps[name] - eps["plain"]).square().mean().sqrt() / eps["plain"].std()),
         }
         print(
@@ -176,6 +177,47 @@ def network(args):
 
 
 CALLS = 59  # of F-PNDM in 50 steps
+CONTENDERS = ("here", "plain", "diffusers")
+
+
+class _Worker:
+    """A process with one contender, which runs its loop when it is told to."""
+
+    def __init__(self, name, args, where):
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(name, vars(args) | {"function": None}, where, theirs))
+        self.process.start()
+        theirs.close()  # else the end of the process would go unnoticed
+        self.eps = self.pipe.recv()
+
+    def run(self):
+        """(seconds of the loop, seconds of each network call)."""
+        self.pipe.send(True)
+        return self.pipe.recv()
+
+    def end(self):
+        """End the process; returns the bytes that it has held at most (on a GPU: there)."""
+        self.pipe.send(False)
+        return self.pipe.recv()
+
+
+def _serve(name, args, where, pipe):
+    import torch
+
+    from model.engine import peak
+
+    args = argparse.Namespace(**args)
+    loop, network = _contender(name, args, where)
+    torch.manual_seed(0)
+    x, t = torch.randn(args.batch, *_shape(args.config)).to(where), torch.full((args.batch,), 500.0, device=where)
+    with torch.inference_mode():
+        pipe.send(network(x, t).float().cpu())
+        while pipe.recv():
+            pipe.send(_time_loop(loop, network, x, args.steps, where))
+    pipe.send(peak(where))
 
 
 def _shape(config):
@@ -185,8 +227,8 @@ def _shape(config):
     return data.channels, data.image_size, data.image_size
 
 
-def _contenders(args, where):
-    """name → (loop(network, x, steps), network(x, t) → ε) of each contender."""
+def _contender(name, args, where):
+    """A loop(network, x, steps), and its network(x, t) → ε."""
     import torch
     from diffusers import PNDMScheduler, UNet2DModel
 
@@ -194,15 +236,13 @@ def _contenders(args, where):
     from model import load_model
     from model.engine import Engine, resolve
     from model.unet import settings_of
-    from runner.method import phi, solve
+    from runner.method import solve
     from runner.schedule import Schedule
+    from runner.transfer import phi
 
     section, schedule = load(args.config).Model, Schedule()
     torch.manual_seed(0)
-    theirs = UNet2DModel(**_diffusers_config(settings_of(section), section.image_size)).eval().to(where)
-    weights = {name: value.clone() for name, value in theirs.state_dict().items()}
-    plain = load_model(section, weights, where)
-    engine = Engine(load_model(section, weights), where, resolve(args.precision, where), args.compile)
+    theirs = UNet2DModel(**_diffusers_config(settings_of(section), section.image_size)).eval()
 
     def ours(network, x, steps):
         for _ in solve("DDIM", network, x, schedule, steps):
@@ -222,11 +262,13 @@ def _contenders(args, where):
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t), t, x).prev_sample
 
-    return {
-        "here": (ours, engine),
-        "plain": (released, plain),
-        "diffusers": (diffusers, lambda x, t: theirs(x, t).sample),
-    }
+    if name == "diffusers":
+        theirs.to(where)
+        return diffusers, lambda x, t: theirs(x, t).sample
+    plain = load_model(section, theirs.state_dict(), where)
+    if name == "plain":
+        return released, plain
+    return ours, Engine(plain, where, resolve(args.precision, where), args.compile)
 
 
 def _diffusers_config(s, size):
@@ -282,30 +324,6 @@ def _product_rate(dtype, where, repeat=3):
         _, (seconds,) = _time_loop(lambda product, a, b: product(a, b), torch.matmul, a, b, where)
         best = max(best, 2 * side**3 / seconds)
     return best
-
-
-def _peak_of(name, args, where):
-    """Bytes that a process which runs that contender alone holds at most (on a GPU: there)."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_measure_peak, args=(name, vars(args) | {"function": None}, where, queue))
-    process.start()
-    process.join()
-    return queue.get()
-
-
-def _measure_peak(name, args, where, queue):
-    import torch
-
-    from model.engine import peak
-
-    args = argparse.Namespace(**args)
-    loop, network = _contenders(args, where)[name]
-    with torch.inference_mode():
-        loop(network, torch.randn(args.batch, *_shape(args.config), device=where), 1)
-    queue.put(peak(where))
 
 
 def features(args):
@@ -382,7 +400,7 @@ def profile(args):
     from main import device
 
     where = device("auto")
-    loop, network = _contenders(args, where)["here"]
+    loop, network = _contender("here", args, where)
     x = torch.randn(args.batch, *_shape(args.config), device=where)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")
     with torch.inference_mode():
