@@ -13,7 +13,7 @@ figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { color: #555; font-size: .875rem; margin-top: .5rem; max-width: 40rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
+table { border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 2px solid #999; }

@@ -264,7 +264,7 @@ class Progress:
         self.done, self.expected, self.started = (team.counter(name) for name in ("done", "expected", "started"))
         if team.first:
             self.expected(sum(cell.work for cell in cells))
-        self.mine, self.shown = 0, time.monotonic()
+        self.name, self.mine, self.shown = "", 0, time.monotonic()
 
     def __enter__(self):
         unit = {"unit": " image×calls", "unit_scale": True}
