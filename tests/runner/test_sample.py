@@ -124,7 +124,7 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
 
 def test_a_stochastic_image_has_noise_of_its_own_in_every_step(tiny, cli, tmp_path):
     """Among fewer, among more, continued, and in batches of another size: the same, and other with another seed."""
-    flags = ["--method", "DDPM", "--nfe", 5]
+    flags = ["--method", "DDPM", "--nfe", 5, "--precision", "fp32"]
     cli(*tiny.flags(tmp_path / "many", *flags, "--total_num", 11))
     many = files(tmp_path / "many")
     for name, more in (("few", []), ("seed", ["--seed", 1])):
