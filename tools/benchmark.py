@@ -384,7 +384,7 @@ def precision(args):
                     made.append(sampler.make(ids, len(ids))())
                     measurement.update(ids, made[-1])
                 images[name], card = torch.cat(made), measurement.card()
-                distance[name] = {"value": card["value"], "error": card["standard_error"]}
+                distance[name] = {"value": card["value"], "error": card["error"]}
             rms = float((images["fp32"].double() - images["bf16"].double()).square().mean().sqrt())
             rows.append({"method": method, "steps": steps, "rms": rms} | distance)
             shown = "".join(f"{d['value']:11.4f} ± {d['error']:.4f}" for d in distance.values())
