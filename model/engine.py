@@ -57,8 +57,9 @@ class Engine:
             compiler = os.environ.get("CXX", "g++")
             if not shutil.which(compiler):
                 raise InputError(f"--compile: needs a C++ compiler, and there is no {compiler}")
-            mode = "reduce-overhead" if device.type == "cuda" else None
-            self.network = torch.compile(network, dynamic=False, mode=mode)
+            # CUDA graphs on GPUs; on CPUs weights laid out once as the convolutions want them.
+            how = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": {"freezing": True}}
+            self.network = torch.compile(self.network, dynamic=False, **how)
         self.compiled = compile
 
     def to(self, device):

@@ -142,7 +142,7 @@ def network(args):
             seconds, inside = worker.run()
             found[name] = {"calls_per_second": len(inside) / seconds, "outside": 1 - sum(inside) / seconds}
         for dtype in (torch.bfloat16, torch.float32):
-            found[f"product_{str(dtype)[6:]}"] = _product_rate(dtype, where)
+            found[f"product_{str(dtype)[6:]}"] = _product_rate(dtype, args.side, where)
         rounds.append(found)
     peaks = {name: worker.end() for name, worker in workers.items()}
     product = {name: statistics.median(r[name] for r in rounds) for name in ("product_bfloat16", "product_float32")}
@@ -313,11 +313,10 @@ def _time_loop(loop, network, x, steps, where):
     return now() - start, inside
 
 
-def _product_rate(dtype, where, repeat=3):
+def _product_rate(dtype, side, where, repeat=3):
     """FLOP/s of a product of two square matrices, the best of `repeat`."""
     import torch
 
-    side = 8192 if where.type == "cuda" else 4096
     a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
     best = 0
     for _ in range(repeat + 1):
@@ -480,7 +479,8 @@ def main(argv=None):
     benchmark(features, images=(200, "to describe"))
     benchmark(precision, images=(1000, "for each method, steps and precision"))
     batch = {"batch": (16, "images a network call")}
-    for function, more in ((network, {"steps": (4, "network calls of a round")}), (profile, {})):
+    rounds = {"steps": (4, "network calls of a round"), "side": (4096, "of the square matrices; on a GPU 8192")}
+    for function, more in ((network, rounds), (profile, {})):
         command = benchmark(function, **batch, **more)
         command.add_argument("--config", default="ddim_cifar10.yml", metavar="NAME.yml", help="a DDIM network")
         command.add_argument("--precision", default="auto", choices=("auto", "fp32", "tf32", "bf16"))

@@ -36,7 +36,8 @@ def figures(tmp_path):
 def test_network(figures, capsys):
     """Three contenders on the same weights: they return the same ε, and are timed on the same number of calls."""
     pytest.importorskip("diffusers")
-    table = figures("network", "--config", "digits.yml", "--batch", "4", "--steps", "2", "--precision", "fp32")["table"]
+    flags = ["--config", "digits.yml", "--batch", "4", "--steps", "2", "--side", "256", "--precision", "fp32"]
+    table = figures("network", *flags)["table"]
     assert list(table) == ["here", "plain", "diffusers"] and table["plain"]["ratio"] == 1
     for row in table.values():
         assert row["rms_to_plain"] < 1e-5
