@@ -154,7 +154,7 @@ def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny,
 def test_a_process_that_dies_is_replaced(tiny, tmp_path, undisturbed):
     """With `--max-restarts`: the run ends complete, without anybody's help."""
     folder = tmp_path / "run"
-    run = torchrun(2, *tiny.flags(folder, *SAMPLE), launcher=["--max-restarts=1"])
+    run = torchrun(2, *tiny.flags(folder, *SAMPLE), launcher=["--max-restarts=3"])
     while count_images(folder) < 8 and run.poll() is None:
         time.sleep(0.005)
     os.kill(workers_of(run)[0], signal.SIGKILL)
