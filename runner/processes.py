@@ -1,6 +1,8 @@
 """The processes of a run: one, or as many as torchrun started, each with its device."""
 
 import os
+import time
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,11 +20,12 @@ class Processes:
     device: torch.device
     rank: int = 0
     size: int = 1
+    store: dist.Store | None = None
 
-    @property
     def restarted(self):
         """Whether torchrun has started these processes again after one of them failed (`--max-restarts`)."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        # The count is that of the machine whose process failed; on the others it stays as it was.
+        return int(self.total(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))) > 0
 
     @property
     def first(self):
@@ -49,15 +52,8 @@ class Processes:
         return self.total(tensor, dist.ReduceOp.MIN)
 
     def counter(self, name):
-        """add(n) → the sum of all that any process has added under this name; none waits for another.
-
-        Counts through torchrun's own store, anew when it has started the processes again.
-        """
-        if self.size == 1:
-            return _Count().add
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        key = f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        return lambda n: store.add(key, n)
+        """add(n) → the sum of all that any process has added under this name; none waits for another."""
+        return _Count().add if self.size == 1 else lambda n: self.store.add(name, n)
 
     def deal(self, items):
         """This process's items, one after another: each the next that no process has taken yet."""
@@ -95,6 +91,25 @@ class _Count:
         return self.total
 
 
+def _meet(store, rank, size):
+    """The part of a store that is only for the `size` processes that were started together.
+
+    torchrun keeps its store when it starts processes again, and in it the addresses of the dead.
+    """
+    me = uuid.uuid4().hex
+    if rank == 0:
+        store.set("first", me)
+        for other in range(1, size):
+            name = store.get(f"{me}/{other}").decode()
+            store.set(f"{name}/first", me)
+        return dist.PrefixStore(me, store)
+    while not store.check([f"{me}/first"]):
+        first = store.get("first").decode()  # maybe still of the last one, who answers no more
+        store.set(f"{first}/{rank}", me)
+        time.sleep(0.01)
+    return dist.PrefixStore(store.get(f"{me}/first").decode(), store)
+
+
 @contextmanager
 def processes(device, timeout=None):
     """A `Processes` for this one, joined with the others if torchrun started several (NCCL on GPUs, gloo on CPUs).
@@ -108,8 +123,12 @@ def processes(device, timeout=None):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout or TIMEOUT))
-    team = Processes(device, dist.get_rank(), size)
+    patience = timedelta(minutes=timeout or TIMEOUT)
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    store = _meet(store, rank, size)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    team = Processes(device, rank, size, store)
     yield team
     team.wait()
     # Not after an error, when the others may be gone, and not with gloo, whose teardown now and then hangs or aborts:

@@ -45,7 +45,7 @@ def run(experiment, device, folder, restart=False, timeout=None):
     timeout: minutes that a process waits for another. When torchrun restarts the processes, they continue.
     """
     with processes(device, timeout) as team:
-        restart = restart or (team.restarted and any(Path(folder).glob("train-*.ckpt")))
+        restart = restart or (team.restarted() and any(Path(folder).glob("train-*.ckpt")))
         Trainer(experiment, team, Path(folder), restart).train()
 
 
