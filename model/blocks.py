@@ -20,27 +20,32 @@ def sinusoidal_embedding(t, channels, cosine_first=False, shift=1):
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups, or at most a quarter of the channels (`narrow`). Weights stay float32 when x is less."""
+    """32 groups, or at most a quarter of the channels (`narrow`)."""
 
     def __init__(self, channels, eps, narrow=False):
         super().__init__(min(channels // 4, 32) if narrow else 32, channels, eps=eps)
 
     def forward(self, x):  # (n, C, H, W) → the same
-        native = x.device.type != "cpu" or x.is_contiguous() or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        small = x.shape[2] * x.shape[3] < 1024 and x.shape[1] // self.num_groups * x.element_size() < 32
+        slow = x.device.type == "cpu" and small and not x.is_contiguous()
+        native = not slow or torch.is_grad_enabled() or torch.compiler.is_compiling()
         return super().forward(x) if native else self._channels_last(x)
 
     def _channels_last(self, x):
-        """The same for channels-last x: PyTorch's own kernel takes up to ten times as long on a CPU."""
+        """The same for small channels-last x with few channels a group, where PyTorch's own kernel for CPUs is slow."""
         n, c, height, width = x.shape
-        values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).float()
-        mean, square = (
-            v.sum(1).view(n, self.num_groups, -1).mean(2, keepdim=True) / (height * width)
-            for v in (values, values * values)
-        )
+        values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(torch.float32, copy=True)
+        sums = values.sum(1), values.square_().sum(1)
+        mean, square = (v.view(n, self.num_groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
         scale = self.weight.view(self.num_groups, -1) * (square - mean**2 + self.eps).rsqrt()
         shift = self.bias.view(self.num_groups, -1) - mean * scale
         scale, shift = (v.reshape(n, c, 1, 1).to(x.dtype) for v in (scale, shift))
         return torch.addcmul(shift, x, scale)
+
+
+def silu(x):
+    """SiLU of a tensor that nobody else needs: in place where no gradient asks for it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class Downsample(nn.Module):
@@ -89,7 +94,7 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if needed else None
 
     def forward(self, x, temb):  # (n, C, H, W), SiLU of the embedding (n, 4·channels) → (n, C', H', W')
-        h = F.silu(self.norm1(x))
+        h = silu(self.norm1(x))
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         elif self.resample == "up":
@@ -100,11 +105,11 @@ class ResBlock(nn.Module):
             scale, shift = e.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + e)
-        h = self.conv2(self.dropout(F.silu(h)))
+            h = self.norm2(h.add_(e))
+        h = self.conv2(self.dropout(silu(h)))
         if self.shortcut is not None:
             x = self.shortcut(x)
-        return (x + h) * 0.5**0.5 if self.rescale else x + h
+        return h.add_(x) * 0.5**0.5 if self.rescale else h.add_(x)
 
 
 class Attention(nn.Module):
@@ -123,4 +128,4 @@ class Attention(nn.Module):
         q, k, v = self.qkv(tokens).view(n, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, c)
         h = self.proj_out(h).transpose(1, 2).reshape(n, c, height, width)
-        return (x + h) * 0.5**0.5 if self.rescale else x + h
+        return h.add_(x) * 0.5**0.5 if self.rescale else h.add_(x)

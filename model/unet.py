@@ -8,7 +8,7 @@ from torch import nn
 
 from config.errors import InputError
 from config.schema import model_section
-from model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample, sinusoidal_embedding
+from model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample, silu, sinusoidal_embedding
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class UNet(nn.Module):
             if level.resample_name:
                 h = level.upsample(h, temb) if s.resample == "block" else level.upsample(h)
 
-        h = F.silu(self.norm_out(h))
+        h = silu(self.norm_out(h))
         return self.conv_out(h.to(x.dtype) if self.inner else h)[:, : s.in_channels].contiguous()
 
     def layers(self):
