@@ -26,18 +26,13 @@ SAMPLE = dict.fromkeys(
     ("method", "sample_speed", "nfe", "spacing", "times", "profile", "eta", "clip", "threshold", "rtol", "atol"),
     "Sample",
 )
+IMAGES = FEATURES | dict.fromkeys(("total_num", "batch_size", "model_path", "precision", "compile", "keep"), "Sample")
+REFERENCE = dict.fromkeys(("statistics", "metrics"), "Sample")
 RUNNERS = {
-    "sample": SAMPLE
-    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path"), "Sample")
-    | dict.fromkeys(("precision", "compile", "statistics", "metrics", "keep"), "Sample")
-    | FEATURES
-    | dict.fromkeys(("image_path", "timeout", "plan")),
-    "plan": SAMPLE
-    | dict.fromkeys(("seed", "total_num", "batch_size", "model_path", "precision", "compile", "keep"), "Sample")
-    | FEATURES,
-    "reproduce": dict.fromkeys(("total_num", "batch_size", "model_path", "statistics", "metrics", "keep"), "Sample")
-    | dict.fromkeys(("precision", "compile"), "Sample")
-    | FEATURES
+    "sample": SAMPLE | IMAGES | REFERENCE | {"seed": "Sample"} | dict.fromkeys(("image_path", "timeout", "plan")),
+    "plan": SAMPLE | IMAGES | {"seed": "Sample"},
+    "reproduce": IMAGES
+    | REFERENCE
     | dict.fromkeys(("table", "methods", "steps", "seeds", "flow", "image_path", "timeout", "plan")),
     "train": SAMPLE
     | {"seed": "Train", "batch_size": "Dataset"}
@@ -113,7 +108,7 @@ def parser():
     add("--keep", metavar="K", help="images left as files, the first (default all; reproduce: 16)")
     add("--batch_size", metavar="B", help="images a network call, or auto: what the memory takes")
     add("--precision", metavar="P", help="of the network: fp32, tf32, bf16; default auto, bf16 where it is fast")
-    add("--compile", action="store_true", default=None, help="compile the network: a minute once, then faster")
+    add("--compile", action="store_true", default=None, help="compile the network (a minute, once; for GPUs)")
     add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
@@ -179,10 +174,10 @@ def reproduce(args):
     path, table = load_table(args.table or "digits")
     folder = args.image_path or Path("temp/reproduce") / path.stem
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
-    if args.plan:
-        reproduce.show_plan(table, path, overrides_of(args), device(args.device), **narrow)
-        return 0
     laid, where = overrides_of(args), device(args.device)
+    if args.plan:
+        reproduce.show_plan(table, path, laid, where, **narrow)
+        return 0
     failed = reproduce.run(table, path, laid, where, folder, args.timeout, args.flow, **narrow)
     for line in failed:
         print(f"{PROGRAM}: {line}", file=sys.stderr)

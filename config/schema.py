@@ -27,6 +27,7 @@ from runner.method import METHODS, PROFILES
 from runner.schedule import TYPES
 
 FOLDER = Path(__file__).parent
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 Positive = Annotated[int, Field(ge=1)]
 Batch = Annotated[
@@ -37,8 +38,9 @@ Batch = Annotated[
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Widths = Annotated[list[Positive], Field(min_length=1)]
-Times = Annotated[list[float], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v)]
-Names = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v)]
+_WITH_COMMAS = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+Times = Annotated[list[float], _WITH_COMMAS]
+Names = Annotated[list[Literal["kid", "prdc"]], _WITH_COMMAS]
 
 
 def key(default, meaning, **limits):
@@ -214,10 +216,10 @@ class SampleSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of the noise of every image")
     total_num: Positive = key(1000, "number of images")
     batch_size: Batch = key(128, "images a network call; auto: what the memory takes")
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = key(
+    precision: Literal[PRECISIONS] = key(
         "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
     )
-    compile: bool = key(False, "compile the network with torch.compile: a minute once, then faster")
+    compile: bool = key(False, "compile the network with torch.compile (a minute, once); for GPUs, CPUs gain little")
     keep: Annotated[int, Field(ge=0)] | None = key(None, "images left as files, the first; default all")
     model_path: str | None = key(None, "the checkpoint")
     features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from config.errors import InputError
-
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+from config.schema import PRECISIONS
 
 
 def resolve(precision, device, smooth=True):
@@ -112,6 +111,6 @@ def _free(device):
 def peak(device):
     """Bytes that this process has held at most (on a GPU: there)."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,7 +9,7 @@ from model.analytic import GaussianMixture
 from runner import sample
 from runner.adaptive import dormand_prince
 from runner.events import Step
-from runner.method import solve
+from runner.method import drive, solve
 from runner.random import noise
 
 STEPS = (25, 50, 100, 200, 400)
@@ -71,16 +71,9 @@ def exact_flow(experiment, network, device, images, tolerance):
         return schedule.log_alpha_cumprod(t, nu=1)
 
     flow = dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, first_time(experiment), 0.0, *2 * [tolerance])
-    answer = None
-    while True:
-        try:
-            event = flow.send(answer)
-        except StopIteration:
-            break
+    for event in drive(flow, lambda query: network(query.x, query.x.new_tensor(query.t))):
         if isinstance(event, Step):
-            x, answer = event.x, None
-        else:
-            answer = network(event.x, event.x.new_tensor(event.t))
+            x = event.x
     alpha = float(schedule.alpha_cumprod(0))
     return (x - (1 - alpha) ** 0.5 * network(x, x.new_zeros(len(x)))) / alpha**0.5
 

@@ -361,21 +361,27 @@ def trajectory(
     return line.trajectory(x, schedule, grid, profile, **options)
 
 
-def calls(trajectory):
-    """The times that a trajectory asks about in each of its steps, a list for every step; it is driven to its end."""
-    steps, answer = [[]], None
+def drive(trajectory, answer):
+    """The events of a trajectory, of which `answer(event)` answers each `Query` and `Draw`."""
+    reply = None
     while True:
         try:
-            event = trajectory.send(answer)
+            event = trajectory.send(reply)
         except StopIteration:
-            return steps[:-1]
-        if isinstance(event, Step):
+            return
+        yield event
+        reply = None if isinstance(event, Step) else answer(event)
+
+
+def calls(trajectory):
+    """The times that a trajectory asks about in each of its steps, a list for every step; it is driven to its end."""
+    steps = [[]]
+    for event in drive(trajectory, lambda event: event.x):
+        if isinstance(event, Query):
+            steps[-1].append(event.t)
+        elif isinstance(event, Step):
             steps.append([])
-            answer = None
-        else:
-            if isinstance(event, Query):
-                steps[-1].append(event.t)
-            answer = event.x
+    return steps[:-1]
 
 
 def nothing():
@@ -434,27 +440,26 @@ def solve(
     events = trajectory(method, x, schedule, steps, profile, **options)
     if noise is None and METHODS[method].draws(**options):
         raise ValueError(f"method {method} draws noise in its steps; `noise` must say which")
-    return _drive(events, network, len(x), noise)
+    return _states(events, network, len(x), noise)
 
 
-def _drive(events, network, images, noise):
-    evaluated, done, answer = 0, 0, None
-    while True:
-        try:
-            event = events.send(answer)
-        except StopIteration:
-            return
+def _states(events, network, images, noise):
+    evaluated = done = 0
+
+    def answer(event):
+        nonlocal evaluated
+        if isinstance(event, Draw):
+            return noise(done)
+        x, t = event
+        times = x.new_tensor(t) if isinstance(t, np.ndarray) else x.new_full((1,), t).expand(len(x))
+        evaluated += len(x) * getattr(network, "calls", 1)
+        return network(x, times).to(x.dtype)
+
+    for event in drive(events, answer):
         if isinstance(event, Step):
             nfe = evaluated / images
             yield State(event.x, event.t, int(nfe) if nfe.is_integer() else nfe)
-            answer, done = None, done + 1
-        elif isinstance(event, Draw):
-            answer = noise(done)
-        else:
-            x, t = event
-            times = x.new_tensor(t) if isinstance(t, np.ndarray) else x.new_full((1,), t).expand(len(x))
-            answer = network(x, times).to(x.dtype)
-            evaluated += len(x) * getattr(network, "calls", 1)
+            done += 1
 
 
 def network_calls(method, schedule, steps, profile="exact", **options):

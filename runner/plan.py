@@ -7,7 +7,6 @@ The steps are those of the method itself, driven without a network. Time is that
 calibration with the experiment's network.
 """
 
-import resource
 import sys
 import time
 from datetime import timedelta
@@ -17,12 +16,14 @@ import torch
 
 from config.errors import InputError
 from dataset import open_dataset
+from model.engine import peak
 from model.unet import UNet, settings_of
 from runner import sample
 from runner.events import Query, Step
-from runner.method import METHODS, calls
+from runner.method import METHODS, calls, drive
 from runner.metric import GROUPS
 from runner.train import KEEP
+from runner.transfer import PublishedSchedule
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes
@@ -52,7 +53,7 @@ def lines(experiment):
     schedule = sample.schedule_of(experiment)
     x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
     found, states, asked, here = [], {_node(x)}, [], None
-    for event in drive(experiment, x):
+    for event in drive(sample.events(experiment, x), _zeros):
         if isinstance(event, Query):
             asked.append(event.t)
         elif isinstance(event, Step):
@@ -64,16 +65,9 @@ def lines(experiment):
     return found
 
 
-def drive(experiment, x):
-    """The events of the experiment's method from x, whose questions are answered with zeros."""
-    events, answer = sample.events(experiment, x), None
-    while True:
-        try:
-            event = events.send(answer)
-        except StopIteration:
-            return
-        yield event
-        answer = None if isinstance(event, Step) else torch.zeros_like(x, requires_grad=isinstance(event, Query))
+def _zeros(event):
+    """An answer that the graph knows for an ε, or for noise."""
+    return torch.zeros_like(event.x, requires_grad=isinstance(event, Query))
 
 
 def adaptive(experiment):
@@ -82,7 +76,7 @@ def adaptive(experiment):
 
 def _level(schedule, profile, t):
     """ᾱ where the method takes itself to be; the released code reads it one index late."""
-    return float(schedule.alpha_cumprod(t) if profile == "exact" else schedule.alphas_cumprod[int(t) + 1])
+    return float((schedule if profile == "exact" else PublishedSchedule(schedule)).alpha_cumprod(t))
 
 
 def _entering(x, cut):
@@ -156,7 +150,7 @@ def calibrate(network, experiment, device):
             start = time.perf_counter()
             network(x, t).sum().item()
             seconds = time.perf_counter() - start
-        measured.append((n, _memory(device)))
+        measured.append((n, peak(device)))
         if n == full or seconds > ENOUGH:
             break
         n = min(4 * n, full)
@@ -165,16 +159,10 @@ def calibrate(network, experiment, device):
     return Calibration(seconds / n, int(high + per_image * (full - many)))
 
 
-def _memory(device):
-    """The most bytes held so far, on a GPU or by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def count_calls(experiment):
-    """Network calls an image of a method with steps of its own. Raises ValueError when it cannot run."""
-    return sum(map(len, calls(sample.events(experiment))))
+    """Network calls an image, None of an adaptive method. Raises ValueError when it cannot run."""
+    events = sample.events(experiment)
+    return None if adaptive(experiment) else sum(map(len, calls(events)))
 
 
 def work(experiment, calls):

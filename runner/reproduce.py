@@ -79,8 +79,7 @@ def cells_of(table, path, overrides):
                 given = with_sample(experiment, f"{path}: {label}", profile=profile, **budget)
                 steps, nfe = budget.get("sample_speed"), budget.get("nfe")
                 try:
-                    sample.events(given)
-                    calls = None if plan.adaptive(given) else plan.count_calls(given)
+                    calls = plan.count_calls(given)
                 except ValueError as error:
                     left_out.setdefault(str(error), []).append(f"{label} {steps or nfe or ''}".strip())
                     continue
@@ -200,17 +199,16 @@ class Bench:
     def held(self, cell):
         """The record of `cell`, None if there is none yet. Raises InputError if the folder is another table's."""
         file = self.path(cell) / "result.json"
-        sampler = self.sampler(cell)
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             held = _essence(Experiment.model_validate(record["config"]), record["checkpoint"]["sha256"])
         except FileNotFoundError:
-            record, held = None, sample.held_identity(self.path(cell)) or sampler.identity
-            mine = sampler.identity
+            record, mine = None, self.sampler(cell).identity
+            held = sample.held_identity(self.path(cell)) or mine
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{file}: damaged, or of another version; delete it and run again") from None
         else:
-            mine = _essence(cell.experiment, sampler.checkpoint["sha256"])
+            mine = _essence(cell.experiment, self.sha256(cell))
         if mine != held:
             raise InputError(f"--image_path: {self.folder} holds another table ({sample.contrast(held, mine)})")
         return record

@@ -188,7 +188,7 @@ class Sampler:
                 return finish()[:count]
 
         with self._named(ids):
-            finish = launch(self.experiment, self.network, self.schedule, ids, self.device, watch)
+            finish = launch(self.experiment, self.network, self.schedule, ids, self.device, watch, self.steps)
         self.calls += self.nfe * len(ids)
         self.made += len(ids)
         return images
@@ -271,13 +271,13 @@ def generate(experiment, network, schedule, ids, device):
 
 
 @torch.inference_mode()
-def launch(experiment, network, schedule, ids, device, watch=lambda step, state: None):
-    """Begin what `generate` does, and return a function that ends it; `watch` sees every state.
+def launch(experiment, network, schedule, ids, device, watch=lambda step, state: None, steps=None):
+    """Begin what `generate` does, and return a function that ends it; `watch` sees every state. steps: as of `states`.
 
     On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
     """
     finite, times = [], []
-    for step, state in enumerate(states(experiment, network, schedule, ids, device), 1):
+    for step, state in enumerate(states(experiment, network, schedule, ids, device, steps), 1):
         finite.append(state.x.isfinite().all())
         times.append(state.t)
         watch(step, state)
@@ -298,8 +298,11 @@ def launch(experiment, network, schedule, ids, device, watch=lambda step, state:
     return finish
 
 
-def states(experiment, network, schedule, ids, device):
-    """The states of `solve` on the way from the noise of images `ids`, by the experiment's method."""
+def states(experiment, network, schedule, ids, device, steps=None):
+    """The states of `solve` on the way from the noise of images `ids`, by the experiment's method.
+
+    steps: what `steps_of` returns, where it is known: with `nfe` it takes a search.
+    """
     data, s = experiment.Dataset, experiment.Sample
     shape = data.channels, data.image_size, data.image_size
 
@@ -307,16 +310,18 @@ def states(experiment, network, schedule, ids, device):
         return torch.from_numpy(noise(s.seed, ids, shape, stream, step)).to(device)
 
     options = solver_options(experiment) | {"noise": lambda step: draw("step", step)}
-    return solve(s.method, network, draw("sampling"), schedule, steps_of(experiment, schedule), s.profile, **options)
+    steps = steps or steps_of(experiment, schedule)
+    return solve(s.method, network, draw("sampling"), schedule, steps, s.profile, **options)
 
 
-def events(experiment, x=None):
+def events(experiment, x=None, steps=None):
     """The events of the experiment's method, to be answered by the caller; by default from an x of (1, 1).
 
-    Raises ValueError when the method cannot run as it is told to.
+    steps: as of `states`. Raises ValueError when the method cannot run as it is told to.
     """
     s, schedule, x = experiment.Sample, schedule_of(experiment), nothing() if x is None else x
-    return trajectory(s.method, x, schedule, steps_of(experiment, schedule), s.profile, **solver_options(experiment))
+    steps = steps or steps_of(experiment, schedule)
+    return trajectory(s.method, x, schedule, steps, s.profile, **solver_options(experiment))
 
 
 def schedule_of(experiment):
@@ -507,11 +512,11 @@ def solver_options(experiment):
 def check(experiment):
     """The number of steps, None of an adaptive method. Raises InputError if the method cannot run as it is told to."""
     try:
-        events(experiment)
+        steps = steps_of(experiment, schedule_of(experiment))
+        events(experiment, steps=steps)
     except ValueError as error:
         raise InputError(f"Sample: {error}") from None
-    adaptive = METHODS[experiment.Sample.method].adaptive
-    return None if adaptive else steps_of(experiment, schedule_of(experiment))
+    return None if METHODS[experiment.Sample.method].adaptive else steps
 
 
 def steps_of(experiment, schedule):

@@ -459,6 +459,8 @@ def positive(text):
 
 
 def main(argv=None):
+    from config.schema import PRECISIONS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
 
@@ -483,7 +485,7 @@ def main(argv=None):
     for function, more in ((network, rounds), (profile, {})):
         command = benchmark(function, **batch, **more)
         command.add_argument("--config", default="ddim_cifar10.yml", metavar="NAME.yml", help="a DDIM network")
-        command.add_argument("--precision", default="auto", choices=("auto", "fp32", "tf32", "bf16"))
+        command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--compile", action="store_true", help="compile the network of this project")
     args = parser.parse_args(argv)
     figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}

@@ -1,6 +1,7 @@
 """The engine changes how fast a network is, not what it says."""
 
 import copy
+import json
 import shutil
 
 import published
@@ -120,8 +121,6 @@ def test_which_precision_auto_is(monkeypatch):
 
 
 def test_adaptive_methods_are_not_given_bfloat16(tiny, cli, tmp_path):
-    import json
-
     flags = ["--method", "PF", "--rtol", "0.1", "--atol", "0.1", "--features", "none", "--total_num", 1]
     assert cli(*tiny.flags(tmp_path / "run", *flags))[0] == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["precision"] == "fp32"
