@@ -5,10 +5,13 @@ from PIL import Image
 
 from config.files import aside
 from runner.convergence import order
+from runner.method import RELEASED
+from runner.results import best
 
 # Okabe & Ito's colours, which the colour-blind can tell apart, then others.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C6BB1", "#B15928", "#737373")
 MARKERS = "osD^vP*X<>"
+FAINT = {"color": "#c9c9c9", "linewidth": 0.8, "zorder": 1}
 SIZE = (5.4, 4.0)  # inches, at which the letters can be read on a phone
 ORDER_FROM = 20  # steps from which orders are fitted
 TILES = 4  # images shown of a cell
@@ -27,7 +30,7 @@ def draw(rows, flow, analytic, images):
     matplotlib.rcParams.update(
         {"font.size": 10, "svg.hashsalt": "figures", "axes.spines.top": False, "axes.spines.right": False}
     )
-    style = Style([row.label for row in rows])
+    style = Style(rows)
     called = next((row.called for row in rows if row.called), None)
     if called:
         for name, what, x in (
@@ -47,22 +50,33 @@ def draw(rows, flow, analytic, images):
     yield "analytic", caption, orders(*analytic, style)
     if images:
         adaptive = ", ".join(label for label, budget in images if budget is None)
+        images = {key: held for key, held in images.items() if key[0] not in style.grey}
         caption = "Images from the same noise, methods by steps."
         caption += f" {adaptive}: of as many steps as it takes, in every row." if adaptive else ""
         yield "images", caption, tiles(images)
 
 
 class Style:
-    """Colour and marker of each label, the same in all figures."""
+    """How the line of each label looks, the same in all figures.
 
-    def __init__(self, labels):
-        self.labels = list(dict.fromkeys(labels))
+    Of more labels than there are colours the paper's and those that are best somewhere have one, the rest are grey.
+    """
+
+    def __init__(self, rows):
+        labels = list(dict.fromkeys(row.label for row in rows))
+        shown = labels if len(labels) <= len(COLOURS) else {*RELEASED, *(row.label for row in best(rows).values())}
+        self.labels = [label for label in labels if label in shown]
+        self.grey = [label for label in labels if label not in shown]
 
     def __call__(self, label):
+        if label in self.grey:
+            return FAINT | {"label": None}
         if label not in self.labels:
             self.labels.append(label)
         n = self.labels.index(label)
-        return {"color": COLOURS[n % len(COLOURS)], "marker": MARKERS[n % len(MARKERS)]}
+        marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
+        look = {"color": COLOURS[n % len(COLOURS)], "marker": marker, "markersize": 4.5, "linewidth": 1.3}
+        return look | {"label": label}
 
 
 def axes():
@@ -98,13 +112,18 @@ def against(rows, x, what, called, style):
         faint = {} if profile == rows[0].profile else {"linestyle": "--", "alpha": 0.55, "markerfacecolor": "white"}
         for label in dict.fromkeys(row.label for row in rows):
             mine = [row for row in rows if (row.profile, row.label) == (profile, label)]
-            look = style(label) | faint | {"label": label if not faint else None, "markersize": 4.5, "linewidth": 1.3}
+            look = style(label) | faint | ({"label": None} if faint else {})
             if mine and all(x(row) is None for row in mine):
-                look.pop("marker")
+                look.pop("marker", None)
                 panel.axhline(mine[0].distance, **look | {"linestyle": ":"})
             elif mine:
+                mine = sorted(mine, key=x)
                 spread = [row.spread or 0 for row in mine]
                 panel.errorbar([x(row) for row in mine], [row.distance for row in mine], spread, capsize=2, **look)
+    marked = [row for row in best(rows).values() if x(row) == row.budget]
+    if marked:
+        ring = {"s": 110, "facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3, "label": "best"}
+        panel.scatter([x(row) for row in marked], [row.distance for row in marked], **ring)
     profiles = list(dict.fromkeys(row.profile for row in rows))
     title = f"profile {profiles[0]}" + "".join(f"; dashed: {name}" for name in profiles[1:])
     steps = [row.steps for row in rows if row.steps] if what == "steps" else None
@@ -136,8 +155,8 @@ def orders(steps, errors, style):
 def slope(panel, look, label, counts, errors, first=0):
     """A line, and in the legend the order fitted to it without its `first` points."""
     value = order(counts[first:], errors[first:])
-    said = label if value is None else f"{label}, order {value:.2f}"
-    panel.plot(counts, errors, label=said, markersize=4.5, linewidth=1.3, **look)
+    said = {} if value is None or look["label"] is None else {"label": f"{label}, order {value:.2f}"}
+    panel.plot(counts, errors, **look | said)
 
 
 def tiles(images):

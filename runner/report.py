@@ -60,7 +60,7 @@ def _figure(name, caption, png, svg, inches):
 
 
 def _tables(markdown):
-    """The lines and tables of a Markdown page without other marks than headings and code."""
+    """The lines and tables of a Markdown page without other marks than headings, code and bold."""
     parts, rows = [], []
     for line in [*markdown.splitlines(), ""]:
         if line.startswith("|"):
@@ -81,6 +81,8 @@ def _row(cells, tag):
 
 
 def _text(markdown):
-    """Escaped, with `code`."""
-    parts = html.escape(markdown).split("`")
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+    """Escaped, with `code` and **bold**."""
+    text = html.escape(markdown)
+    for mark, tag in (("`", "code"), ("**", "b")):
+        text = "".join(f"<{tag}>{part}</{tag}>" if i % 2 else part for i, part in enumerate(text.split(mark)))
+    return text

@@ -71,6 +71,16 @@ def summary(done):
     return rows
 
 
+def best(rows):
+    """Budget → the row of the least distance that spends it, of the profile that comes first."""
+    found = {}
+    for row in rows:
+        held = found.get(row.budget)
+        if row.budget and row.distance is not None and row.profile == rows[0].profile:
+            found[row.budget] = min(held or row, row, key=lambda r: r.distance)
+    return found
+
+
 def markdown(table, name, rows):
     """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference.
 
@@ -82,16 +92,22 @@ def markdown(table, name, rows):
     spread = "standard error of its images"
     if any(row.seeds > 1 for row in rows):
         spread = f"standard deviation over the seeds, with one seed the {spread}"
-    lines = [f"# {name}", "", f"{called}, {rows[0].images:,} images a cell; ± is the {spread}."]
+    unit = "network calls" if table.nfe else "steps"
+    lines = [f"# {name}", "", f"{called}, {rows[0].images:,} images a cell; ± is the {spread}. Bold: the least."]
     for profile in dict.fromkeys(row.profile for row in rows):
         mine = {(row.label, row.budget): row for row in rows if row.profile == profile}
         fixed = dict.fromkeys(label for label, budget in mine if budget)
-        body = [[label, *(value(mine.get((label, budget))) for budget in budgets)] for label in fixed]
-        unit = "network calls" if table.nfe else "steps"
+        least = [] if len(fixed) < 2 else list(best(list(mine.values())).values())
+
+        def entry(row, least=least):
+            return f"**{value(row)}**" if row in least else value(row)
+
+        body = [[label, *(entry(mine.get((label, budget))) for budget in budgets)] for label in fixed]
         lines += section(f"Profile `{profile}`, by {unit}:", ["method", *budgets], body)
         body = [[row.label, f"{row.nfe:.1f}", value(row)] for row in mine.values() if not row.budget]
         lines += section(f"Profile `{profile}`, adaptive steps:", ["method", "network calls", "distance"], body)
     lines += _beside_the_paper(table.paper, rows)
+    lines += _as_good_as_the_best(rows, unit)
     lines += _as_good_as_the_first(rows)
     lines += _published_less_exact(rows)
     return "\n".join(lines) + "\n"
@@ -132,6 +148,28 @@ def _beside_the_paper(paper, rows):
     body = [[r.label, r.profile, r.batch, f"{r.seconds_per_step:.3f}", paper.seconds_per_step[r.label]] for r in timed]
     title = "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):"
     return lines + section(title, ["method", "profile", "batch", "ours", "paper"], body)
+
+
+def _as_good_as_the_best(rows, unit):
+    """For each budget the best, and those that are not worse than it from the same noise as far as can be told."""
+
+    def as_good(row, least):
+        seeds = row.by_seed.keys() & least.by_seed.keys()
+        worse = [row.by_seed[seed] - least.by_seed[seed] for seed in seeds]
+        if len(worse) < 2:
+            return row.distance - least.distance <= least.spread
+        return statistics.fmean(worse) <= 2 * statistics.stdev(worse) / len(worse) ** 0.5
+
+    body = []
+    for budget, least in sorted(best(rows).items()):
+        others = [row for row in rows if (row.budget, row.profile) == (budget, least.profile) and row is not least]
+        others = sorted((row for row in others if row.distance is not None), key=lambda row: row.distance)
+        equal = ", ".join(row.label for row in others if as_good(row, least))
+        if others:
+            body.append([budget, least.label, value(least), equal or "none"])
+    title = f"The best by {unit}, profile `{rows[0].profile}`, and those that from the same noise are worse by no more "
+    title += "than two standard errors of the difference (over the seeds; with one seed than the error of the best):"
+    return section(title, [unit, "best", "distance", "as good"], body)
 
 
 def _as_good_as_the_first(rows):
