@@ -43,9 +43,23 @@ def saved(tmp_path_factory):
     return figures.save(drawn, tmp_path_factory.mktemp("figures") / "figures")
 
 
+def test_of_many_methods_the_papers_and_the_best_have_colours():
+    def row(label, budget, distance):
+        return Row(label, "exact", budget, budget, budget, 1, 10, distance, None, 0.1, 1.0, 5, "FID", {})
+
+    made = [row(f"other {i}", n, 2 + i / n) for i in range(20) for n in (5, 10)]
+    made += [row("DDIM", 5, 4.0), row("DDIM", 10, 3.0), row("best at 10", 10, 1.0)]
+    name, _, figure = next(figures.draw(made, [], ((10, 20), {}), {}))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    assert name == "distance_steps"
+    assert set(labels) == {"other 0", "DDIM", "best at 10", "best"}
+    rings = handles[labels.index("best")].get_offsets()
+    np.testing.assert_array_equal(rings, [[5, 2], [10, 1]])
+
+
 @pytest.fixture(scope="module")
 def page(saved, tmp_path_factory):
-    markdown = "# t\n\nSome `code` & 5 < 6.\n\n| a | b |\n| --- | --- |\n| x | " + "wide " * 60 + "|\n"
+    markdown = "# t\n\nSome `code` & **5** < 6.\n\n| a | b |\n| --- | --- |\n| x | " + "wide " * 60 + "|\n"
     path = tmp_path_factory.mktemp("page") / "report.html"
     text = report.page("digits <&>", markdown, saved, {"versions": "torch " * 30})
     path.write_text(text, encoding="utf-8")
@@ -98,7 +112,7 @@ def test_the_page_holds_all_it_shows(page, saved):
     assert not {"script", "iframe", "object", "embed"} & set(links.tags)
     assert not re.search(r"@import|url\(", text.split("</style>")[0])
     assert "digits &lt;&amp;&gt;" in text
-    assert "Some <code>code</code> &amp; 5 &lt; 6." in text
+    assert "Some <code>code</code> &amp; <b>5</b> &lt; 6." in text
 
 
 # In the page: says what can be seen of it. Around it: a window of that width (a browser's own has a least one).

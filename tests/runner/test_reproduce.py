@@ -204,6 +204,22 @@ def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
     assert [part.strip() for part in line.strip("|").split("|")] == ["F-PNDM", "11", "20", "0.0104 ± 0.0100", "50"]
 
 
+def test_the_best_is_bold_and_what_the_seeds_cannot_tell_from_it_is_named():
+    def row(label, calls, *distances):
+        mean, deviation = statistics.fmean(distances), statistics.stdev(distances)
+        by_seed = dict(enumerate(distances))
+        return Row(label, "exact", calls, calls, calls, 3, 10, mean, deviation, None, 1.0, 5, "FID", by_seed)
+
+    rows = [row("DDIM", 5, 0.5, 0.6, 0.7), row("FON", 5, 0.2, 0.3, 0.4), row("Heun", 5, 0.19, 0.31, 0.41)]
+    rows += [row("DDPM", 5, 0.21, 0.31, 0.41), row("DDIM", 10, 0.1, 0.1, 0.1), row("FON", 10, 0.2, 0.2, 0.2)]
+    text = markdown(Table(experiment="", methods=["DDIM"], images=10, nfe=[5, 10]), "made up", rows)
+    assert "| FON | **0.3000 ± 0.1000** | 0.2000 ± 0.0000 |" in text
+    assert "| DDIM | 0.6000 ± 0.1000 | **0.1000 ± 0.0000** |" in text
+    # Heun is worse by 0.003 ± 0.007; DDPM by 0.01 with every seed, though its deviation is ten times that.
+    assert "| 5 | FON | 0.3000 ± 0.1000 | Heun |" in text
+    assert "| 10 | DDIM | 0.1000 ± 0.0000 | none |" in text
+
+
 def test_the_papers_values_stand_beside_ours_and_unknown_ones_stay_blank(table, cli, undrawn, tmp_path):
     paper = {"fid": {"DDIM": {4: {"value": 7.5, "basis": "quoted"}, "best": {"value": 5.0, "basis": "inferred"}}}}
     cli(*table(paper=paper, profiles=["exact"], seeds=1))
