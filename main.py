@@ -278,7 +278,7 @@ def main(argv=None):
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             return complain("the device is out of memory; a smaller --batch_size may fit")
-        if "WORLD_SIZE" in os.environ and re.search("timed out|connection closed|peer", str(error), re.IGNORECASE):
+        if "WORLD_SIZE" in os.environ and re.search("timed? ?out|connection closed|peer", str(error), re.IGNORECASE):
             return complain(f"another process did not answer ({str(error).splitlines()[0]})")
         raise
     return 0

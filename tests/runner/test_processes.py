@@ -4,17 +4,20 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 
+PATIENCE = 300  # seconds for what takes twenty on an idle machine
 TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.log_interval=1"]
 
 
@@ -59,7 +62,7 @@ def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_pa
     for count, epochs, more in parts:
         flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", f"Train.epoch={epochs}", "--train_path", tmp_path]
         run = torchrun(count, *flags, *more)
-        err = run.communicate(timeout=120)[1]
+        err = run.communicate(timeout=PATIENCE)[1]
         assert run.returncode == 0, err
     mine, theirs = train_state(tmp_path), train_state(alone)
     assert mine["step"] == theirs["step"] == 9
@@ -97,7 +100,7 @@ def undisturbed(tiny, tmp_path_factory):
 @pytest.mark.parametrize("count", [2, 3])
 def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, undisturbed, count):
     run = torchrun(count, *tiny.flags(tmp_path / "run", *SAMPLE))
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, err
     assert out.count("400 images by F-PNDM") == 1
     assert files(tmp_path / "run") == files(undisturbed)
@@ -113,7 +116,7 @@ def test_stochastic_sampling_does_not_depend_on_the_number_of_processes(tiny, cl
     flags = ["--total_num", 30, "--method", "DDPM", "--sample_speed", 5]
     assert cli(*tiny.flags(tmp_path / "alone", *flags))[0] == 0
     run = torchrun(2, *tiny.flags(tmp_path / "run", *flags))
-    assert run.wait(timeout=120) == 0
+    assert run.wait(timeout=PATIENCE) == 0
     assert files(tmp_path / "run") == files(tmp_path / "alone")
 
 
@@ -145,7 +148,7 @@ def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny,
     while count_images(folder) < 8 and run.poll() is None:
         time.sleep(0.005)
     os.kill(workers_of(run)[-1], signal.SIGKILL)
-    run.communicate(timeout=60)
+    run.communicate(timeout=PATIENCE)
     assert run.returncode != 0
     assert cli(*tiny.flags(folder, *SAMPLE))[0] == 0
     assert files(folder) == files(undisturbed)
@@ -160,15 +163,30 @@ def test_processes_that_die_are_replaced(tiny, tmp_path, undisturbed):
         while count_images(folder) < wanted and run.poll() is None:
             time.sleep(0.005)
         os.kill(workers_of(run)[victim], signal.SIGKILL)
-    err = run.communicate(timeout=120)[1]
+    err = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode == 0, err
     assert files(folder) == files(undisturbed)
     assert json.loads((folder / "result.json").read_text())["images"] == 400
 
 
+def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, tiny.flags(tmp_path / "run", "--timeout", 0.1))]
+    run = subprocess.Popen(command, env=os.environ | place, stderr=subprocess.PIPE, text=True)
+    silent = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+    err = run.communicate(timeout=PATIENCE)[1]
+    assert run.returncode == 2
+    assert err.splitlines()[-1].startswith("main.py: another process did not answer (")
+    assert "Traceback" not in err
+    del silent
+
+
 def test_wrong_input_ends_all_processes_with_one_line_from_the_first(tiny, tmp_path):
     run = torchrun(2, *tiny.flags(tmp_path / "run", "--method", "nothing"))
-    err = run.communicate(timeout=60)[1]
+    err = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode != 0
     assert err.count("Sample.method is 'nothing'") == 1
     assert not (tmp_path / "run").exists()

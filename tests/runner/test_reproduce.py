@@ -144,13 +144,13 @@ def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturb
         time.sleep(0.005)
     workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    run.communicate(timeout=60)
+    run.communicate(timeout=300)
     assert run.returncode != 0
     before = written(tmp_path / "table")
     assert 3 <= len(before) < len(undisturbed)
     assert not (tmp_path / "table/report.html").exists()
     again = start(flags)
-    err = again.communicate(timeout=120)[1]
+    err = again.communicate(timeout=300)[1]
     assert again.returncode == 0, err
     assert before.items() <= written(tmp_path / "table").items()
     assert cells(tmp_path / "table") == undisturbed
@@ -159,7 +159,7 @@ def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturb
 
 def test_processes_share_the_cells(table, undisturbed, tmp_path):
     run = start(table(**SMALL), TORCHRUN)
-    err = run.communicate(timeout=120)[1]
+    err = run.communicate(timeout=300)[1]
     assert run.returncode == 0, err
     assert cells(tmp_path / "table") == undisturbed
 
