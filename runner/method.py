@@ -207,7 +207,11 @@ class PredictorCorrector(Method):
 
 @dataclass(frozen=True)
 class Ancestral(Method):
-    """DDIM's family: eta from 0, no noise and then φ, to 1, where it is DDPM; an option unless it is given here."""
+    """DDIM's family (Song, Meng, Ermon 2021, arXiv:2010.02502). n calls for n steps; order 1, with noise weakly.
+
+    eta: from 0, no noise and then φ, to 1, DDPM (Ho et al. 2020) with the posterior's variance; an option unless it is
+    given here.
+    """
 
     eta: float | None = None
 
@@ -267,48 +271,75 @@ class Adaptive(Method):
         return dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, total - 1.0, end, rtol, atol)
 
 
-# The rules of the weights, by the variable of their polynomial.
-IN_T, IN_RHO = weights.in_t, weights.in_rho
-LOGRHO, DPM = weights.in_lambda(weights.exact), weights.in_lambda(weights.dpm_solver)
-BH1, BH2 = weights.in_lambda(weights.unipc(lambda h: h)), weights.in_lambda(weights.unipc(math.expm1))
+def ipndm(order):
+    """F-PNDM without its start (Zhang & Chen 2023, arXiv:2204.13902). n calls for n steps; order 2, the transfer's."""
+    return Multistep(order, None, Pseudo)
+
+
+def deis(rule, degree, taper=False):
+    """DEIS's AB of that degree (Zhang & Chen 2023, arXiv:2204.13902, Eq. (15)). n calls; order degree + 1."""
+    return Multistep(degree + 1, None, Pseudo, rule, taper)
+
+
+def heun():
+    """Karras et al. 2022 (arXiv:2206.00364), algorithm 1. 2n − 1 calls for n steps; order 2."""
+    return Singlestep(improved_euler)
+
+
+def dpm_solver_2s():
+    """Lu et al. 2022 (arXiv:2206.00927), algorithm 1. 2n − 1 calls for n steps; order 2."""
+    return Singlestep(midpoint)
+
+
+def dpm_solver_3s():
+    """Lu et al. 2022 (arXiv:2206.00927), algorithm 2. 3n − 2 calls for n steps; order 3."""
+    return Singlestep(kutta)
+
+
+def dpm_solver_m(order, part):
+    """Lu et al. 2022b (arXiv:2211.01095): algorithm 2; at order 3 and for ε their code. n calls; order 2."""
+    return Multistep(order, None, part, weights.in_lambda(weights.dpm_solver), taper=True)
+
+
+def unipc(order, scale):
+    """Zhao et al. 2023 (arXiv:2302.04867) with B(h) = scale(h). n calls for n steps; order + 1, by its corrector."""
+    return PredictorCorrector(order, weights.in_lambda(weights.unipc(scale)))
+
+
+LOGRHO = weights.in_lambda(weights.exact)
 
 # Order is of the error on a given interval; of the combination alone where an Euler step at the start limits it to 2.
 METHODS = {
-    #                    combination      start           transfer            calls for n steps (n > order)
-    # Liu et al. 2022, the paper; DDIM of Song et al. 2021, PF of Song et al. 2021b
-    "DDIM": Ancestral(),  #                                                   n; order 1
-    "S-PNDM": Multistep(order=2, start=improved_euler, part=Pseudo),  #       n + 1; order 2
-    "F-PNDM": Multistep(order=4, start=runge_kutta, part=Pseudo),  #          n + 9; order 2
-    "FON": Multistep(order=4, start=runge_kutta, part=Classical),  #          n + 9; order 4
+    # Liu et al. 2022, the paper                                              calls for n steps (n > order); order
+    "DDIM": Ancestral(),  #                                                   n; 1
+    "S-PNDM": Multistep(order=2, start=improved_euler, part=Pseudo),  #       n + 1; 2
+    "F-PNDM": Multistep(order=4, start=runge_kutta, part=Pseudo),  #          n + 9; 2
+    "FON": Multistep(order=4, start=runge_kutta, part=Classical),  #          n + 9; 4
     "PF": Adaptive(),  #                                                      as many as the tolerances take
-    # Zhang & Chen 2023 (DEIS), whose ABr have polynomials of degree r; n calls
-    "iPNDM2": Multistep(2, None, Pseudo),  #                                  order 2
-    "iPNDM3": Multistep(3, None, Pseudo),  #                                  order 2
-    "iPNDM4": Multistep(4, None, Pseudo),  #                                  order 2
-    "DEIS-tAB1": Multistep(2, None, Pseudo, IN_T),  #                         order 2
-    "DEIS-tAB2": Multistep(3, None, Pseudo, IN_T),  #                         order 3
-    "DEIS-tAB3": Multistep(4, None, Pseudo, IN_T),  #                         order 4
-    "DEIS-rhoAB1": Multistep(2, None, Pseudo, IN_RHO),  #                     order 2
-    "DEIS-rhoAB2": Multistep(3, None, Pseudo, IN_RHO),  #                     order 3
-    "DEIS-rhoAB3": Multistep(4, None, Pseudo, IN_RHO),  #                     order 4
-    "DEIS-logrhoAB1": Multistep(2, None, Pseudo, LOGRHO, taper=True),  #      order 2
-    "DEIS-logrhoAB2": Multistep(3, None, Pseudo, LOGRHO, taper=True),  #      order 3
-    # Karras et al. 2022
-    "Heun": Singlestep(improved_euler),  #                                    2n − 1; order 2
-    # Lu et al. 2022 (DPM-Solver) and 2022b (DPM-Solver++, of the predicted image)
-    "DPM-Solver-2S": Singlestep(midpoint),  #                                 2n − 1; order 2
-    "DPM-Solver-3S": Singlestep(kutta),  #                                    3n − 2; order 3
-    "DPM-Solver-2M": Multistep(2, None, Pseudo, DPM, taper=True),  #          n; order 2
-    "DPM-Solver-3M": Multistep(3, None, Pseudo, DPM, taper=True),  #          n; order 2
-    "DPM-Solver++2M": Multistep(2, None, Data, DPM, taper=True),  #           n; order 2
-    "DPM-Solver++3M": Multistep(3, None, Data, DPM, taper=True),  #           n; order 2
-    # Zhao et al. 2023, of the predicted image; the corrector adds one to the order
-    "UniPC2-bh1": PredictorCorrector(2, BH1),  #                              n; order 3
-    "UniPC2-bh2": PredictorCorrector(2, BH2),  #                              n; order 3
-    "UniPC3-bh1": PredictorCorrector(3, BH1),  #                              n; order 4
-    "UniPC3-bh2": PredictorCorrector(3, BH2),  #                              n; order 4
-    # Ho et al. 2020, with the variance of the posterior
-    "DDPM": Ancestral(eta=1.0),  #                                            n; order 1 (weak)
+    # What came after
+    "iPNDM2": ipndm(2),
+    "iPNDM3": ipndm(3),
+    "iPNDM4": ipndm(4),
+    "DEIS-tAB1": deis(weights.in_t, 1),
+    "DEIS-tAB2": deis(weights.in_t, 2),
+    "DEIS-tAB3": deis(weights.in_t, 3),
+    "DEIS-rhoAB1": deis(weights.in_rho, 1),
+    "DEIS-rhoAB2": deis(weights.in_rho, 2),
+    "DEIS-rhoAB3": deis(weights.in_rho, 3),
+    "DEIS-logrhoAB1": deis(LOGRHO, 1, taper=True),
+    "DEIS-logrhoAB2": deis(LOGRHO, 2, taper=True),
+    "Heun": heun(),
+    "DPM-Solver-2S": dpm_solver_2s(),
+    "DPM-Solver-3S": dpm_solver_3s(),
+    "DPM-Solver-2M": dpm_solver_m(2, Pseudo),
+    "DPM-Solver-3M": dpm_solver_m(3, Pseudo),
+    "DPM-Solver++2M": dpm_solver_m(2, Data),
+    "DPM-Solver++3M": dpm_solver_m(3, Data),
+    "UniPC2-bh1": unipc(2, lambda h: h),
+    "UniPC2-bh2": unipc(2, math.expm1),
+    "UniPC3-bh1": unipc(3, lambda h: h),
+    "UniPC3-bh2": unipc(3, math.expm1),
+    "DDPM": Ancestral(eta=1.0),
 }
 RELEASED = ("DDIM", "S-PNDM", "F-PNDM", "FON", "PF")  # what the profile "published" has
 
