@@ -51,9 +51,10 @@ def draw(rows, flow, analytic, images):
     if images:
         adaptive = ", ".join(label for label, budget in images if budget is None)
         images = {key: held for key, held in images.items() if key[0] not in style.grey}
-        caption = "Images from the same noise, methods by steps."
+        unit = "steps" if all(row.steps == row.budget for row in rows if row.budget) else "calls"
+        caption = f"Images from the same noise, methods by {unit}."
         caption += f" {adaptive}: of as many steps as it takes, in every row." if adaptive else ""
-        yield "images", caption, tiles(images)
+        yield "images", caption, tiles(images, unit)
 
 
 class Style:
@@ -100,7 +101,8 @@ def finish(panel, what, called, steps=None, **legend):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
     if steps:
-        panel.xaxis.set_ticks(sorted(set(steps)))
+        ticks = sorted(set(steps))
+        panel.xaxis.set_ticks([b for a, b in zip([0, *ticks], ticks, strict=False) if b > 1.15 * a])
     panel.legend(fontsize=8, frameon=False, **legend)
 
 
@@ -120,8 +122,8 @@ def against(rows, x, what, called, style):
                 mine = sorted(mine, key=x)
                 spread = [row.spread or 0 for row in mine]
                 panel.errorbar([x(row) for row in mine], [row.distance for row in mine], spread, capsize=2, **look)
-    marked = [row for row in best(rows).values() if x(row) == row.budget]
-    if marked:
+    marked = best(rows).values()
+    if marked and all(x(row) == row.budget for row in rows if row.budget):
         ring = {"s": 110, "facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3, "label": "best"}
         panel.scatter([x(row) for row in marked], [row.distance for row in marked], **ring)
     profiles = list(dict.fromkeys(row.profile for row in rows))
@@ -159,8 +161,8 @@ def slope(panel, look, label, counts, errors, first=0):
     panel.plot(counts, errors, **look | said)
 
 
-def tiles(images):
-    """Methods across, steps down, of each cell the first images, 2 × 2; an adaptive method's stand in every row."""
+def tiles(images, unit):
+    """Methods across, steps (calls) down, of each cell the first images, 2 × 2; an adaptive method's in every row."""
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(label for label, _ in images))
@@ -174,7 +176,7 @@ def tiles(images):
             held = images.get((label, budget), images.get((label, None)))
             if held:
                 panels[i][j].imshow(square(held[:TILES]), cmap="gray", vmin=0, vmax=255)
-        panels[i][0].set_ylabel(f"{budget:g} steps" if budget else "adaptive", fontsize=9)
+        panels[i][0].set_ylabel(f"{budget:g} {unit}" if budget else "adaptive", fontsize=9)
     for panel, label in zip(panels[0], labels, strict=True):
         panel.set_title(label, fontsize=9)
     return figure
