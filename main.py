@@ -108,7 +108,7 @@ def parser():
     add("--keep", metavar="K", help="images left as files, the first (default all; reproduce: 16)")
     add("--batch_size", metavar="B", help="images a network call, or auto: what the memory takes")
     add("--precision", metavar="P", help="of the network: fp32, tf32, bf16; default auto, bf16 where it is fast")
-    add("--compile", action="store_true", default=None, help="compile the network (a minute, once; for GPUs)")
+    add("--compile", action="store_true", default=None, help="compile the network: half a minute, then faster")
     add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")

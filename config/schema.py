@@ -219,7 +219,7 @@ class SampleSection(Section):
     precision: Literal[PRECISIONS] = key(
         "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
     )
-    compile: bool = key(False, "compile the network with torch.compile (a minute, once); for GPUs, CPUs gain little")
+    compile: bool = key(False, "compile the network with torch.compile: half a minute, then faster")
     keep: Annotated[int, Field(ge=0)] | None = key(None, "images left as files, the first; default all")
     model_path: str | None = key(None, "the checkpoint")
     features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")

@@ -26,21 +26,32 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(channels // 4, 32) if narrow else 32, channels, eps=eps)
 
     def forward(self, x):  # (n, C, H, W) → the same
-        small = x.shape[2] * x.shape[3] < 1024 and x.shape[1] // self.num_groups * x.element_size() < 32
-        slow = x.device.type == "cpu" and small and not x.is_contiguous()
-        native = not slow or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        return super().forward(x) if native else self._channels_last(x)
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(x)
+        norm = opaque_group_norm if torch.compiler.is_compiling() else group_norm
+        return norm(x, self.weight, self.bias, self.num_groups, self.eps)
 
-    def _channels_last(self, x):
-        """The same for small channels-last x with few channels a group, where PyTorch's own kernel for CPUs is slow."""
-        n, c, height, width = x.shape
-        values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(torch.float32, copy=True)
-        sums = values.sum(1), values.square_().sum(1)
-        mean, square = (v.view(n, self.num_groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
-        scale = self.weight.view(self.num_groups, -1) * (square - mean**2 + self.eps).rsqrt()
-        shift = self.bias.view(self.num_groups, -1) - mean * scale
-        scale, shift = (v.reshape(n, c, 1, 1).to(x.dtype) for v in (scale, shift))
-        return torch.addcmul(shift, x, scale)
+
+def group_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
+) -> torch.Tensor:  # on a CPU, without gradients
+    n, c, height, width = x.shape
+    small = height * width < 1024 and c // groups * x.element_size() < 32
+    if x.is_contiguous() or not small:
+        return F.group_norm(x, groups, weight, bias, eps)
+    # PyTorch's own kernel is slow for small channels-last images with few channels a group.
+    values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(torch.float32, copy=True)
+    sums = values.sum(1), values.square_().sum(1)
+    mean, square = (v.view(n, groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
+    scale = weight.view(groups, -1) * (square - mean**2 + eps).rsqrt()
+    shift = bias.view(groups, -1) - mean * scale
+    scale, shift = (v.reshape(n, c, 1, 1).to(x.dtype) for v in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
+# torch.compile's own code for it is slower on a CPU.
+opaque_group_norm = torch.library.custom_op("pndm::group_norm", group_norm, mutates_args=())
+opaque_group_norm.register_fake(lambda x, weight, bias, groups, eps: torch.empty_like(x))
 
 
 def silu(x):

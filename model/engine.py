@@ -56,9 +56,13 @@ class Engine:
             compiler = os.environ.get("CXX", "g++")
             if not shutil.which(compiler):
                 raise InputError(f"--compile: needs a C++ compiler, and there is no {compiler}")
-            # CUDA graphs on GPUs; on CPUs weights laid out once as the convolutions want them.
-            how = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": {"freezing": True}}
-            self.network = torch.compile(self.network, dynamic=False, **how)
+            from torch._inductor import config as inductor
+
+            # CUDA graphs on GPUs; on CPUs weights laid out once as the convolutions want them, which is to be set
+            # here, since an option of torch.compile is read too late for it. PyTorch 2.4 fails at it, 2.15 does not.
+            inductor.freezing = device.type == "cpu" and torch.__version__ >= "2.15"
+            mode = "reduce-overhead" if device.type == "cuda" else None
+            self.network = torch.compile(self.network, dynamic=False, mode=mode)
         self.compiled = compile
 
     def to(self, device):

@@ -93,6 +93,8 @@ def test_group_norm_does_not_depend_on_the_layout(n, channels, height, width, me
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled(tiny):
+    from torch._dynamo.utils import counters
+
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([500.0]).expand(4)
     run = Engine(copy.deepcopy(tiny.network), CPU, compile=True)
     with torch.inference_mode():
@@ -101,6 +103,8 @@ def test_compiled(tiny):
         kept = first.clone()
         run(-x, t)
     assert torch.equal(first, kept), "a result is not overwritten by the next call"
+    laid_out = counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] > 0
+    assert laid_out == (torch.__version__ >= "2.15")
 
 
 def test_no_compiler(monkeypatch, tiny, cli, tmp_path):
