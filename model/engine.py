@@ -41,8 +41,8 @@ class Engine:
     """network(x, t) → ε, as `load_model` gives it, run in `precision` (one that `resolve` returned) on `device`.
 
     x, t and ε are float32 whatever the precision is. The network is taken over: its weights are converted in place.
-    compile: by torch.compile for the one shape of x that a run has, on GPUs as a CUDA graph. The compiled code is
-    kept in torch's cache for the next run. Raises InputError where there is no compiler.
+    compile: by torch.compile for the one shape of x that a run has, on GPUs as a CUDA graph, on CPUs with the weights
+    part of what is compiled, for this process alone. Raises InputError where there is no compiler.
     """
 
     def __init__(self, network, device, precision="fp32", compile=False):

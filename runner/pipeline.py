@@ -21,7 +21,7 @@ from model import checkpoint, diffusers, load_model
 from model.engine import Engine, resolve
 from runner.events import NotFinite
 from runner.method import solve, whole
-from runner.sample import checkpoint_path, to_image
+from runner.sample import checkpoint_path, schedule_of, to_image
 from runner.schedule import Schedule, eps_from
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -89,8 +89,7 @@ class PNDMPipeline:
         training = diffusers.training_of(weights.path)
         prediction = training.prediction if training else "epsilon"
         if experiment is not None:
-            data, noise = experiment.Dataset, experiment.Schedule
-            schedule = Schedule(noise.type, noise.beta_start, noise.beta_end, noise.diffusion_step)
+            data, schedule = experiment.Dataset, schedule_of(experiment)
             network = engine(load_model(experiment.Model, weights))
             shape = (data.channels, data.image_size, data.image_size)
             return cls(network, schedule, shape, partial(to_unit, section=data), prediction, device)

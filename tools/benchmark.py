@@ -11,6 +11,7 @@ Each benchmark prints a table and, with --json FILE, writes its figures and what
 """
 
 import argparse
+import operator
 import os
 import platform
 import statistics
@@ -408,13 +409,12 @@ def profile(args):
         loop(network, x, 2)
         with torch.profiler.profile(activities=activities) as profiler:
             loop(network, x, args.repeat)
-    order = "self_cuda_time_total" if where.type == "cuda" else "self_cpu_time_total"
+    own_time = operator.attrgetter("self_device_time_total" if where.type == "cuda" else "self_cpu_time_total")
     averages = profiler.key_averages()
-    attribute = order.replace("cuda", "device") if where.type == "cuda" else order
-    total = sum(getattr(event, attribute) for event in averages)
+    total = sum(map(own_time, averages))
     rows = []
-    for event in sorted(averages, key=lambda event: -getattr(event, attribute))[:12]:
-        share = getattr(event, attribute) / total
+    for event in sorted(averages, key=own_time, reverse=True)[:12]:
+        share = own_time(event) / total
         rows.append({"operator": event.key, "share": share, "calls": event.count / args.repeat})
         print(f"{event.key:45}{100 * share:7.1f} %{event.count / args.repeat:7.0f} times a call")
     return {"config": args.config, "batch": args.batch, "milliseconds": total / args.repeat / 1000, "rows": rows}
