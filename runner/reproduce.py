@@ -55,13 +55,16 @@ class Cell:
     @property
     def name(self):
         budget = [str(self.steps)] if self.steps else [f"nfe{self.nfe}"] if self.nfe else []
-        label = re.sub(r"[^\w.=-]+", "-", self.label).strip("-")
-        return "_".join([label, *budget, self.profile, f"seed{self.seed}"])
+        return "_".join([_file_name(self.label), *budget, self.profile, f"seed{self.seed}"])
 
     @property
     def work(self):
         """Images × network calls, batches being run whole."""
         return plan.work(self.experiment, self.calls or ADAPTIVE)
+
+
+def _file_name(label):
+    return re.sub(r"[^\w.=+-]+", "-", label).strip("-")
 
 
 def cells_of(table, path, overrides):
@@ -94,13 +97,16 @@ def cells_of(table, path, overrides):
 
 def _methods(table, path, overrides):
     """(label, experiment file, its `Experiment`) of each entry of `methods`."""
-    found = {}
+    found, labels = {}, {}
     for entry in table.methods:
         values = {"method": entry} if isinstance(entry, str) else dict(entry)
         label = str(values.pop("label", values.get("method")))
         network = values.pop("experiment", table.experiment)
+        other = labels.setdefault(_file_name(label), label)
         if label in found:
             raise InputError(f"{path}: two methods are called {label}; give one another `label`")
+        if label != other:
+            raise InputError(f"{path}: {other} and {label} would share folders; give one another `label`")
         common = {"total_num": table.images, "keep": KEEP} | table.sample | values
         laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in common.items()}
         found[label] = (label, network, load(network, laid | overrides))

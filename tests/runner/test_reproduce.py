@@ -331,6 +331,7 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"methods": ["PNDM"]}, "PNDM: Sample.method is 'PNDM'"),
         ({"methods": [{"method": "DDIM", "speed": 3}]}, "DDIM: unknown key Sample.speed"),
         ({"methods": ["DDIM", {"method": "DDIM", "seed": 3}]}, "two methods are called DDIM"),
+        ({"methods": ["DDIM", {"label": "DDIM*", "method": "FON"}]}, "DDIM and DDIM* would share folders"),
         ({"methods": ["DDIM"], "steps": [], "more": []}, "there is nothing to run (no steps are given)"),
         ({"methods": ["DDIM"], "steps": [2000], "more": []}, "2000 steps cannot be run"),
         ({"experiment": "nothing.yml"}, "no file nothing.yml"),
