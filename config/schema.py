@@ -272,7 +272,9 @@ class Cells(Section):
     """Some cells of a table: all combinations of methods, steps (or network calls), profiles and seeds."""
 
     steps: list[Positive] = key([], "numbers of steps")
-    nfe: list[Positive] = key([], "instead: numbers of network calls")
+    nfe: list[Positive] = key(
+        [], "instead: numbers of network calls, or where a method cannot spend them the most below"
+    )
     profiles: Annotated[list[Literal[PROFILES]], Field(min_length=1)] = key(["exact"], "profiles")
     seeds: Positive = key(1, "number of seeds: 0, 1, …")
 

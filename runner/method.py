@@ -503,6 +503,19 @@ def steps_for(method, nfe, schedule, profile="exact", **options):
 
     Raises ValueError naming the neighbours that can be spent, and on what `solve` does.
     """
+    near = steps_near(method, nfe, schedule, profile, **options)
+    for steps, spent in near:
+        if spent == nfe:
+            return steps
+    near = " or ".join(f"{spent} in {steps} steps" for steps, spent in near)
+    raise ValueError(f"method {method} cannot spend {nfe} network calls; it can spend {near}")
+
+
+def steps_near(method, nfe, schedule, profile="exact", **options):
+    """(steps, network calls) of a method: the least calls of `nfe` or more, before it the most calls below `nfe`.
+
+    Either is left out where there is none. Raises ValueError on what `solve` does.
+    """
     if method in METHODS and METHODS[method].adaptive:
         raise ValueError(f"method {method} spends what its tolerances take; nfe {nfe} cannot be asked of it")
     if options.get("times") is not None:
@@ -514,7 +527,4 @@ def steps_for(method, nfe, schedule, profile="exact", **options):
         return network_calls(method, schedule, steps, profile, **options)
 
     place = bisect_left(able, nfe, key=spent)  # more steps spend more calls
-    if place < len(able) and spent(able[place]) == nfe:
-        return able[place]
-    near = [f"{spent(n)} in {n} steps" for n in able[max(0, place - 1) : place + 1]]
-    raise ValueError(f"method {method} cannot spend {nfe} network calls; it can spend {' or '.join(near)}")
+    return [(steps, spent(steps)) for steps in able[max(0, place - 1) : place + 1]]

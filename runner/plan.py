@@ -20,7 +20,7 @@ from model.engine import peak
 from model.unet import UNet, settings_of
 from runner import sample
 from runner.events import Query, Step
-from runner.method import METHODS, calls, drive
+from runner.method import METHODS, calls, drive, steps_near
 from runner.metric import GROUPS
 from runner.train import KEEP
 from runner.transfer import PublishedSchedule
@@ -163,6 +163,16 @@ def count_calls(experiment):
     """Network calls an image, None of an adaptive method. Raises ValueError when it cannot run."""
     events = sample.events(experiment)
     return None if adaptive(experiment) else sum(map(len, calls(events)))
+
+
+def most_calls(experiment, nfe):
+    """The most network calls an image that the method can spend of `nfe`. Raises ValueError if there are none."""
+    s, options = experiment.Sample, sample.solver_options(experiment)
+    near = steps_near(s.method, nfe, sample.schedule_of(experiment), s.profile, **options)
+    spent = [calls for _, calls in near if calls <= nfe]
+    if not spent:
+        raise ValueError(f"method {s.method} cannot run in {nfe} network calls, it takes {near[0][1]} at least")
+    return spent[-1]
 
 
 def work(experiment, calls):

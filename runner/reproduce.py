@@ -36,7 +36,10 @@ ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: a sampling run. steps or nfe is None; both are of an adaptive method."""
+    """One entry of a table: a sampling run. steps or nfe is None; both are of an adaptive method.
+
+    nfe is the number of network calls that the table asks for; `calls` may be fewer, where the method cannot spend it.
+    """
 
     label: str
     steps: int | None
@@ -54,7 +57,7 @@ class Cell:
 
     @property
     def name(self):
-        budget = [str(self.steps)] if self.steps else [f"nfe{self.nfe}"] if self.nfe else []
+        budget = [str(self.steps)] if self.steps else [f"nfe{self.calls}"] if self.nfe else []
         return "_".join([_file_name(self.label), *budget, self.profile, f"seed{self.seed}"])
 
     @property
@@ -70,8 +73,9 @@ def _file_name(label):
 def cells_of(table, path, overrides):
     """The cells of a `Table` from the file `path`, without those that their profile or method cannot run.
 
-    overrides: as `load` takes them, laid over every cell. Returns (cells, what was left out: reason → names).
-    Raises InputError.
+    A number of network calls that a method cannot spend stands for the most below it that it can; where several numbers
+    stand for the same, the cell is that of the least. overrides: as `load` takes them, laid over every cell.
+    Returns (cells, what was left out: reason → names). Raises InputError.
     """
     cells, left_out = {}, {}
     methods = _methods(table, path, overrides)
@@ -82,14 +86,16 @@ def cells_of(table, path, overrides):
                 given = with_sample(experiment, f"{path}: {label}", profile=profile, **budget)
                 steps, nfe = budget.get("sample_speed"), budget.get("nfe")
                 try:
-                    calls = plan.count_calls(given)
+                    calls = plan.most_calls(given, nfe) if nfe else plan.count_calls(given)
                 except ValueError as error:
                     left_out.setdefault(str(error), []).append(f"{label} {steps or nfe or ''}".strip())
                     continue
                 for seed in range(group.seeds):
-                    seeded = with_sample(given, path, seed=seed)
+                    seeded = with_sample(given, path, seed=seed, nfe=nfe and calls)
                     cell = Cell(label, steps, nfe, profile, seed, network, seeded, calls)
-                    cells.setdefault(cell.name, cell)
+                    held = cells.setdefault(cell.name, cell)
+                    if nfe and nfe < held.nfe:  # the budget that is spent whole
+                        cells[cell.name] = cell
     if not cells:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
     return list(cells.values()), left_out
@@ -174,12 +180,13 @@ def show_plan(table, path, overrides, device, **narrow):
     cells, left_out = cells_of(table, path, overrides)
     cells = select(cells, path, **narrow)
     meter, calls = plan.Meter(device), {}
-    print(f"{'cells':>5}  {'method':<16}{'profile':<11}{'steps':>6}{'calls':>8}{'images':>9}")
+    wide = 2 + max(len(cell.label) for cell in cells)
+    print(f"{'cells':>5}  {'method':<{wide}}{'profile':<11}{'steps':>6}{'calls':>8}{'images':>9}")
     for row, count in Counter(cell.row for cell in cells).items():
         cell = next(cell for cell in cells if cell.row == row)
         calls[row] = cell.calls or meter.calls(cell.experiment)
-        asked, images = cell.steps or cell.nfe or "", cell.experiment.Sample.total_num
-        print(f"{count:5}  {cell.label:<16}{cell.profile:<11}{asked:>6}{calls[row] or '?':>8}{images:9,}")
+        steps, images = sample.check(cell.experiment) or "", cell.experiment.Sample.total_num
+        print(f"{count:5}  {cell.label:<{wide}}{cell.profile:<11}{steps:>6}{calls[row] or '?':>8}{images:9,}")
     for reason, names in left_out.items():
         print(f"left out, {', '.join(names)}: {reason}")
     plan.print_totals([(cell.experiment, calls[cell.row]) for cell in cells], meter)

@@ -94,13 +94,18 @@ def markdown(table, name, rows):
         spread = f"standard deviation over the seeds, with one seed the {spread}"
     unit = "network calls" if table.nfe else "steps"
     lines = [f"# {name}", "", f"{called}, {rows[0].images:,} images a cell; ± is the {spread}. Bold: the least."]
+    if any(row.nfe < (row.budget or 0) for row in rows):
+        lines[-1] += (
+            " In brackets: the calls of a method that cannot spend the number; of several numbers at the least."
+        )
     for profile in dict.fromkeys(row.profile for row in rows):
         mine = {(row.label, row.budget): row for row in rows if row.profile == profile}
         fixed = dict.fromkeys(label for label, budget in mine if budget)
         least = [] if len(fixed) < 2 else list(best(list(mine.values())).values())
 
         def entry(row, least=least):
-            return f"**{value(row)}**" if row in least else value(row)
+            fewer = f" ({row.nfe:g})" if table.nfe and row and row.nfe < row.budget else ""
+            return (f"**{value(row)}**" if row in least else value(row)) + fewer
 
         body = [[label, *(entry(mine.get((label, budget))) for budget in budgets)] for label in fixed]
         lines += section(f"Profile `{profile}`, by {unit}:", ["method", *budgets], body)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -257,6 +258,23 @@ def test_a_profile_that_cannot_run_a_count_is_left_out(table, cli, undrawn, tmp_
     assert status == 0
     assert "left out, DDIM 3: profile 'published' cannot run 3 steps" in err
     assert set(cells(tmp_path / "table")) == {"DDIM_3_exact_seed0", "DDIM_4_exact_seed0", "DDIM_4_published_seed0"}
+
+
+def test_calls_that_cannot_be_spent_stand_for_the_most_below_them(table, cli, undrawn, tmp_path):
+    """F-PNDM spends 1, 5, 9, 13, 14, … calls, iPNDM4 any number, Heun 1, 3, 5, …"""
+    methods = ["iPNDM4", "F-PNDM", "Heun"]
+    changes = {"steps": [], "nfe": [9, 8, 4], "profiles": ["exact"], "seeds": 1, "more": [{"nfe": [7]}]}
+    status, _, err = cli(*table(methods=methods, **changes))
+    assert (status, "left out" in err) == (0, False)
+    spent = {"iPNDM4": (9, 8, 4, 7), "F-PNDM": (9, 5, 1), "Heun": (9, 7, 3)}
+    assert set(cells(tmp_path / "table")) == {f"{m}_nfe{n}_exact_seed0" for m, counts in spent.items() for n in counts}
+    for name, record in cells(tmp_path / "table").items():
+        assert f"_nfe{record['nfe']}_" in name
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "table/table.md").read_text().splitlines()]
+    rows = {row[0]: [re.sub(r"[\d.]+ ± [\d.]+|\*", "", entry).strip() for entry in row] for row in rows[::-1]}
+    assert rows["method"] == ["method", "4", "7", "8", "9"]
+    assert rows["F-PNDM"] == ["F-PNDM", "(1)", "(5)", "", ""]
+    assert rows["Heun"] == ["Heun", "(3)", "", "", ""]
 
 
 @pytest.mark.parametrize(
