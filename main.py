@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from config.errors import InputError
+from runner.events import NotFinite
 
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or this file
 RANK = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
@@ -62,6 +63,9 @@ def minutes(text):
     if not 0 < value < math.inf:
         raise ValueError
     return value
+
+
+_OUT_OF_MEMORY = "the device is out of memory; a smaller --batch_size may fit"
 
 
 def complain(message):
@@ -139,6 +143,8 @@ def overrides_of(args):
         target, value = parse_set(item)
         overrides[target] = ("--set", value)
     for name, value in vars(args).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise InputError(f"--{name}: nothing is given")
         if value in (None, []) or name in COMMON:
             continue
         if name not in sections:
@@ -268,6 +274,10 @@ def main(argv=None):
             train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout)
     except InputError as error:
         return complain(error)
+    except NotFinite as error:
+        return complain(error)
+    except MemoryError:
+        return complain(_OUT_OF_MEMORY)
     except OSError as error:
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -276,8 +286,8 @@ def main(argv=None):
             print(f"{PROGRAM}: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            return complain("the device is out of memory; a smaller --batch_size may fit")
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            return complain(_OUT_OF_MEMORY)
         if "WORLD_SIZE" in os.environ and re.search("timed? ?out|connection closed|peer", str(error), re.IGNORECASE):
             return complain(f"another process did not answer ({str(error).splitlines()[0]})")
         raise

@@ -23,6 +23,14 @@ def aside(path):
         raise
 
 
+def load_json(path):
+    """The dict in a JSON file. Raises OSError, and ValueError where there is none in it."""
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
 def save_json(path, value):
     with aside(path) as file:
         file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from runner.schedule import TYPES
 FOLDER = Path(__file__).parent
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
 Batch = Annotated[
     Positive,
     WrapValidator(lambda value, whole: value if value == "auto" else whole(value)),
@@ -65,7 +65,9 @@ class ScheduleSection(Section):
     use_kl: Literal[False] = key(False, "released iDDPM file: no variational loss")
     learn_sigma: bool = key(False, "released iDDPM file: out_channels says it; the methods use ε alone")
     sigma_small: bool = key(False, "released iDDPM file: variances are not used")
-    rescale_timesteps: bool = key(True, "released iDDPM file: t is told in 0 … 999, which 1000 steps are already")
+    rescale_timesteps: bool = key(
+        True, "released iDDPM file: no effect, t is told in training steps, which its 1000 are already"
+    )
     rescale_learned_sigmas: bool = key(True, "released iDDPM file: variances are not used")
     timestep_respacing: str = key("", "released iDDPM file: the method chooses the steps")
 
@@ -251,6 +253,9 @@ class Experiment(Section):
                 f"Sample.sample_speed {self.Sample.sample_speed} is above Schedule.diffusion_step "
                 f"{self.Schedule.diffusion_step}"
             )
+        halvings = len(getattr(self.Model, "channel_mult", [1])) - 1  # of a model that does not know its image size
+        if self.Dataset.image_size % 2**halvings:
+            raise ValueError(f"Dataset.image_size {self.Dataset.image_size} cannot be halved {halvings} times")
         if (self.Sample.clip or self.Sample.threshold is not None) and not self.Dataset.rescaled:
             raise ValueError("Sample.clip and Sample.threshold need images in [−1, 1], Dataset.rescaled")
         return self
@@ -290,6 +295,13 @@ class Table(Cells):
     flow: Annotated[int, Field(ge=0)] = key(8, "images whose distance to the exact flow is measured; 0: none")
     paper: PaperSection = key(PaperSection(), "the paper's values")
 
+    @model_validator(mode="after")
+    def _consistent(self):
+        groups = (self, *self.more)
+        if any(group.steps for group in groups) and any(group.nfe for group in groups):
+            raise ValueError("steps and nfe exclude each other in a table")
+        return self
+
 
 def find(name, flag="--config", folder=FOLDER):
     """The path of the YAML file `name`: as given, or in the folder of such files."""
@@ -304,7 +316,7 @@ def read(path, what):
     """The mapping in a YAML file. Raises InputError."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from None
@@ -349,9 +361,11 @@ def validate(tree, path, overrides=None):
     flags = {}
     for target, (flag, value) in (overrides or {}).items():
         section, _, name = target.partition(".")
-        if section not in Experiment.model_fields or not name:
+        if section not in Experiment.model_fields:
             raise InputError(f"{flag}: no section {section!r}{_nearest(section, Experiment.model_fields)}")
-        tree[section] = {**(tree.get(section) or {}), name: value}
+        if not isinstance(held := tree.get(section) or {}, dict):
+            raise InputError(f"{path}: {section} is {held!r}; a section is a mapping of keys")
+        tree[section] = {**held, name: value}
         flags[target] = flag
     try:
         return Experiment.model_validate(tree)
@@ -438,6 +452,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", name.start_mark)
             if name.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {name.value!r} stands twice", name.start_mark)
             seen.add(name.value)

@@ -50,7 +50,10 @@ class Recipe:
         """The image in `file` (a path or bytes), called `name` in errors, as uint8 (C, H, W)."""
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                grey = self.channels == 1 if self.channels else image.mode in ("1", "L", "LA", "I;16", "I")
+                grey = self.channels == 1 if self.channels else image.mode in ("1", "L", "LA") or image.mode[0] == "I"
+                if image.mode[0] == "I":  # 16 bits a pixel, which Pillow would cut off at 255
+                    levels = np.rint(np.asarray(image, np.float64) / 257)
+                    image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
                 image = image.convert("L" if grey else "RGB")
         except FileNotFoundError:
             raise InputError(f"{name}: no such image") from None
@@ -97,7 +100,7 @@ def cifar10(section):
     root = _root(section)
     there = root.exists()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _alone(root), contextlib.redirect_stdout(io.StringIO()):
             data = CIFAR10(root, train=True, download=not (root / CIFAR10.base_folder).exists()).data
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
@@ -255,7 +258,24 @@ def _open_in(folder, recipe, name):
 
 
 def _from_array(image):
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1)))  # a copy, since a file's own array is read-only
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """While inside, no other process that asks is in there; where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _root(section):

@@ -43,7 +43,7 @@ def group_norm(
     values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(torch.float32, copy=True)
     sums = values.sum(1), values.square_().sum(1)
     mean, square = (v.view(n, groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
-    scale = weight.view(groups, -1) * (square - mean**2 + eps).rsqrt()
+    scale = weight.view(groups, -1) * ((square - mean**2).clamp_(min=0) + eps).rsqrt()
     shift = bias.view(groups, -1) - mean * scale
     scale, shift = (v.reshape(n, c, 1, 1).to(x.dtype) for v in (scale, shift))
     return torch.addcmul(shift, x, scale)

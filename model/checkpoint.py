@@ -208,9 +208,9 @@ def unpickle(path, mmap=False):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PyTorch says of damaged files is said below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle can end in any exception there is
+        if isinstance(error, OSError) and error.filename:  # the file system's, not PyTorch's own
+            raise
         asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         if isinstance(error, pickle.UnpicklingError) and asked:
             reason = f"could only be read by executing code in it ({asked.strip()})"

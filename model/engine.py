@@ -37,6 +37,20 @@ def has_bfloat16(device):
     return device.type == "cpu" and cpus.exists() and "amx_bf16" in cpus.read_text()
 
 
+@contextlib.contextmanager
+def tf32(allowed):
+    """While inside, float32 convolutions and matrix products on NVIDIA GPUs may be rounded to TF32, or may not."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
 class Engine:
     """network(x, t) → ε, as `load_model` gives it, run in `precision` (one that `resolve` returned) on `device`.
 
@@ -46,12 +60,11 @@ class Engine:
     """
 
     def __init__(self, network, device, precision="fp32", compile=False):
-        tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         if device.type == "cpu":
             _keep_memory()
         self.network = network.to(device, memory_format=torch.channels_last)
         self.network.set_inner(torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.precision, self.compiled, self.plain = precision, compile, self.network
         if compile:
             compiler = os.environ.get("CXX", "g++")
             if not shutil.which(compiler):
@@ -63,14 +76,14 @@ class Engine:
             inductor.freezing = device.type == "cpu" and torch.__version__ >= "2.15"
             mode = "reduce-overhead" if device.type == "cuda" else None
             self.network = torch.compile(self.network, dynamic=False, mode=mode)
-        self.compiled = compile
 
     def to(self, device):
         """Move the network to a device."""
         self.network.to(device)
 
     def __call__(self, x, t):
-        eps = self.network(x, t)
+        with tf32(self.precision == "tf32"):
+            eps = self.network(x, t)
         # A CUDA graph writes its result to the same place every time, and methods keep ε's.
         return eps.clone() if self.compiled else eps
 

@@ -225,7 +225,13 @@ def settings_of(config):
             raise InputError(f"Model.image_size {c.image_size} cannot be halved {len(c.ch_mult) - 1} times")
     if settings.out_channels < settings.in_channels:
         raise InputError(f"the Model's {settings.out_channels} output channels cannot hold ε of {settings.in_channels}")
-    groups = 4 if settings.narrow_groups else 32
+    for level in {*settings.attention, len(settings.multipliers) - 1}:
+        width = settings.channels * settings.multipliers[level]
+        for heads in (settings.heads, settings.heads_up):
+            if heads < 1 or width % heads:
+                raise InputError(f"the Model's {width} channels at level {level} cannot be shared by {heads} heads")
+    widest = 2 * settings.channels * max(settings.multipliers)
+    groups = 4 if settings.narrow_groups and widest < 132 else 32  # a group of four channels, until there are 32 groups
     if settings.channels % groups:
         raise InputError(f"the Model's channels are {settings.channels}; a multiple of {groups} is needed")
     return settings

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from model.analytic import GaussianMixture
+from model.engine import tf32
 from runner import sample
 from runner.adaptive import dormand_prince
 from runner.events import Step
@@ -50,8 +51,8 @@ def order(counts, errors):
 @torch.inference_mode()
 def distance_to_flow(experiment, network, device, ends):
     """Distance of the images that the experiment makes, before they are rounded to bytes, from `ends` (n, C, H, W)."""
-    states = sample.states(experiment, network, sample.schedule_of(experiment), range(len(ends)), device)
-    *_, state = states
+    with tf32(False):
+        *_, state = sample.states(experiment, network, sample.schedule_of(experiment), range(len(ends)), device)
     return distance(state.x.double(), ends)
 
 
@@ -70,10 +71,11 @@ def exact_flow(experiment, network, device, images, tolerance):
     def slope(t):
         return schedule.log_alpha_cumprod(t, nu=1)
 
-    flow = dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, first_time(experiment), 0.0, *2 * [tolerance])
-    for event in drive(flow, lambda query: network(query.x, query.x.new_tensor(query.t))):
-        if isinstance(event, Step):
-            x = event.x
+    if (start := first_time(experiment)) > 0:
+        flow = dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, start, 0.0, *2 * [tolerance])
+        for event in drive(flow, lambda query: network(query.x, query.x.new_tensor(query.t))):
+            if isinstance(event, Step):
+                x = event.x
     alpha = float(schedule.alpha_cumprod(0))
     return (x - (1 - alpha) ** 0.5 * network(x, x.new_zeros(len(x)))) / alpha**0.5
 

@@ -36,7 +36,9 @@ class Extractor:
         """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
         import torch
 
-        with torch.inference_mode():
+        from model.engine import tf32
+
+        with torch.inference_mode(), tf32(False):
             return torch.cat([self.function(part).cpu().double() for part in images.split(CHUNK)])
 
 
@@ -56,7 +58,6 @@ def inception(shape, device, path):
     Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299 in the network.
     """
     import pytorch_fid.inception as package
-    import torch
 
     from model.checkpoint import sha256
 
@@ -68,7 +69,6 @@ def inception(shape, device, path):
         raise InputError(f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})") from None
     finally:
         package.load_state_dict_from_url = given
-    torch.backends.cudnn.allow_tf32 = False
 
     def function(images):
         return network((images.to(device).float() / 255).expand(-1, 3, -1, -1))[0].flatten(1)
@@ -113,7 +113,7 @@ def _weights(file):
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{file}: not readable as weights ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{file}: not readable as weights ({type(error).__name__})") from None
 
 
 def _inception_file(path, url):

@@ -59,7 +59,6 @@ def compare(paths, features, device, inception_path=None, out=None, metrics=()):
             measurement.update(ids, images)
         card = measurement.card()
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
         save_json(out, card)
     print(describe(card))
     return card
@@ -71,7 +70,6 @@ def make_statistics(images, features, device, out, inception_path=None):
     _refuse_few(images.record["dataset"], images)
     extractor = EXTRACTORS[features](images[0].shape, device, inception_path)
     moments = moments_of(images, extractor)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     moments.save(out)
     print(f"{out}: {extractor.dimension} {features} features of {len(images):,} images")
     return moments
@@ -117,14 +115,15 @@ class Measurement:
         features = self.extractor(images)
         self.statistics.update(features, ids)
         if self.metrics:
-            self.kept.append(features.float())
+            self.kept.append((torch.as_tensor(ids), features.float()))
 
     def gather(self, team):
         """Let the first of several processes (`Processes`) take in what the others have seen."""
         self.statistics.gather(team)
         if self.metrics:
-            mine = torch.cat([torch.zeros(0, self.extractor.dimension), *self.kept])
-            self.kept = [mine, *(features for (features,) in team.from_others([mine]))]
+            none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.extractor.dimension)
+            mine = [torch.cat(parts) for parts in zip(none, *self.kept, strict=True)]
+            self.kept = [mine, *team.from_others(mine)]
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""
@@ -132,7 +131,11 @@ class Measurement:
         moments = Moments(*self.statistics.moments(), record)
         error = standard_error(self.statistics, self.reference.mu, self.reference.sigma)
         card = make_card(moments, self.reference, self.extractor, error)
-        return card | {name: METRICS[name](torch.cat(self.kept), torch.cat(self.others)) for name in self.metrics}
+        if self.metrics:
+            ids, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+            features, others = features[ids.argsort()], torch.cat(self.others)  # in whichever order they came
+            card |= {name: METRICS[name](features, others) for name in self.metrics}
+        return card
 
 
 def make_card(a, b, extractor=None, error=None):
@@ -169,7 +172,8 @@ def describe(card):
     weak = f"; weak, of fewer than {WEAK:,}" if card["weak"] else ""
     more = ""
     if kid := card.get("kid"):
-        more += f"; {'KID' if name == 'FID' else 'kernel distance'} {kid['value']:.5f} ± {kid['deviation']:.5f}"
+        more += f"; {'KID' if name == 'FID' else 'kernel distance'} {kid['value']:.5f}"
+        more += "" if kid["deviation"] is None else f" ± {kid['deviation']:.5f}"
     if prdc := card.get("prdc"):
         more += "; " + ", ".join(f"{what} {prdc[what]:.3f}" for what in ("precision", "recall", "density", "coverage"))
     return f"{name}: {card['value']:.4f}{error}, {images} to the {others} of {where}{weak}{more}"
@@ -261,3 +265,5 @@ def _writable(out, suffix):
     """Refuse a file that could not be written, before the work for it is done."""
     if out is not None and (Path(out).suffix != suffix or Path(out).is_dir()):
         raise InputError(f"--out: {out} is not the name of a {suffix} file")
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """The figures of a table: distance against steps, network calls and seconds; images; distance to the exact flow."""
 
+import contextlib
+
 import numpy as np
 from PIL import Image
 
@@ -196,8 +198,11 @@ def square(images):
 
 def read_images(folder, count=TILES):
     """The first images of a sampling run's folder, uint8 arrays (H, W[, 3]); fewer where fewer were kept."""
-    paths = [folder / f"{i:06d}.png" for i in range(count)]
-    return [np.asarray(Image.open(path)) for path in paths if path.exists()]
+    images = []
+    for path in (folder / f"{i:06d}.png" for i in range(count)):
+        with contextlib.suppress(OSError, SyntaxError):  # damaged or not there
+            images.append(np.asarray(Image.open(path)))
+    return images
 
 
 def save(figures, folder):

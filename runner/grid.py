@@ -79,11 +79,14 @@ def counts(total, profile):
 
 
 def _checked(times, total):
-    times = [float(t) for t in times]
+    try:
+        times = [float(t) for t in times]
+    except (TypeError, ValueError):
+        raise ValueError(f"times must be a list of numbers, not {times!r}") from None
     falling = all(a > b for a, b in pairwise(times))
-    if len(times) < 2 or not falling or times[0] > total - 1 or times[-2] < 0 or times[-1] < -1:
+    if len(times) < 2 or not falling or times[0] > total - 1 or times[-2] < 0 or -1 != times[-1] < 0:
         raise ValueError(
             f"times must be two or more and fall, from {total - 1} at most to 0 at least, "
-            "but for the last, which may be down to −1 (clean data)"
+            "but for the last, which may be −1 (clean data)"
         )
     return times

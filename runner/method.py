@@ -116,18 +116,19 @@ def predictor_corrector(part, x, grid, order, rule):
     """UniPC (algorithms 1 and 2 there): once the gradient at a step's end is known, the step is taken again with it.
 
     The gradient stays that at the predicted x, so that a step is one call. The states that are reported are the
-    predicted ones, of which the last is the result.
+    predicted ones, of which the last is the result; what is changed in one from outside stays changed.
     """
-    times, history, before, used = (), (), None, 0
+    times, history, before, predicted, used = (), (), None, None, 0
     for left, (t, s) in zip(range(len(grid) - 1, 0, -1), pairwise(grid), strict=True):
         gradient = yield from part.gradient(x, t, (x, t))
         if history:
             corrected = combine(rule(part, (t, *times[:used]), times[0], t), (gradient, *history[:used]))
-            x = part.transfer(before, corrected, times[0], t)
+            x = part.transfer(before, corrected, times[0], t) + (x - predicted)
         times, history = (t, *times)[:order], (gradient, *history)[:order]
         used = min(len(history), left)
         before, gradient = x, combine(rule(part, times[:used], t, s), history[:used])
         x = part.transfer(x, gradient, t, s)
+        predicted = x.clone()
         yield Step(x, s)
 
 
@@ -267,7 +268,7 @@ class Adaptive(Method):
         def slope(t):
             return schedule.log_alpha_cumprod(t, nu=1)
 
-        end = total * 1e-3 - 1
+        end = max(0.0, total * 1e-3 - 1)  # of few training steps the last
         return dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, total - 1.0, end, rtol, atol)
 
 
@@ -383,6 +384,8 @@ def trajectory(
     steps = whole("steps", steps)
     if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
         raise ValueError(f"x is {x.dtype}, it must be float32 or float64: a state in less loses the method's order")
+    if not len(x):
+        raise ValueError("x holds no images")
     if not line.adaptive:
         grid = grid_of(schedule, steps, profile, spacing, times)
     elif spacing == "uniform" and times is None:

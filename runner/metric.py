@@ -129,11 +129,9 @@ class Moments:
         try:
             with np.load(path, allow_pickle=False) as file:
                 mu, sigma = (torch.from_numpy(np.array(file[name], np.float64)) for name in ("mu", "sigma"))
-                record = json.loads(str(file["record"])) if "record" in file else {}
-        except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path}: not a statistics file, an .npz with mu (d,) and sigma (d, d) ({error})"
-            ) from None
+                record = dict(json.loads(str(file["record"]))) if "record" in file else {}
+        except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+            raise InputError(f"{path}: not a statistics file, an .npz with mu (d,) and sigma (d, d)") from None
         try:
             _check(mu, sigma)
         except ValueError as error:
@@ -144,9 +142,9 @@ class Moments:
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½, the squared 2-Wasserstein distance of two Gaussians.
 
-    mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64, on a GPU if
-    there is one. Returns a float, not below 0. Raises ValueError on shapes that differ, on values that are not
-    finite, and on a covariance that is not symmetric.
+    mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64, on the GPU that
+    the process uses if it uses one. Returns a float, not below 0. Raises ValueError on shapes that differ, on values
+    that are not finite, and on a covariance that is not symmetric.
 
     Σ₁Σ₂ has the eigenvalues of the symmetric LᵀΣ₂L, where Σ₁ = LLᵀ, which no general matrix square root is needed
     for. They are exact to ε·λ_max, their roots to ε·λ_max/√λ: too little when a covariance is nearly singular. Then
@@ -205,9 +203,14 @@ def kid(features, reference, subsets=100, size=1000):
     """Kernel Inception distance of features (n, d) and (m, d): Bińkowski et al. 2018, arXiv:1801.01401.
 
     The unbiased squared MMD with the kernel (x·y/d + 1)³, its mean and standard deviation over random subsets of `size`
-    (or all, where there are fewer), drawn from a fixed seed. It may fall below 0.
+    (or all, where there are fewer), drawn from a fixed seed. It may fall below 0. Where all subsets are the same, there
+    is one and no deviation. Raises ValueError on fewer than 2 vectors.
     """
     size = min(size, len(features), len(reference))
+    if size < 2:
+        raise ValueError(f"a kernel distance needs at least 2 vectors on each side, not {size}")
+    if size == len(features) == len(reference):
+        subsets = 1
     rng = np.random.default_rng(0)
     values = []
     for _ in range(subsets):
@@ -215,7 +218,8 @@ def kid(features, reference, subsets=100, size=1000):
         (xx, yy, xy) = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         within = sum((k.sum() - k.trace()) / (size * (size - 1)) for k in (xx, yy))
         values.append(float(within - 2 * xy.mean()))
-    return {"value": float(np.mean(values)), "deviation": float(np.std(values)), "subsets": subsets, "size": size}
+    deviation = float(np.std(values)) if subsets > 1 else None
+    return {"value": float(np.mean(values)), "deviation": deviation, "subsets": subsets, "size": size}
 
 
 def prdc(features, reference, nearest=NEAREST):
@@ -253,7 +257,8 @@ METRICS = {"kid": kid, "prdc": prdc}
 
 
 def _device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The GPU that this process uses, if it does."""
+    return "cuda" if torch.cuda.is_initialized() else "cpu"
 
 
 def _check(mu, sigma):

@@ -22,7 +22,7 @@ from runner import sample
 from runner.events import Query, Step
 from runner.method import METHODS, calls, drive, steps_near
 from runner.metric import GROUPS
-from runner.train import KEEP
+from runner.train import KEEP, check
 from runner.transfer import PublishedSchedule
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
@@ -166,12 +166,13 @@ def count_calls(experiment):
 
 
 def most_calls(experiment, nfe):
-    """The most network calls an image that the method can spend of `nfe`. Raises ValueError if there are none."""
+    """The most network calls an image that the method can spend of `nfe`. Raises ValueError if that is not half."""
     s, options = experiment.Sample, sample.solver_options(experiment)
     near = steps_near(s.method, nfe, sample.schedule_of(experiment), s.profile, **options)
-    spent = [calls for _, calls in near if calls <= nfe]
+    spent = [calls for _, calls in near if nfe / 2 <= calls <= nfe]
     if not spent:
-        raise ValueError(f"method {s.method} cannot run in {nfe} network calls, it takes {near[0][1]} at least")
+        able = " or ".join(str(calls) for _, calls in near)
+        raise ValueError(f"method {s.method} cannot spend {nfe} network calls or half of them; it can spend {able}")
     return spent[-1]
 
 
@@ -184,10 +185,10 @@ def work(experiment, calls):
 def show(experiment, device):
     """Print the plan of a sampling run. Raises InputError when it cannot be run."""
     meter, s = Meter(device), experiment.Sample
-    try:
-        print_lines(experiment)
-    except ValueError as error:
-        raise InputError(f"--sample_speed, --profile: {error}") from None
+    if s.batch_size == "auto":
+        raise InputError("--batch_size: auto is found by running; a plan needs a number")
+    sample.check(experiment)
+    print_lines(experiment)
     calls = meter.calls(experiment)
     if calls is not None:
         print(f"calls an image    {calls:.6g}" + f", mean of {PILOT} images" * adaptive(experiment))
@@ -228,7 +229,10 @@ def print_totals(runs, meter):
 def show_training(experiment, device):
     """Print the plan of a training run; a training step is taken as three network calls."""
     train, data = experiment.Train, experiment.Dataset
+    check(experiment)
     count = len(open_dataset(data))
+    if count < data.batch_size:
+        raise InputError(f"Dataset.batch_size {data.batch_size} is above the {count} images")
     steps = train.epoch * (count // data.batch_size)
     network = UNet(settings_of(experiment.Model)).to(device).eval()
     parameters = sum(p.numel() for p in network.parameters())

@@ -10,10 +10,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from config.errors import InputError
+
 TIMEOUT = 30.0  # minutes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
     """Who this process is among `size`. The methods do nothing that costs when there is one."""
 
@@ -21,6 +23,8 @@ class Processes:
     rank: int = 0
     size: int = 1
     store: dist.Store | None = None
+    timeout: float = TIMEOUT
+    last_beat: float = 0.0
 
     def restarted(self):
         """Whether torchrun has started these processes again after one of them failed (`--max-restarts`)."""
@@ -35,9 +39,44 @@ class Processes:
         """This process's items: every size-th, from its rank on."""
         return items[self.rank :: self.size]
 
-    def wait(self):
-        """Until all processes are here."""
-        self.total(torch.zeros(1))
+    def beat(self):
+        """Say, as often as one likes, that this process is at work, for those that wait for it."""
+        if self.size > 1 and time.monotonic() - self.last_beat > 1:
+            self.last_beat = time.monotonic()
+            self.store.add("beats", 1)
+
+    def wait(self, watch=lambda: None):
+        """Until all processes are here; those at work (`beat`) may take their time. `watch` is called meanwhile.
+
+        Raises RuntimeError when none has been at work for `timeout` minutes.
+        """
+        if self.size == 1:
+            return
+        arrived, seen, since = self.counter("arrived"), None, 0
+        expected = -(-arrived(1) // self.size) * self.size  # none comes to the next wait before all have come to this
+        while arrived(0) < expected:
+            if (beats := self.store.add("beats", 0)) != seen:
+                seen, since = beats, time.monotonic()
+            elif time.monotonic() - since > 60 * self.timeout:
+                raise RuntimeError("timed out waiting for it")
+            time.sleep(0.1)
+            watch()
+
+    def announce(self, flag):
+        """Begin to ask whether flag() is true of any process; returns a function with the answer.
+
+        Nobody waits before that is called. Of one process it is what flag() is then.
+        """
+        if self.size == 1:
+            return flag
+        told = torch.tensor([float(flag())], device=self.device)
+        work = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True)
+
+        def answer():
+            work.wait()
+            return bool(told.item())
+
+        return answer
 
     def total(self, tensor, operation=dist.ReduceOp.SUM):
         """The sum of a tensor over all processes, on the CPU."""
@@ -114,21 +153,26 @@ def _meet(store, rank, size):
 def processes(device, timeout=None):
     """A `Processes` for this one, joined with the others if torchrun started several (NCCL on GPUs, gloo on CPUs).
 
-    A process that waits for another longer than `timeout` minutes (30) ends with an error, and torchrun ends them all.
+    A process that waits longer than `timeout` minutes (30) for others that are not at work ends with an error, and
+    torchrun ends them all. Raises InputError when there are fewer GPUs than processes.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
+    if device.type == "cuda":
+        if size > 1:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index is not None:
+            if device.index >= (there := torch.cuda.device_count()):
+                raise InputError(f"--nproc_per_node: more processes than the {there} GPUs of this machine")
+            torch.cuda.set_device(device)
     if size == 1:
         yield Processes(device)
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     patience = timedelta(minutes=timeout or TIMEOUT)
     store, rank, size = next(dist.rendezvous("env://", timeout=patience))
     store = _meet(store, rank, size)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
-    team = Processes(device, rank, size, store)
+    team = Processes(device, rank, size, store, timeout or TIMEOUT)
     yield team
     team.wait()
     # Not after an error, when the others may be gone, and not with gloo, whose teardown now and then hangs or aborts:

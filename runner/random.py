@@ -11,7 +11,9 @@ STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4}
 
 def generator(seed, stream, index, step=0):
     """NumPy's Generator of that name; seed, index and step 0 … 2⁶⁴−1, stream a name in `STREAMS`."""
-    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, step, STREAMS[stream]]))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed, index], np.uint64), counter=[0, 0, step, STREAMS[stream]])
+    )
 
 
 def noise(seed, ids, shape, stream="sampling", step=0):

@@ -23,12 +23,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.errors import InputError
-from config.files import aside, save_json
+from config.files import aside, load_json, save_json
 from config.schema import Experiment, load, with_sample
 from runner import convergence, figures, plan, report, results, sample
 from runner.events import NotFinite
 from runner.method import METHODS
-from runner.processes import TIMEOUT, Processes, processes
+from runner.processes import Processes, processes
+from runner.schedule import Schedule
 
 KEEP = 16  # images of a cell left as files, for the grids
 ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has not run yet
@@ -73,9 +74,9 @@ def _file_name(label):
 def cells_of(table, path, overrides):
     """The cells of a `Table` from the file `path`, without those that their profile or method cannot run.
 
-    A number of network calls that a method cannot spend stands for the most below it that it can; where several numbers
-    stand for the same, the cell is that of the least. overrides: as `load` takes them, laid over every cell.
-    Returns (cells, what was left out: reason → names). Raises InputError.
+    A number of network calls that a method cannot spend stands for the most below it that it can, half of it at least;
+    where several numbers stand for the same, the cell is that of the least. overrides: as `load` takes them, laid over
+    every cell. Returns (cells, what was left out: reason → names). Raises InputError.
     """
     cells, left_out = {}, {}
     methods = _methods(table, path, overrides)
@@ -94,6 +95,8 @@ def cells_of(table, path, overrides):
                     seeded = with_sample(given, path, seed=seed, nfe=nfe and calls)
                     cell = Cell(label, steps, nfe, profile, seed, network, seeded, calls)
                     held = cells.setdefault(cell.name, cell)
+                    if held.label != label:
+                        raise InputError(f"{path}: cells of {held.label} and {label} would share folders; rename one")
                     if nfe and nfe < held.nfe:  # the budget that is spent whole
                         cells[cell.name] = cell
     if not cells:
@@ -101,21 +104,38 @@ def cells_of(table, path, overrides):
     return list(cells.values()), left_out
 
 
+# Keys of Sample that a cell has from the table's own: images, profiles, seeds, steps or nfe.
+_OF_THE_TABLE = {"total_num", "profile", "seed", "sample_speed", "nfe", "times"}
+
+
 def _methods(table, path, overrides):
     """(label, experiment file, its `Experiment`) of each entry of `methods`."""
     found, labels = {}, {}
+    for name in (_OF_THE_TABLE | {"method"}) - {"total_num"}:
+        if f"Sample.{name}" in overrides:
+            raise InputError(f"{overrides[f'Sample.{name}'][0]} Sample.{name}: a table says that itself")
     for entry in table.methods:
         values = {"method": entry} if isinstance(entry, str) else dict(entry)
         label = str(values.pop("label", values.get("method")))
-        network = values.pop("experiment", table.experiment)
+        network = str(values.pop("experiment", table.experiment))
+        if not label or label[0] == "_" or not {"|", "$", "\\"}.isdisjoint(label) or not label.isprintable():
+            raise InputError(f"{path}: label {label!r}: it is printable, without | $ \\, and does not begin with _")
+        for name in _OF_THE_TABLE & (values | table.sample).keys():
+            raise InputError(f"{path}: {label}: {name} is not a method's; the table has it from its own keys")
+        if not all(isinstance(name, str) for name in values):
+            raise InputError(f"{path}: {label}: keys of Sample are words")
         other = labels.setdefault(_file_name(label), label)
         if label in found:
             raise InputError(f"{path}: two methods are called {label}; give one another `label`")
         if label != other:
             raise InputError(f"{path}: {other} and {label} would share folders; give one another `label`")
         common = {"total_num": table.images, "keep": KEEP} | table.sample | values
+        common |= {"nfe": None, "times": None}
         laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in common.items()}
-        found[label] = (label, network, load(network, laid | overrides))
+        experiment = load(network, laid | overrides)
+        if experiment.Sample.batch_size == "auto":
+            raise InputError(f"{path}: {label}: batch_size auto is for --runner sample; a table's cells need a number")
+        found[label] = (label, network, experiment)
     return list(found.values())
 
 
@@ -167,7 +187,7 @@ def run(table, path, overrides, device, folder, timeout=None, flow=None, **narro
             for reason, names in left_out.items():
                 print(f"left out, {', '.join(names)}: {reason}", file=sys.stderr)
             print(f"{folder}: {len(selected):,} cells, {len(selected) - len(missing):,} of them finished")
-        with Progress(team, missing, timeout or TIMEOUT) as progress:
+        with Progress(team, missing) as progress:
             failures = [line for cell in team.deal(missing) if (line := bench.run(cell, progress))]
         if team.first:
             done = [(cell, record) for cell in cells if (record := bench.held(cell))]
@@ -213,15 +233,17 @@ class Bench:
         """The record of `cell`, None if there is none yet. Raises InputError if the folder is another table's."""
         file = self.path(cell) / "result.json"
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            held = _essence(Experiment.model_validate(record["config"]), record["checkpoint"]["sha256"])
+            record = load_json(file)
+            record["frechet"], record["seconds"], record["images"]  # which the tables are made of
+            held = _essence(Experiment.model_validate(record["config"]), record["checkpoint"], record["precision"])
         except FileNotFoundError:
             record, mine = None, self.sampler(cell).identity
             held = sample.held_identity(self.path(cell)) or mine
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{file}: damaged, or of another version; delete it and run again") from None
         else:
-            mine = _essence(cell.experiment, self.sha256(cell))
+            _, _, checkpoint = self.networks[sample.network_key(cell.experiment)]
+            mine = _essence(cell.experiment, checkpoint, sample.precision_of(cell.experiment, self.team.device))
         if mine != held:
             raise InputError(f"--image_path: {self.folder} holds another table ({sample.contrast(held, mine)})")
         return record
@@ -257,21 +279,24 @@ def _measurement_key(cell):
     return cell.experiment.Dataset.model_dump_json(), s.features, s.statistics, s.inception_path, *s.metrics
 
 
-def _essence(experiment, sha256):
-    """What a cell's numbers depend on, as a flat dict."""
-    beside = {"model_path", "inception_path", "keep", "mpi4py", "last_only"}
-    found = {"checkpoint": sha256}
-    for name in ("Schedule", "Model", "Sample"):
-        section = getattr(experiment, name).model_dump()
-        found |= {f"{name}.{key}": value for key, value in section.items() if key not in beside}
-    return found
+def _essence(experiment, checkpoint, precision):
+    """What a cell's numbers depend on, as a flat dict. checkpoint: its record; precision: what the network runs in."""
+    beside = {"Sample": {"model_path", "inception_path", "keep", "mpi4py", "last_only"}, "Dataset": _TRAINING}
+    found = {"checkpoint": checkpoint["sha256"]}
+    for name in ("Schedule", "Dataset", "Model", "Sample"):
+        section = getattr(experiment, name).model_dump(exclude=beside.get(name))
+        found |= {f"{name}.{key}": value for key, value in section.items()}
+    return found | {"Sample.precision": precision}
+
+
+_TRAINING = {"batch_size", "random_flip", "uniform_dequantization", "gaussian_dequantization", "num_workers"}
 
 
 class Progress:
     """How much of the work, in images × network calls, all processes together have done; the first shows it."""
 
-    def __init__(self, team, cells, minutes):
-        self.team, self.cells, self.minutes = team, len(cells), minutes
+    def __init__(self, team, cells):
+        self.team, self.cells = team, len(cells)
         self.done, self.expected, self.started = (team.counter(name) for name in ("done", "expected", "started"))
         if team.first:
             self.expected(sum(cell.work for cell in cells))
@@ -284,7 +309,7 @@ class Progress:
 
     def __exit__(self, kind, error, trace):
         if kind is None:
-            self._await_others()
+            self.team.wait(self.show)
         self.bar.close()
 
     @contextmanager
@@ -298,32 +323,19 @@ class Progress:
 
     def add(self, n):
         """Count a network call on n images."""
+        self.team.beat()
         self.mine += n
         self.counted += n
         if time.monotonic() - self.shown > 1:
             self.show()
 
     def show(self):
-        """Tell the others, and whoever watches; returns what all have done."""
+        """Tell the others, and whoever watches."""
         done = self.done(self.mine)
         self.mine, self.shown = 0, time.monotonic()
         if not self.bar.disable:
             self.bar.total, self.bar.n = self.expected(0), done
             self.bar.set_description(f"cell {min(self.started(0), self.cells)} of {self.cells}, {self.name}")
-        return done
-
-    def _await_others(self):
-        """Until all processes are here; those that are still working may take their time as long as they work."""
-        arrived, seen, since = self.team.counter("arrived"), None, 0
-        arrived(1)
-        while arrived(0) < self.team.size:
-            if (done := self.done(0)) != seen:
-                seen, since = done, time.monotonic()
-            elif time.monotonic() - since > 60 * self.minutes:
-                raise RuntimeError("timed out: it is still to finish its cell")
-            time.sleep(0.2)
-            if not self.bar.disable:
-                self.show()
 
 
 def write(table, path, done, bench, flow_images):
@@ -338,7 +350,7 @@ def write(table, path, done, bench, flow_images):
     print(f"\n{text}")
     flow = flow_distances(done, bench, flow_images)
     schedule = sample.schedule_of(done[0][0].experiment)
-    analytic = convergence.STEPS, convergence.analytic(schedule)
+    analytic = convergence.STEPS, convergence.analytic(schedule if schedule.diffusion_step == 1000 else Schedule())
     drawn = figures.draw(list(rows.values()), flow, analytic, _images(done, bench))
     saved = figures.save(drawn, folder / "figures")
     title = f"{path.stem}, {len(done)} sampling runs"
@@ -355,8 +367,11 @@ def flow_distances(done, bench, images):
     file = bench.folder / "flow.json"
     cells = [cell for cell, _ in done if images and cell.calls and (cell.profile, cell.seed) == ("exact", 0)]
     cells = [cell for cell in cells if not _draws(cell.experiment)]
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    known = {entry["cell"]: entry for entry in kept if entry["images"] == images}
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        known = {entry["cell"]: entry for entry in kept if entry["images"] == images}
+    except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged: it is made again
+        known = {}
     missing = [cell for cell in cells if known.get(cell.name, {}).get("checkpoint") != bench.sha256(cell)]
     groups = {}
     for cell in missing:
@@ -366,7 +381,8 @@ def flow_distances(done, bench, images):
     for _, group in bar:
         device = bench.team.device
         network = sample.read_network(group[0].experiment)[0].to(device)
-        tolerance = 1e-4 / min(cell.calls for cell in group)
+        network.register_forward_hook(lambda *_: bench.team.beat())
+        tolerance = 1e-4 / max(cell.calls for cell in group)
         try:
             ends = convergence.exact_flow(group[0].experiment, network, device, images, tolerance)
         except NotFinite as error:
@@ -420,10 +436,6 @@ def _facts(path, done):
         "versions": all_of(lambda r: ", ".join(f"{name} {version}" for name, version in r["versions"].items())),
         "seconds in all": f"{sum(r['seconds'] for _, r in done):,.0f}",
     }
-
-
-def _reference(card):
-    return card and (card["reference"].get("file") or card["reference"]["dataset"])
 
 
 def _save_text(path, text):

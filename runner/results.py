@@ -63,7 +63,7 @@ def summary(done):
             distance=statistics.fmean(values) if values else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
             error=cards[0]["error"] if len(cards) == 1 else None,
-            seconds=statistics.fmean(record["seconds"] for record in records),
+            seconds=statistics.fmean(r["seconds"] * r["images"] / r.get("made", r["images"]) for r in records),
             batch=records[0]["config"]["Sample"]["batch_size"],
             called=name_of(cards[0]) if cards else None,
             by_seed=by_seed,
@@ -162,7 +162,7 @@ def _as_good_as_the_best(rows, unit):
         seeds = row.by_seed.keys() & least.by_seed.keys()
         worse = [row.by_seed[seed] - least.by_seed[seed] for seed in seeds]
         if len(worse) < 2:
-            return row.distance - least.distance <= least.spread
+            return row.distance - least.distance <= (least.spread or 0)
         return statistics.fmean(worse) <= 2 * statistics.stdev(worse) / len(worse) ** 0.5
 
     body = []

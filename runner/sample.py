@@ -8,7 +8,6 @@ iterables of (ids, uint8 images): `Sampler.images` → `write` → `measure`.
 """
 
 import contextlib
-import json
 import math
 import os
 import platform
@@ -26,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from config.errors import InputError
-from config.files import aside, save_json
+from config.files import aside, load_json, save_json
 from config.schema import with_sample
 from dataset import decode
 from model import checkpoint, diffusers, load_model
@@ -73,7 +72,7 @@ def fitting(experiment, network, folder, team):
     if (held := held_identity(folder)) is not None:
         return held["batch_size"]
     data = experiment.Dataset
-    size = largest_batch(network, (data.channels, data.image_size, data.image_size), team.device)
+    size = largest_batch(network.plain, (data.channels, data.image_size, data.image_size), team.device)
     return int(team.least(torch.tensor(size)))
 
 
@@ -96,6 +95,7 @@ def complete(sampler, folder, measurement=None, bar=None):
     start = time.perf_counter()
     with Folder(folder, sampler.identity, team, s.keep) as target:
         for ids, _ in measure(target.write(sampler.images(target, sampler.batches(s.total_num), bar)), measurement):
+            team.beat()
             if bar is not None:
                 bar.update(len(ids))
     calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
@@ -179,6 +179,7 @@ class Sampler:
         """Begin to make images `ids`; returns a function that waits for the first `count`, uint8 (n, C, H, W)."""
 
         def watch(step, state):
+            self.team.beat()
             if bar is not None:
                 bar.set_postfix_str(f"step {step}" + (f"/{self.steps}" if self.steps else ""))
             self.nfe = state.nfe
@@ -201,7 +202,7 @@ class Sampler:
             raise InputError(f"{self.path}: {error}, images {ids.start} to {ids.stop - 1}") from None
 
     def record(self, total, calls, made, seconds, measurement):
-        """What is written to result.json; `made` images took `calls` network calls and `seconds`."""
+        """What is written to result.json; the `made` images that were not there took `calls` calls and `seconds`."""
         s = self.experiment.Sample
         nfe = calls / made
         return {
@@ -212,6 +213,7 @@ class Sampler:
             "options": self.options,
             "seed": s.seed,
             "images": total,
+            "made": int(made),
             "seconds": round(seconds, 3),
             "images_per_second": round(made / seconds, 3),
             "frechet": measurement and measurement.card(),
@@ -285,7 +287,7 @@ def launch(experiment, network, schedule, ids, device, watch=lambda step, state:
     queued = torch.cuda.Event() if device.type == "cuda" else None
     finite, images = (v.to("cpu", non_blocking=queued is not None) for v in (finite, images))
     if queued:
-        queued.record()
+        queued.record(torch.cuda.current_stream(device))
 
     def finish():
         if queued:
@@ -325,8 +327,12 @@ def events(experiment, x=None, steps=None):
 
 
 def schedule_of(experiment):
+    """The experiment's `Schedule`. Raises InputError where its β leave no ᾱ."""
     s = experiment.Schedule
-    return Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+    try:
+        return Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+    except ValueError as error:
+        raise InputError(f"Schedule: {error}") from None
 
 
 class Folder:
@@ -386,7 +392,11 @@ class Folder:
         return all(_name(i) in self.present for i in ids)
 
     def read(self, ids):
-        return torch.stack([_read(self.path / _name(i)) for i in ids])
+        images = [_read(self.path / _name(i)) for i in ids]
+        for i, image in zip(ids, images, strict=True):
+            if image.shape != images[0].shape:
+                raise InputError(f"{self.path / _name(i)}: not of this run's image size; delete it and run again")
+        return torch.stack(images)
 
     def write(self, stream):
         """Pass (ids, images) on, writing those that are not there, off the main thread."""
@@ -422,7 +432,7 @@ def held_identity(folder):
     if not _holds_images(folder):
         return None
     try:
-        return json.loads((folder / "run.json").read_text())
+        return load_json(folder / "run.json")
     except FileNotFoundError:
         raise InputError(f"--image_path: {folder} holds images of which no run.json says how they were made") from None
     except ValueError:
@@ -438,9 +448,11 @@ def finished(folder, identity, experiment):
     if count > total:
         raise InputError(f"--total_num: {folder} already holds {count:,} images of this run, more than {total:,}")
     try:
-        record = json.loads((folder / "result.json").read_text())
+        record = load_json(folder / "result.json")
     except (OSError, ValueError):
         return None
+    if record.get("images", 0) > total:
+        raise InputError(f"--total_num: {folder} already holds the record of {record['images']:,} images of this run")
     whole = all((folder / _name(i)).exists() for i in range(kept(experiment.Sample)))
     return record if whole and record.get("config") == experiment.model_dump() else None
 
@@ -511,12 +523,15 @@ def solver_options(experiment):
 
 def check(experiment):
     """The number of steps, None of an adaptive method. Raises InputError if the method cannot run as it is told to."""
+    schedule, s = schedule_of(experiment), experiment.Sample
+    if s.compile and METHODS[s.method].adaptive:
+        raise InputError(f"--compile: {s.method} asks about ever fewer images, and each number would be compiled anew")
     try:
-        steps = steps_of(experiment, schedule_of(experiment))
+        steps = steps_of(experiment, schedule)
         events(experiment, steps=steps)
     except ValueError as error:
         raise InputError(f"Sample: {error}") from None
-    return None if METHODS[experiment.Sample.method].adaptive else steps
+    return None if METHODS[s.method].adaptive else steps
 
 
 def steps_of(experiment, schedule):

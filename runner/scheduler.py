@@ -116,7 +116,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         nodes = self._nodes(num_inference_steps) if timesteps is None else [float(t) for t in timesteps]
         end, last = (-1.0 if self.config.set_alpha_to_one else 0.0), self.schedule.diffusion_step - 1
         falling = nodes and sorted(set(nodes), reverse=True) == nodes
-        if not falling or nodes[0] > last or nodes[-1] < 0 or nodes == [end]:
+        if not falling or not 0 <= nodes[-1] <= nodes[0] <= last or nodes == [end]:
             shown = ", ".join(f"{t:g}" for t in nodes[:4]) + (", …" if len(nodes) > 4 else "")
             raise ValueError(
                 f"the times of the steps must fall from {last} at most to 0 at least, and end above {end:g} if there "

@@ -29,12 +29,14 @@ from config.files import aside
 from dataset import encode, open_dataset
 from model import checkpoint
 from model.ema import EMA
+from model.engine import tf32
 from model.unet import UNet, settings_of
+from runner import sample
+from runner.events import NotFinite
 from runner.fid import Measurement
 from runner.processes import processes
 from runner.random import generator
-from runner.sample import check, generate, grid
-from runner.schedule import Schedule
+from runner.sample import generate, grid, schedule_of
 
 KEEP = 3  # checkpoints
 
@@ -49,6 +51,16 @@ def run(experiment, device, folder, restart=False, timeout=None):
         Trainer(experiment, team, Path(folder), restart).train()
 
 
+def check(experiment):
+    """Raise InputError if the sampling that training does on the way cannot be done."""
+    sample.check(experiment)
+    train, settings = experiment.Train, experiment.Sample
+    if settings.batch_size == "auto":
+        raise InputError("Sample.batch_size: auto is for --runner sample; training needs a number")
+    if train.distance_num and (train.distance_num < 2 or settings.features == "none"):
+        raise InputError("Train.distance_num: needs at least 2 images, and Sample.features")
+
+
 class Trainer:
     """State of one training run: network, average, optimizer, and the number of steps done."""
 
@@ -60,8 +72,8 @@ class Trainer:
             raise InputError(f"--train_path: {folder} holds a training run; --restart continues it")
         if restart and not files:
             raise InputError(f"--restart: no train-STEP.ckpt in {folder} to continue from")
-        s, dataset = experiment.Schedule, experiment.Dataset
-        self.schedule = Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+        dataset, train = experiment.Dataset, experiment.Train
+        self.schedule = schedule_of(experiment)
         check(experiment)
         self.images = open_dataset(dataset)
         self.batches = len(self.images) // dataset.batch_size
@@ -72,11 +84,11 @@ class Trainer:
         cuts = [rank * dataset.batch_size // team.size for rank in (team.rank, team.rank + 1)]
         self.part = slice(*cuts)  # this process's images of every batch
 
-        self.measurement = Measurement.of(experiment, self.device) if experiment.Train.distance_num else None
+        self.measurement = Measurement.of(experiment, self.device) if train.distance_num else None
 
-        torch.manual_seed(experiment.Train.seed)
+        torch.manual_seed(train.seed)
         self.network = UNet(settings_of(experiment.Model)).to(self.device)
-        self.ema = EMA(self.network, experiment.Train.ema_rate if experiment.Train.ema else 0.0)
+        self.ema = EMA(self.network, train.ema_rate if train.ema else 0.0)
         self.optimizer = _optimizer(self.network, experiment.Optim)
         self.step, self.best = 0, float("inf")
         if restart:
@@ -96,14 +108,17 @@ class Trainer:
         quiet = None if first else True
         progress = tqdm(loader, initial=self.step, total=total, unit="step", dynamic_ncols=True, disable=quiet)
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(_soft_stop())
+            stack.enter_context(tf32(False))
+            stop = stack.enter_context(_soft_stop(self.team))
+            stops = self.team.announce(lambda: stop.asked)
             log = None
             if first:
                 log = stack.enter_context(contextlib.closing(SummaryWriter(self.folder, purge_step=self.step + 1)))
             for images in progress:
                 loss, norm = self._step(images)
+                stopped, stops = stops(), self.team.announce(lambda: stop.asked)
                 logs = self.step % train.log_interval == 0
-                saves = self.step % train.checkpoint_interval == 0 or self.step == total or stop.asked
+                saves = self.step % train.checkpoint_interval == 0 or self.step == total or stopped
                 if (logs or saves) and not norm.isfinite():
                     raise InputError(f"the gradient is not finite at step {self.step}; a smaller Optim.lr may help")
                 if logs:
@@ -117,7 +132,7 @@ class Trainer:
                     self._sample(log)
                 if first and saves:
                     self._save()
-                if stop.asked:
+                if stopped:
                     raise KeyboardInterrupt
 
     def _step(self, images):
@@ -180,16 +195,20 @@ class Trainer:
         The images are those a sampling run of the experiment would make; every process makes its share.
         """
         e = self.experiment
-        if log:
-            log.add_image(
-                "sample", grid(generate(e, self.ema.network, self.schedule, range(64), self.device)), self.step
-            )
+        failed = False
+        try:
+            if log:
+                log.add_image("sample", grid(torch.cat([images for _, images in self._images(range(64))])), self.step)
+            for ids, images in self._images(range(e.Train.distance_num), self.team.share):
+                self.measurement.update(ids, images)
+        except NotFinite as error:
+            failed = True
+            print(f"no sample at step {self.step}: {error}", file=sys.stderr)
         if not e.Train.distance_num:
             return
-        size = e.Sample.batch_size
-        for first in self.team.share(range(0, e.Train.distance_num, size)):
-            ids = range(first, min(first + size, e.Train.distance_num))
-            self.measurement.update(ids, generate(e, self.ema.network, self.schedule, ids, self.device))
+        if self.team.total(torch.tensor(float(failed))):
+            self.measurement.reset()
+            return
         self.measurement.gather(self.team)
         if log:
             value = self.measurement.card()["value"]
@@ -199,6 +218,19 @@ class Trainer:
                 self._save_average("best.safetensors")
         self.measurement.reset()
 
+    def _images(self, ids, share=lambda batches: batches):
+        """(ids, images) by the average, batch after batch of those that `share` leaves."""
+        size = self.experiment.Sample.batch_size
+        for first in share(range(0, len(ids), size)):
+            batch = ids[first : first + size]
+            yield batch, generate(self.experiment, self.ema.network, self.schedule, batch, self.device)
+
+    def _measured(self):
+        """What makes two distances of averages comparable."""
+        e = self.experiment
+        beside = {"model_path", "inception_path", "total_num", "keep", "precision", "compile"}
+        return {"distance_num": e.Train.distance_num, **e.Sample.model_dump(exclude=beside)}
+
     def _save(self):
         state = {
             "model": self.network.state_dict(),
@@ -206,6 +238,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
+            "measured": self._measured(),
             "experiment": self.experiment.model_dump(),
         }
         with aside(self.folder / f"train-{self.step:08d}.ckpt") as file, open(file, "wb") as handle:
@@ -227,25 +260,44 @@ class Trainer:
         """Continue from the first of `files` that is whole."""
         for file in files:
             try:
-                state = checkpoint.unpickle(file)
+                self._take(checkpoint.unpickle(file), file)
                 break
-            except InputError as error:
+            except _Different:
+                raise
+            except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                if not isinstance(error, InputError):
+                    error = InputError(f"{file}: not a checkpoint of a training run, or damaged")
                 if file == files[-1]:
-                    raise
+                    raise error from None
                 print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
+
+    def _take(self, state, file):
+        """Go on from a checkpoint's `state`. Raises _Different where it is of another run."""
         for section, mine in self.experiment.model_dump().items():
             for name, value in mine.items():
                 theirs = state["experiment"].get(section, {}).get(name)
                 if theirs != value and section != "Sample" and name not in _FREE:
-                    raise InputError(f"--restart: {section}.{name} is {value!r}, {file} was trained with {theirs!r}")
+                    raise _Different(f"--restart: {section}.{name} is {value!r}, {file} was trained with {theirs!r}")
         self.network.load_state_dict(state["model"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
+        self.step = state["step"]
+        if state.get("measured", self._measured()) == self._measured():
+            self.best = state["best"]
+
+
+class _Different(InputError):
+    """A checkpoint is sound, and of another run."""
 
 
 class _soft_stop:
-    """While in this context, the first SIGINT or SIGTERM sets `asked`, so that the step under way is finished."""
+    """While in this context, the first SIGINT or SIGTERM sets `asked`, so that the step under way is finished.
+
+    A second one ends a process that is alone. Of several, each is told by torchrun as well as by whoever told that.
+    """
+
+    def __init__(self, team):
+        self.team = team
 
     def __enter__(self):
         self.asked = False
@@ -254,7 +306,8 @@ class _soft_stop:
 
     def _ask(self, *_):
         self.asked = True
-        self.__exit__()
+        if self.team.size == 1:
+            self.__exit__()
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

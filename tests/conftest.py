@@ -8,7 +8,13 @@ from pathlib import Path
 # the same number of threads, and the small networks here gain nothing from more.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
+
+# What CI says of a commit does not depend on the day; elsewhere every run tries other examples.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if "CI" in os.environ:
+    hypothesis.settings.load_profile("ci")
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"

@@ -3,6 +3,7 @@
 import builtins
 import hashlib
 import pickle
+import threading
 import time
 import urllib.error
 from pathlib import Path
@@ -18,7 +19,7 @@ from torchvision import transforms
 from config.errors import InputError
 from config.schema import DatasetSection
 from dataset import batches, open_dataset
-from dataset.readers import array, close_databases, plain_folder
+from dataset.readers import Recipe, _alone, array, close_databases, plain_folder
 
 
 def section(name, path, size, channels=3, **more):
@@ -90,6 +91,32 @@ def celeba(tmp_path, monkeypatch):
     sums = [("", hashlib.md5(text.encode()).hexdigest(), name) for name, text in files.items()]
     monkeypatch.setattr(torchvision.datasets.CelebA, "file_list", sums)
     return tmp_path, [names[i] for i in (0, 1, 2, 4, 5, 7)]
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_sixteen_bits_are_scaled(tmp_path, channels):
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    expected = np.rint(levels / 257)
+    image = Recipe(channels).open(tmp_path / "deep.png").numpy()
+    assert image.shape[0] == (channels or 1)
+    assert (image == expected).all()
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path):
+    order = []
+
+    def second():
+        with _alone(tmp_path / "new"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with _alone(tmp_path / "new"):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_digits():

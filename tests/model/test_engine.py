@@ -91,6 +91,25 @@ def test_group_norm_does_not_depend_on_the_layout(n, channels, height, width, me
     assert (found - wanted).abs().max() < 2e-5 * (1 + wanted.abs().max())
 
 
+@pytest.mark.parametrize("value", [0.5, 7.3, 58.0])
+def test_group_norm_of_a_constant_is_nothing(value):
+    """All that is left are rounding errors, which the root of 1 / eps = 1000 enlarges."""
+    x = torch.full((2, 64, 8, 8), value).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert GroupNorm(64, 1e-6)(x).abs().max() < 1e-3 * value
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_tf32_is_for_those_that_ask_for_it_and_while_they_run(precision):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before, seen = [backend.allow_tf32 for backend in backends], []
+    inner = network()
+    inner.register_forward_hook(lambda *_: seen.append([backend.allow_tf32 for backend in backends]))
+    Engine(inner, CPU, precision)(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+    assert seen == [[precision == "tf32"] * 2]
+    assert [backend.allow_tf32 for backend in backends] == before
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled(tiny):
     from torch._dynamo.utils import counters

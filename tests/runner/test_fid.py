@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from runner import features
+from runner.features import EXTRACTORS
+from runner.fid import Measurement
 from runner.metric import Moments, kid, prdc
 
 # pytorch-fid asks sqrtm for what SciPy 1.18 no longer gives.
@@ -343,14 +345,32 @@ def test_kid_is_the_unbiased_mmd():
 
     within = sum(kernel(v[i], v[j]) for v in (x, y) for i in range(12) for j in range(12) if i != j) / (12 * 11)
     between = sum(kernel(a, b) for a in x for b in y) / 144
-    found = kid(torch.from_numpy(x), torch.from_numpy(y), subsets=3)
-    assert found["value"] == pytest.approx(within - 2 * between, rel=1e-12) and found["deviation"] < 1e-12
+    found = kid(torch.from_numpy(x), torch.from_numpy(y))
+    assert found["value"] == pytest.approx(within - 2 * between, rel=1e-12)
+    assert (found["deviation"], found["subsets"]) == (None, 1)
+    with pytest.raises(ValueError, match="at least 2 vectors"):
+        kid(torch.zeros(1, 3), torch.zeros(5, 3))
 
 
 def test_kid_does_not_depend_on_the_number_of_images():
     draws = torch.randn(2, 4000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert abs(kid(draws[0], draws[1], subsets=20)["value"]) < 0.02
+    found = kid(draws[0], draws[1], subsets=20)
+    assert abs(found["value"]) < 0.02 and found["deviation"] > 1e-3
     assert kid(draws[0] + 0.5, draws[1], subsets=20)["value"] > 0.3
+
+
+def test_metrics_do_not_depend_on_the_order_in_which_images_come():
+    images = torch.randint(0, 256, (1200, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = EXTRACTORS["pixels"]((1, 4, 4), "cpu", None)
+    features = extractor(images)
+    reference = Moments(features.mean(0), features.T.cov(), {})
+    cards = []
+    for order in (range(0, 1200, 300), range(900, -1, -300)):
+        measurement = Measurement(extractor, reference, None, ["kid"], [features.float() + 0.1])
+        for first in order:
+            measurement.update(range(first, first + 300), images[first : first + 300])
+        cards.append(measurement.card()["kid"])
+    assert cards[0] == cards[1] and cards[0]["size"] == 1000
 
 
 def test_prdc_against_its_definition():

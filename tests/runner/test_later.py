@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.optimize import brentq
 from test_method import LINEAR, asked, last, made_up, mixture, reference_noise
 
 from model.analytic import GaussianMixture
@@ -18,7 +19,7 @@ from runner import weights
 from runner.grid import SPACINGS
 from runner.method import METHODS, network_calls, solve, steps_for
 from runner.schedule import Schedule
-from runner.transfer import Data, Pseudo
+from runner.transfer import Data, Pseudo, phi
 
 COSINE = Schedule("cosine")
 FIXED = [name for name, method in METHODS.items() if not method.adaptive]
@@ -211,6 +212,59 @@ def test_a_thousand_steps_can_be_taken():
         state = last(solve(method, made_up, x, LINEAR, 1000, noise=silence))
         assert state.x.isfinite().all()
         assert state.nfe == 1000
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_ipndm_is_adams_bashforth_with_as_much_history_as_there_is(order):
+    coefficients = {
+        1: (1,),
+        2: (3 / 2, -1 / 2),
+        3: (23 / 12, -16 / 12, 5 / 12),
+        4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    }
+    x, past = reference_noise(), []
+    for t, s in pairwise([800.0, 600.0, 400.0, 200.0, 0.0, -1.0]):
+        past = [made_up(x, x.new_full((1,), t)), *past][:order]
+        eps = sum(w * e for w, e in zip(coefficients[len(past)], past, strict=True))
+        x = phi(x, eps, LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s))
+    found = last(solve(f"iPNDM{order}", made_up, reference_noise(), LINEAR, 5)).x
+    torch.testing.assert_close(found, x, rtol=1e-12, atol=1e-12)
+
+
+def test_dpm_solver_3s_is_the_papers_algorithm():
+    """Lu et al. 2022, algorithm 2 with r₁ = 1/3, r₂ = 2/3, one step from t = 700 to 300."""
+
+    def level(t):
+        alpha = float(LINEAR.alpha_cumprod(t))
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
+    def eps(x, t):
+        return made_up(x, x.new_full((1,), t))
+
+    x, t, s, r1, r2 = reference_noise(), 700.0, 300.0, 1 / 3, 2 / 3
+    start, h = LINEAR.half_log_snr(t), LINEAR.half_log_snr(s) - LINEAR.half_log_snr(t)
+    s1, s2 = (brentq(lambda at, r=r: LINEAR.half_log_snr(at) - start - r * h, s, t, xtol=1e-12) for r in (r1, r2))
+    (a, _), (a1, n1), (a2, n2), (b, n) = (level(at) for at in (t, s1, s2, s))
+    e = eps(x, t)
+    u1 = a1 / a * x - n1 * math.expm1(r1 * h) * e
+    d1 = eps(u1, s1) - e
+    u2 = a2 / a * x - n2 * math.expm1(r2 * h) * e - n2 * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1) * d1
+    d2 = eps(u2, s2) - e
+    end = b / a * x - n * math.expm1(h) * e - n / r2 * (math.expm1(h) / h - 1) * d2
+    found = last(solve("DPM-Solver-3S", made_up, x, LINEAR, 1, times=[t, s])).x
+    torch.testing.assert_close(found, end, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("total", [10, 100, 500])
+def test_pf_asks_within_the_training_steps(total):
+    schedule, times = Schedule(diffusion_step=total), []
+
+    def network(x, t):
+        times.extend(t.tolist())
+        return made_up(x, t)
+
+    last(solve("PF", network, reference_noise(), schedule, 1, rtol=1e-2, atol=1e-2))
+    assert min(times) == 0 and max(times) == total - 1
 
 
 @pytest.mark.parametrize("method", LATER)

@@ -171,6 +171,30 @@ def test_missing_images_come_back_with_the_same_bytes(tiny, cli, tmp_path):
     assert again["nfe"] == record["nfe"]
 
 
+def test_the_record_of_more_images_is_kept_where_they_are_not_files(tiny, cli, tmp_path):
+    assert cli(*tiny.flags(tmp_path / "run", "--total_num", 8, "--keep", 0))[0] == 0
+    record = (tmp_path / "run/result.json").read_bytes()
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--total_num", 4))
+    assert status == 2 and "already holds the record of 8 images" in err
+    assert (tmp_path / "run/result.json").read_bytes() == record
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize("content", ["[]", "5", "{", ""])
+def test_damaged_records(tiny, cli, tmp_path, name, content):
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    (tmp_path / "run" / name).write_text(content)
+    status, _, err = cli(*tiny.flags(tmp_path / "run"))
+    assert (status, err.count("damaged; delete the folder")) == ((2, 1) if name == "run.json" else (0, 0))
+
+
+def test_an_image_of_another_size_is_named(tiny, cli, tmp_path):
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    Image.new("L", (5, 5)).save(tmp_path / "run/000001.png")
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--total_num", 11))
+    assert status == 2 and "000001.png: not of this run's image size" in err
+
+
 def test_a_complete_run_is_not_made_again(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "run"))
     before = (tmp_path / "run" / "result.json").stat().st_mtime_ns

@@ -247,6 +247,25 @@ def test_what_a_pipeline_changes_between_steps_stays_changed(method, dtype):
         torch.testing.assert_close(x[..., :2].double(), expected[..., :2], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["DDIM", "Heun", "DPM-Solver++2M", "UniPC2-bh2", "UniPC3-bh1"])
+def test_a_change_of_the_latents_is_carried_on(method):
+    """A network that always sees the same image: what is added in the middle shrinks as the noise does, no more."""
+    scheduler = MethodScheduler(method=method)
+    alphas = Schedule()
+
+    def images(added):
+        scheduler.set_timesteps(10)
+        x, states = noise(1, 1, 2, 2).double(), []
+        for k, t in enumerate(scheduler.timesteps):
+            alpha = alphas.alpha_cumprod(float(t))
+            x = x + added * (k == 6)
+            x = scheduler.step((x - alpha**0.5 * 0.3) / (1 - alpha) ** 0.5, t, x).prev_sample
+            states.append(x)
+        return states[7]
+
+    assert ((images(5.0) - images(0.0)) > 2).all()
+
+
 def test_what_is_returned_is_the_callers_own():
     scheduler = MethodScheduler(method="DDIM")
     scheduler.set_timesteps(4)

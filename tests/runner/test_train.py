@@ -212,6 +212,11 @@ def test_wrong_input_is_named(tiny, cli, tmp_path):
         (["--batch_size", "1798"], "above the 1797 images"),
         (["--nfe", "10"], "9 in 3 steps or 13 in 4 steps"),
         (["--total_num", "5"], "--total_num does not go with --runner train"),
+        (["--plan", "--eta", "0.5"], "takes no option eta"),
+        (["--plan", "--batch_size", "1798"], "above the 1797 images"),
+        (["--set", "Sample.batch_size=auto"], "Sample.batch_size: auto is for --runner sample"),
+        (["--set", "Train.distance_num=1"], "Train.distance_num: needs at least 2 images"),
+        (["--set", "Train.distance_num=4", "--set", "Sample.features=none"], "and Sample.features"),
     ):
         status, _, err = cli(*flags(tiny, tmp_path / "new", 1), *more)
         assert (status, err.count("\n")) == (2, 1)
@@ -227,6 +232,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, straight, cli, t
     assert "going on from the checkpoint before it" in err
     assert err.count("\n") == 1
     assert_same(state(tmp_path / "run")["model"], state(straight)["model"])
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"experiment": 5}, None])
+def test_a_foreign_checkpoint_gives_way_to_the_one_before(tiny, straight, cli, tmp_path, content):
+    shutil.copytree(straight, tmp_path / "run")
+    foreign = tmp_path / "run" / "train-00000013.ckpt"
+    if content is None:  # cut where PyTorch finds no end of the archive, and says so as of a file system's error
+        foreign.write_bytes(newest(straight).read_bytes()[:20_000])
+    else:
+        torch.save(content, foreign)
+    status, _, err = cli(*flags(tiny, tmp_path / "run", 4, "--restart"))
+    assert (status, err.count("\n")) == (0, 1)
+    assert f"{foreign}: " in err and "going on from the checkpoint before it" in err
 
 
 def test_only_the_last_checkpoints_are_kept(straight):
@@ -247,6 +265,24 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
     record = json.loads((tmp_path / "images" / "result.json").read_text())
     assert record["frechet"]["value"] == pytest.approx(values[best], rel=1e-5)
+
+
+def test_the_best_is_not_compared_with_one_of_another_distance(tiny, cli, tmp_path):
+    def best(epochs, *more):
+        given = ["--set", "Sample.sample_speed=4", *more]
+        assert cli(*flags(tiny, tmp_path, epochs, *given))[0] == 0
+        return state(tmp_path)["best"]
+
+    first = best(2, "--set", "Train.distance_num=60")
+    assert best(4, "--restart", "--set", "Train.distance_num=4") > first
+
+
+def test_an_average_that_cannot_be_sampled_from_does_not_end_the_run(tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.ones(()))
+    more = ["--set", "Optim.lr=1e30", "--set", "Train.distance_num=4", "--set", "Sample.sample_speed=4"]
+    status, _, err = cli(*flags(tiny, tmp_path, 2, *more))
+    assert status == 0
+    assert err.count("no sample at step 5: ε is not finite") == 1
 
 
 def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_kept(tiny, straight, tmp_path):
