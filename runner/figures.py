@@ -8,7 +8,7 @@ from PIL import Image
 from config.files import aside
 from runner.convergence import order
 from runner.method import RELEASED
-from runner.results import best
+from runner.results import best, nearest
 
 # Okabe & Ito's colours, which the colour-blind can tell apart, then others.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C6BB1", "#B15928", "#737373")
@@ -32,7 +32,8 @@ def draw(rows, flow, analytic, images):
     matplotlib.rcParams.update(
         {"font.size": 10, "svg.hashsalt": "figures", "axes.spines.top": False, "axes.spines.right": False}
     )
-    style = Style(rows)
+    style = Style(rows, flow)
+    unit = "steps" if all(row.steps == row.budget for row in rows if row.budget) else "network calls"
     called = next((row.called for row in rows if row.called), None)
     if called:
         for name, what, x in (
@@ -40,40 +41,45 @@ def draw(rows, flow, analytic, images):
             ("distance_calls", "network calls an image", lambda row: row.nfe),
             ("distance_seconds", "seconds a cell", lambda row: row.seconds),
         ):
-            yield name, f"{called} against {what}.", against(rows, x, what, called, style)
+            drawn = against(rows, x, what, called, style.among(style.best), what.startswith(unit))
+            yield name, f"{called} against {what}.", drawn
     if flow:
         for name, what, x in (("flow_steps", "steps", "steps"), ("flow_calls", "network calls an image", "nfe")):
             caption = (
                 f"Root-mean-square distance of images in [−1, 1] to the exact flow from their noise, against {what}; "
                 f"orders fitted from {ORDER_FROM} steps on."
             )
-            yield name, caption, to_flow(flow, x, what, style)
+            yield name, caption, to_flow(flow, x, what, style.among(style.nearest))
     caption = "The same of a network in closed form, a mixture of Gaussians, at t = 200, in float64."
     yield "analytic", caption, orders(*analytic, style)
     if images:
         adaptive = ", ".join(label for label, budget in images if budget is None)
-        images = {key: held for key, held in images.items() if key[0] not in style.grey}
-        unit = "steps" if all(row.steps == row.budget for row in rows if row.budget) else "calls"
+        images = {key: held for key, held in images.items() if key[0] in style.best}
         caption = f"Images from the same noise, methods by {unit}."
         caption += f" {adaptive}: of as many steps as it takes, in every row." if adaptive else ""
-        yield "images", caption, tiles(images, unit)
+        yield "images", caption, tiles(images, unit.split()[-1])
 
 
 class Style:
     """How the line of each label looks, the same in all figures.
 
-    Of more labels than there are colours the paper's and those that are best somewhere have one, the rest are grey.
+    Of more labels than there are colours a figure has the paper's and those that are best in it somewhere in colour, by
+    distance (`best`) or by distance to the exact flow (`nearest`), and the rest grey.
     """
 
-    def __init__(self, rows):
+    def __init__(self, rows, flow):
         labels = list(dict.fromkeys(row.label for row in rows))
-        shown = labels if len(labels) <= len(COLOURS) else {*RELEASED, *(row.label for row in best(rows).values())}
-        self.labels = [label for label in labels if label in shown]
-        self.grey = [label for label in labels if label not in shown]
+        few = labels if len(labels) <= len(COLOURS) else RELEASED
+        self.best = {*few, *(row.label for row in best(rows).values())}
+        self.nearest = {*few, *(entry["label"] for entry in nearest(flow).values())}
+        self.labels = [label for label in labels if label in self.best]
+        self.labels += [label for label in labels if label in self.nearest - self.best]
+
+    def among(self, shown):
+        """The looks in a figure: function of a label."""
+        return lambda label: self(label) if label in shown else FAINT | {"label": None}
 
     def __call__(self, label):
-        if label in self.grey:
-            return FAINT | {"label": None}
         if label not in self.labels:
             self.labels.append(label)
         n = self.labels.index(label)
@@ -108,8 +114,11 @@ def finish(panel, what, called, steps=None, **legend):
     panel.legend(fontsize=8, frameon=False, **legend)
 
 
-def against(rows, x, what, called, style):
-    """Distance against x(row), a line a method; an adaptive method is a point, or a level where it has no x."""
+def against(rows, x, what, called, style, ringed):
+    """Distance against x(row), a line a method; an adaptive method is a point, or a level where it has no x.
+
+    ringed: whether the best of each budget have a ring.
+    """
     figure, panel = axes()
     rows = [row for row in rows if row.distance is not None]
     for profile in dict.fromkeys(row.profile for row in rows):
@@ -124,8 +133,7 @@ def against(rows, x, what, called, style):
                 mine = sorted(mine, key=x)
                 spread = [row.spread or 0 for row in mine]
                 panel.errorbar([x(row) for row in mine], [row.distance for row in mine], spread, capsize=2, **look)
-    marked = best(rows).values()
-    if marked and all(x(row) == row.budget for row in rows if row.budget):
+    if ringed and (marked := best(rows).values()):
         ring = {"s": 110, "facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3, "label": "best"}
         panel.scatter([x(row) for row in marked], [row.distance for row in marked], **ring)
     profiles = list(dict.fromkeys(row.profile for row in rows))

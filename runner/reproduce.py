@@ -345,10 +345,10 @@ def write(table, path, done, bench, flow_images):
     folder, rows = bench.folder, results.summary(done)
     save_json(folder / "cells.json", [{"cell": cell.name, "label": cell.label, "record": r} for cell, r in done])
     results.save_csv(folder / "cells.csv", [results.tidy(cell, record, rows[cell.row]) for cell, record in done])
-    text = results.markdown(table, path.stem, list(rows.values()))
+    flow = flow_distances(done, bench, flow_images)
+    text = results.markdown(table, path.stem, list(rows.values()), flow)
     _save_text(folder / "table.md", text)
     print(f"\n{text}")
-    flow = flow_distances(done, bench, flow_images)
     schedule = sample.schedule_of(done[0][0].experiment)
     analytic = convergence.STEPS, convergence.analytic(schedule if schedule.diffusion_step == 1000 else Schedule())
     drawn = figures.draw(list(rows.values()), flow, analytic, _images(done, bench))
@@ -400,7 +400,7 @@ def flow_distances(done, bench, images):
                 "checkpoint": bench.sha256(cell),
             }
         save_json(file, list(known.values()))
-    found = [known[cell.name] for cell in cells if cell.name in known]
+    found = [known[cell.name] | {"budget": cell.steps or cell.nfe} for cell in cells if cell.name in known]
     return [entry for entry in found if math.isfinite(entry["rms"])]
 
 

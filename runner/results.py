@@ -81,11 +81,16 @@ def best(rows):
     return found
 
 
-def markdown(table, name, rows):
+def nearest(flow):
+    """Budget → the entry of the least distance to the exact flow."""
+    return {entry["budget"]: entry for entry in sorted(flow, key=lambda entry: -entry["rms"])}
+
+
+def markdown(table, name, rows, flow=()):
     """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference.
 
-    And what the paper claims: the calls in which each method is as good as the first in its most steps, and what the
-    profile "published" changes.
+    Then the distances to the exact flow, entries with budget, label, rms, images. And what the paper claims: the calls
+    in which each method is as good as the first in its most steps, and what the profile "published" changes.
     """
     budgets = sorted({row.budget for row in rows} - {None})
     called = next((row.called for row in rows if row.called), "nothing measured")
@@ -112,6 +117,7 @@ def markdown(table, name, rows):
         body = [[row.label, f"{row.nfe:.1f}", value(row)] for row in mine.values() if not row.budget]
         lines += section(f"Profile `{profile}`, adaptive steps:", ["method", "network calls", "distance"], body)
     lines += _beside_the_paper(table.paper, rows)
+    lines += _to_the_flow(flow, unit)
     lines += _as_good_as_the_best(rows, unit)
     lines += _as_good_as_the_first(rows)
     lines += _published_less_exact(rows)
@@ -153,6 +159,25 @@ def _beside_the_paper(paper, rows):
     body = [[r.label, r.profile, r.batch, f"{r.seconds_per_step:.3f}", paper.seconds_per_step[r.label]] for r in timed]
     title = "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):"
     return lines + section(title, ["method", "profile", "batch", "ours", "paper"], body)
+
+
+def _to_the_flow(flow, unit):
+    if not flow:
+        return []
+    budgets, mine = sorted({e["budget"] for e in flow}), {(e["label"], e["budget"]): e for e in flow}
+    least = nearest(flow).values()
+
+    def entry(held):
+        text = "" if held is None else f"{held['rms']:.2g}"
+        return f"**{text}**" if held in least else text
+
+    body = [
+        [label, *(entry(mine.get((label, n))) for n in budgets)] for label in dict.fromkeys(e["label"] for e in flow)
+    ]
+    title = (
+        f"Distance to the exact flow from the same noise, root mean square over {flow[0]['images']} images in [−1, 1], "
+    )
+    return section(title + f"profile `exact`, by {unit}; bold: the least.", ["method", *budgets], body)
 
 
 def _as_good_as_the_best(rows, unit):

@@ -37,7 +37,11 @@ def saved(tmp_path_factory):
         (label, n): list(rng.integers(0, 256, (4, 8, 8), np.uint8)) for label in ("DDIM", "F-PNDM") for n in COUNTS
     }
     images["PF", None] = list(rng.integers(0, 256, (4, 8, 8), np.uint8))
-    flow = [{"label": label, "steps": n, "nfe": n, "rms": 1 / n} for label in ("DDIM", "F-PNDM") for n in COUNTS]
+    flow = [
+        {"label": label, "steps": n, "nfe": n, "budget": n, "rms": 1 / n}
+        for label in ("DDIM", "F-PNDM")
+        for n in COUNTS
+    ]
     steps = (10, 20)
     drawn = figures.draw(rows(), flow, (steps, convergence.analytic(Schedule(), steps=steps)), images)
     return figures.save(drawn, tmp_path_factory.mktemp("figures") / "figures")
@@ -55,6 +59,9 @@ def test_of_many_methods_the_papers_and_the_best_have_colours():
     assert set(labels) == {"other 0", "DDIM", "best at 10", "best"}
     rings = handles[labels.index("best")].get_offsets()
     np.testing.assert_array_equal(rings, [[5, 2], [10, 1]])
+    flow = [{"label": f"other {i}", "steps": 5, "nfe": 5, "budget": 5, "rms": 1 + (i - 7) ** 2} for i in range(20)]
+    drawn = {name: figure for name, _, figure in figures.draw(made, flow, ((10, 20), {}), {})}
+    assert drawn["flow_steps"].axes[0].get_legend_handles_labels()[1] == ["other 7"]
 
 
 @pytest.fixture(scope="module")

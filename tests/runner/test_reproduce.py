@@ -221,6 +221,17 @@ def test_the_best_is_bold_and_what_the_seeds_cannot_tell_from_it_is_named():
     assert "| 10 | DDIM | 0.1000 ± 0.0000 | none |" in text
 
 
+def test_distances_to_the_flow_stand_in_the_table():
+    flow = [
+        {"label": "DDIM", "budget": 5, "rms": 0.2, "images": 8},
+        {"label": "FON", "budget": 5, "rms": 0.1, "images": 8},
+    ]
+    flow += [{"label": "DDIM", "budget": 9, "rms": 0.05, "images": 8}]
+    row = Row("DDIM", "exact", 5, 5, 5, 1, 10, 0.5, None, 0.01, 1.0, 5, "FID", {0: 0.5})
+    text = markdown(Table(experiment="", methods=["DDIM"], images=10), "made up", [row], flow)
+    assert "| DDIM | 0.2 | **0.05** |\n| FON | **0.1** |  |" in text.split("Distance to the exact flow")[1]
+
+
 def test_the_papers_values_stand_beside_ours_and_unknown_ones_stay_blank(table, cli, undrawn, tmp_path):
     paper = {"fid": {"DDIM": {4: {"value": 7.5, "basis": "quoted"}, "best": {"value": 5.0, "basis": "inferred"}}}}
     cli(*table(paper=paper, profiles=["exact"], seeds=1))
