@@ -57,7 +57,7 @@ def grid_of(schedule, steps, profile, spacing="uniform", times=None):
     steps that it was asked for.
     """
     total = schedule.diffusion_step
-    if spacing not in SPACINGS:
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
     if profile == "published" and (spacing != "uniform" or times is not None):
         raise ValueError("profile 'published' has the uniform spacing alone; spacing and times need profile 'exact'")
@@ -78,11 +78,16 @@ def counts(total, profile):
     return [n for n in range(1, total) if total % n == 0] if profile == "published" else range(1, total + 1)
 
 
-def _checked(times, total):
+def floats(name, values):
+    """`values` as a list of floats. Raises ValueError, saying what has the values, if they are none."""
     try:
-        times = [float(t) for t in times]
+        return [float(value) for value in values]
     except (TypeError, ValueError):
-        raise ValueError(f"times must be a list of numbers, not {times!r}") from None
+        raise ValueError(f"{name} must be a list of numbers, not {values!r}") from None
+
+
+def _checked(times, total):
+    times = floats("times", times)
     falling = all(a > b for a, b in pairwise(times))
     if len(times) < 2 or not falling or times[0] > total - 1 or times[-2] < 0 or -1 != times[-1] < 0:
         raise ValueError(

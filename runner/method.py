@@ -12,6 +12,7 @@ arXiv:2202.09778; its Eq. (9) is `transfer.phi`, Eqs. (12) and (13) are the comb
 """
 
 import math
+import numbers
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -347,7 +348,7 @@ RELEASED = ("DDIM", "S-PNDM", "F-PNDM", "FON", "PF")  # what the profile "publis
 
 def method_named(name):
     """The line of `METHODS` of that name. Raises ValueError."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
     return METHODS[name]
 
@@ -381,6 +382,9 @@ def trajectory(
         raise ValueError(f"profile 'published' is of the released code, which has {', '.join(RELEASED)} alone")
     if unknown := set(options) - line.options:
         raise ValueError(f"method {method} takes no option {', '.join(sorted(unknown))}")
+    for name, value in options.items():
+        if not isinstance(value, numbers.Real) and (name, value) != ("threshold", None):
+            raise ValueError(f"{name} is {value!r}, it must be a number")
     steps = whole("steps", steps)
     if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
         raise ValueError(f"x is {x.dtype}, it must be float32 or float64: a state in less loses the method's order")

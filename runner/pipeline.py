@@ -52,7 +52,7 @@ class PNDMPipeline:
         device: str | torch.device = "cpu",
     ) -> None:
         self.network, self.schedule, self.shape, self.decode = network, schedule, shape, decode
-        self.prediction, self.device = prediction, torch.device(device)
+        self.prediction, self.device = prediction, _device(device)
 
     @classmethod
     def from_pretrained(
@@ -70,7 +70,7 @@ class PNDMPipeline:
         precision: of the network, as of `--precision`: "fp32", "tf32", "bf16", or "auto", which PF is not to be run in.
         Raises InputError (a ValueError).
         """
-        where = torch.device(device)
+        where = _device(device)
 
         def engine(network):
             return Engine(network.float(), where, resolve(precision, where))
@@ -78,7 +78,9 @@ class PNDMPipeline:
         experiment = None
         if not isinstance(source, (str, Path)):
             raise InputError(f"from_pretrained takes a path or a name, not {source!r}")
-        if config is None and Path(source).suffix in (".yml", ".yaml"):
+        if Path(source).suffix in (".yml", ".yaml"):
+            if config is not None:
+                raise InputError(f"{source} is an experiment and takes no config; config is for a checkpoint")
             experiment = load(str(source))
             source = experiment.Sample.model_path
         elif config is not None:
@@ -101,7 +103,7 @@ class PNDMPipeline:
 
     def to(self, device: str | torch.device) -> "PNDMPipeline":
         """Move the network, and with it the work, to a device; returns this pipeline."""
-        self.device = torch.device(device)
+        self.device = _device(device)
         if isinstance(self.network, (torch.nn.Module, Engine)):
             self.network.to(self.device)
         return self
@@ -162,6 +164,13 @@ class PNDMPipeline:
     def _draw(self, n, generator):
         where = self.device if generator is None else generator.device
         return torch.randn(n, *self.shape, generator=generator, device=where).to(self.device)
+
+
+def _device(name):
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {name!r} is none of PyTorch's; cpu, cuda, cuda:1, mps are, say") from None
 
 
 def _output(images, kind):

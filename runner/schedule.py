@@ -1,6 +1,7 @@
 """Noise schedules: ᾱ(t) at the training steps and, smoothly, between them; ε from what a network predicts."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,8 @@ class Schedule:
             type, diffusion_step = "given", len(betas)
         elif type not in TYPES:
             raise ValueError(f"schedule type {type!r} is not one of {', '.join(TYPES)}")
-        if diffusion_step < 1:
-            raise ValueError(f"diffusion_step is {diffusion_step}, it must be at least 1")
+        if not isinstance(diffusion_step, numbers.Integral) or diffusion_step < 1:
+            raise ValueError(f"diffusion_step is {diffusion_step!r}, it must be a whole number, at least 1")
         if type not in ("cosine", "given") and not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < beta_start <= beta_end < 1, not {beta_start}, {beta_end}")
         if type == "linear":

@@ -16,7 +16,7 @@ import torch
 
 from model.diffusers import BETAS
 from runner.events import Draw, Step
-from runner.grid import grid_of, uniform
+from runner.grid import floats, grid_of, uniform
 from runner.method import METHODS, calls, method_named, nothing, resume, whole
 from runner.schedule import PREDICTIONS, Schedule, eps_from
 
@@ -113,7 +113,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("set_timesteps takes num_inference_steps or timesteps, one of them")
-        nodes = self._nodes(num_inference_steps) if timesteps is None else [float(t) for t in timesteps]
+        nodes = self._nodes(num_inference_steps) if timesteps is None else floats("timesteps", timesteps)
         end, last = (-1.0 if self.config.set_alpha_to_one else 0.0), self.schedule.diffusion_step - 1
         falling = nodes and sorted(set(nodes), reverse=True) == nodes
         if not falling or not 0 <= nodes[-1] <= nodes[0] <= last or nodes == [end]:

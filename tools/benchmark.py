@@ -461,6 +461,7 @@ def positive(text):
 
 
 def main(argv=None):
+    from config.errors import InputError
     from config.schema import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -490,7 +491,11 @@ def main(argv=None):
         command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--compile", action="store_true", help="compile the network of this project")
     args = parser.parse_args(argv)
-    figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
+    try:
+        figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
+    except InputError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        sys.exit(2)
     if args.json:
         from config.files import save_json
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+from runner.processes import Processes
 
 PATIENCE = 300  # seconds for what takes twenty on an idle machine
 TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.log_interval=1"]
@@ -184,6 +186,50 @@ def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, t
     assert err.splitlines()[-1].startswith("main.py: another process did not answer (")
     assert "Traceback" not in err
     del silent
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_process_told_to_stop_stops_all_with_a_checkpoint(tiny, tmp_path, victim):
+    flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", "Train.epoch=1000", "--train_path", tmp_path]
+    run = torchrun(2, *flags)
+    while not list(tmp_path.glob("events*")) and run.poll() is None:
+        time.sleep(0.01)
+    os.kill(workers_of(run)[victim], signal.SIGTERM)
+    err = run.communicate(timeout=PATIENCE)[1]
+    assert run.returncode != 0
+    assert train_state(tmp_path)["step"] >= 1, err
+
+
+def teams(timeout):
+    """Two processes that are threads of this one, with a store between them."""
+    store = dist.HashStore()
+    return [Processes(torch.device("cpu"), rank, 2, store, timeout / 60) for rank in (0, 1)]
+
+
+def test_a_process_at_work_is_waited_for_beyond_the_timeout():
+    first, second = teams(timeout=2.5)
+    order = []
+
+    def work():
+        for _ in range(25):
+            time.sleep(0.2)
+            second.beat()
+        order.append("worked")
+        second.wait()
+        second.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    first.wait()
+    order.append("met")
+    first.wait()
+    thread.join()
+    assert order == ["worked", "met"]
+
+
+def test_a_process_that_does_nothing_is_not():
+    with pytest.raises(RuntimeError, match="timed out"):
+        teams(timeout=0.5)[0].wait()
 
 
 def test_wrong_input_ends_all_processes_with_one_line_from_the_first(tiny, tmp_path):
