@@ -1,0 +1,68 @@
+"""What needs an NVIDIA GPU: the same images and distances as a CPU's, batches begun ahead, TF32, compilation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.engine import Engine
+from runner.metric import frechet_distance
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def pixels(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]).astype(int)
+
+
+@pytest.mark.parametrize("more", [[], ["--method", "PF"], ["--method", "DDPM"], ["--method", "UniPC3-bh2"]])
+def test_images_are_those_of_the_cpu(tiny, cli, tmp_path, more):
+    for device in ("cpu", "cuda"):
+        flags = tiny.flags(tmp_path / device, "--precision", "fp32", "--total_num", 30, *more, "--device", device)
+        assert cli(*flags)[0] == 0
+    assert np.abs(pixels(tmp_path / "cpu") - pixels(tmp_path / "cuda")).max() <= 1
+
+
+def test_a_compiled_network_makes_the_same_images(tiny, cli, tmp_path):
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        flags = tiny.flags(tmp_path / name, "--precision", "fp32", "--total_num", 30, *more, "--device", "cuda")
+        assert cli(*flags)[0] == 0
+    assert np.abs(pixels(tmp_path / "eager") - pixels(tmp_path / "compiled")).max() <= 1
+
+
+def test_missing_images_come_back_with_the_same_bytes(tiny, cli, tmp_path):
+    """Batches that were begun while others were written."""
+    flags = tiny.flags(tmp_path, "--total_num", 30, "--device", "cuda")
+    assert cli(*flags)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("[0-9]*.png")}
+    for path in sorted(before)[::3]:
+        path.unlink()
+    assert cli(*flags)[0] == 0
+    assert {path: path.read_bytes() for path in tmp_path.glob("[0-9]*.png")} == before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_the_second_gpu(tiny, cli, tmp_path):
+    for device in ("cuda:0", "cuda:1"):
+        assert cli(*tiny.flags(tmp_path / device, "--device", device))[0] == 0
+    assert (pixels(tmp_path / "cuda:0") == pixels(tmp_path / "cuda:1")).all()
+
+
+def test_tf32_is_coarser(tiny):
+    x, t = torch.randn(4, 1, 8, 8, device="cuda"), torch.full((4,), 500.0, device="cuda")
+    full, rounded, half = (Engine(tiny.network, torch.device("cuda"), p)(x, t) for p in ("fp32", "tf32", "bf16"))
+    tiny.network.cpu().set_inner(torch.float32)
+    apart, further = ((eps - full).abs().mean().item() for eps in (rounded, half))
+    assert 0 <= apart < further
+
+
+def test_distances_are_computed_there():
+    torch.zeros(1, device="cuda")
+    variances = torch.rand(2, 300, dtype=torch.float64) + 0.1
+    means = torch.randn(2, 300, dtype=torch.float64)
+    expected = ((means[0] - means[1]) ** 2).sum() + ((variances[0].sqrt() - variances[1].sqrt()) ** 2).sum()
+    found = frechet_distance(means[0], variances[0].diag(), means[1], variances[1].diag())
+    assert found == pytest.approx(expected.item(), rel=1e-9)
