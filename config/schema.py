@@ -4,6 +4,7 @@
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +32,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Batch = Annotated[
-    Positive,
+    Annotated[int, Field(ge=1, le=2**16)],
     WrapValidator(lambda value, whole: value if value == "auto" else whole(value)),
     PlainSerializer(lambda value: value),
 ]
@@ -216,7 +217,7 @@ class SampleSection(Section):
     rtol: Annotated[float, Field(gt=0, lt=1)] | None = key(None, "PF: relative tolerance, default 1e-5")
     atol: Annotated[float, Field(gt=0)] | None = key(None, "PF: absolute tolerance, default 1e-5")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of the noise of every image")
-    total_num: Positive = key(1000, "number of images")
+    total_num: Annotated[int, Field(ge=1, le=10**8)] = key(1000, "number of images")
     batch_size: Batch = key(128, "images a network call; auto: what the memory takes")
     precision: Literal[PRECISIONS] = key(
         "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
@@ -281,7 +282,7 @@ class Cells(Section):
         [], "instead: numbers of network calls, or where a method cannot spend them the most below"
     )
     profiles: Annotated[list[Literal[PROFILES]], Field(min_length=1)] = key(["exact"], "profiles")
-    seeds: Positive = key(1, "number of seeds: 0, 1, …")
+    seeds: Annotated[int, Field(ge=1, le=1000)] = key(1, "number of seeds: 0, 1, …")
 
 
 class Table(Cells):
@@ -409,8 +410,11 @@ def _explain(error, tree, path, flags):
     first = error.errors()[0]
     section, *rest = (str(part) for part in first["loc"]) if first["loc"] else ("",)
     leaf = rest[-1] if rest and not rest[-1].isdigit() else (rest[-2] if len(rest) > 1 else "")
-    place = flags.get(f"{section}.{leaf}") or path
-    return f"{place}: {_message(first, first['loc'], tree)}"
+    message = _message(first, first["loc"], tree)
+    # A contradiction of several keys is put to the flag of one that it names.
+    named = (flag for target, flag in flags.items() if re.search(rf"\b{target.partition('.')[2]}\b", message))
+    place = flags.get(f"{section}.{leaf}") or (next(named, path) if first["type"] == "value_error" else path)
+    return f"{place}: {message}"
 
 
 def _message(first, loc, tree):

@@ -221,6 +221,19 @@ def test_the_best_is_bold_and_what_the_seeds_cannot_tell_from_it_is_named():
     assert "| 10 | DDIM | 0.1000 ± 0.0000 | none |" in text
 
 
+def test_a_schedule_of_fewer_steps(table, cli, tmp_path):
+    flags = ["--set", "Schedule.diffusion_step=300", "--steps", "4", "--methods", "DDIM", "--flow", "1"]
+    assert cli(*table(images=2, profiles=["exact"], seeds=1), *flags)[0] == 0
+    assert (tmp_path / "table/report.html").exists()
+
+
+def test_the_flow_of_one_step_is_its_transfer(table, cli, undrawn, tmp_path):
+    status, _, err = cli(*table(methods=["DDIM"], steps=[1], profiles=["exact"], seeds=1, flow=2, more=[]))
+    assert (status, "not finite" in err) == (0, False)
+    (entry,) = json.loads((tmp_path / "table/flow.json").read_text())
+    assert entry["rms"] < 1e-5
+
+
 def test_distances_to_the_flow_stand_in_the_table():
     flow = [
         {"label": "DDIM", "budget": 5, "rms": 0.2, "images": 8},
