@@ -175,6 +175,7 @@ def processes(device, timeout=None):
     team = Processes(device, rank, size, store, timeout or TIMEOUT)
     yield team
     team.wait()
+    team.total(torch.zeros(1))  # not before all have read that in the store, which may be the first process's
     # Not after an error, when the others may be gone, and not with gloo, whose teardown now and then hangs or aborts:
     # there the process ends with the group in place (main.py).
     if device.type == "cuda":
