@@ -272,9 +272,7 @@ def main(argv=None):
 
             folder = args.train_path or "temp/train"
             train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout)
-    except InputError as error:
-        return complain(error)
-    except NotFinite as error:
+    except (InputError, NotFinite) as error:
         return complain(error)
     except MemoryError:
         return complain(_OUT_OF_MEMORY)

@@ -111,7 +111,8 @@ def finish(panel, what, called, steps=None, **legend):
     if steps:
         ticks = sorted(set(steps))
         panel.xaxis.set_ticks([b for a, b in zip([0, *ticks], ticks, strict=False) if b > 1.15 * a])
-    panel.legend(fontsize=8, frameon=False, **legend)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize=8, frameon=False, **legend)
 
 
 def against(rows, x, what, called, style, ringed):

@@ -206,6 +206,16 @@ def test_every_count_and_spacing_ends_finite_at_clean_data(method, schedule):
             assert states[-1].x.isfinite().all(), (spacing, steps)
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_twenty_steps_end_near_the_exact_flow(spacing):
+    start = float(SPACINGS[spacing](20, LINEAR)[0])
+    x, alpha = NETWORK.flow(NOISE, start, 0), float(LINEAR.alpha_cumprod(0))
+    end = (x - math.sqrt(1 - alpha) * NETWORK(x, x.new_zeros(len(x)))) / math.sqrt(alpha)
+    for method in (*ORDERS, "DDIM", "S-PNDM", "F-PNDM"):
+        state = last(solve(method, NETWORK, NOISE, LINEAR, 20, spacing=spacing))
+        assert (state.x - end).square().mean().sqrt() < (0.5 if method.endswith("bh1") else 0.15), method
+
+
 def test_a_thousand_steps_can_be_taken():
     x = torch.full((1, 1), 0.3, dtype=torch.float64)
     for method in ("DEIS-tAB3", "UniPC3-bh2", "DDPM"):
