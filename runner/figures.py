@@ -12,6 +12,7 @@ from runner.results import best, nearest
 
 # Okabe & Ito's colours, which the colour-blind can tell apart, then others.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C6BB1", "#B15928", "#737373")
+COLOURS += ("#E7298A", "#66A61E", "#7F0000", "#00429D", "#C5B000", "#17A2A2")
 MARKERS = "osD^vP*X<>"
 FAINT = {"color": "#c9c9c9", "linewidth": 0.8, "zorder": 1}
 SIZE = (5.4, 4.0)  # inches, at which the letters can be read on a phone
@@ -46,9 +47,9 @@ def draw(rows, flow, analytic, images):
     if flow:
         for name, what, x in (("flow_steps", "steps", "steps"), ("flow_calls", "network calls an image", "nfe")):
             caption = (
-                f"Root-mean-square distance of images in [−1, 1] to the exact flow from their noise, against {what}; "
-                f"orders fitted from {ORDER_FROM} steps on."
+                f"Root-mean-square distance of images in [−1, 1] to the exact flow from their noise, against {what}"
             )
+            caption += f"; orders fitted from {ORDER_FROM} steps on." if x == "steps" else "."
             yield name, caption, to_flow(flow, x, what, style.among(style.nearest))
     caption = "The same of a network in closed form, a mixture of Gaussians, at t = 200, in float64."
     yield "analytic", caption, orders(*analytic, style)
@@ -150,7 +151,7 @@ def to_flow(flow, x, what, style):
     for label in dict.fromkeys(entry["label"] for entry in flow):
         mine = sorted((entry for entry in flow if entry["label"] == label), key=lambda entry: entry[x])
         counts, errors = ([entry[name] for entry in mine] for name in (x, "rms"))
-        late = sum(entry["steps"] < ORDER_FROM for entry in mine)
+        late = sum(entry["steps"] < ORDER_FROM for entry in mine) if x == "steps" else len(mine)
         slope(panel, style(label), label, counts, errors, late)
     finish(panel, what, "distance to the exact flow", [entry[x] for entry in flow] if x == "steps" else None)
     return figure

@@ -10,6 +10,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.2rem; margin-top: 2rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 1.5rem; }
 figure { margin: 0; }
+#images { grid-column: 1 / -1; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { color: #555; font-size: .875rem; margin-top: .5rem; max-width: 40rem; }
 .scroll { overflow-x: auto; }

@@ -83,7 +83,10 @@ def best(rows):
 
 def nearest(flow):
     """Budget → the entry of the least distance to the exact flow."""
-    return {entry["budget"]: entry for entry in sorted(flow, key=lambda entry: -entry["rms"])}
+    found = {}
+    for entry in flow:
+        found[entry["budget"]] = min(found.get(entry["budget"], entry), entry, key=lambda e: e["rms"])
+    return found
 
 
 def markdown(table, name, rows, flow=()):
