@@ -104,8 +104,10 @@ def finish(panel, what, called, steps=None, **legend):
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     panel.set(xlabel=what, ylabel=called)
-    for axis in (panel.xaxis, panel.yaxis):
+    for axis, limit in ((panel.xaxis, panel.set_xlim), (panel.yaxis, panel.set_ylim)):
         low, high = axis.get_view_interval()
+        if high < 1.01 * low:  # of a single point
+            low, high = limit(low / 2, 2 * high)
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())

@@ -64,6 +64,14 @@ def test_of_many_methods_the_papers_and_the_best_have_colours():
     assert drawn["flow_steps"].axes[0].get_legend_handles_labels()[1] == ["other 7"]
 
 
+def test_a_single_point_has_room():
+    one = Row("Heun", "exact", 10, 5, 9, 1, 50, 0.5, None, 0.1, 1.0, 5, "FID", {0: 0.5})
+    drawn = {name: figure for name, _, figure in figures.draw([one], [], ((10, 20), {}), {})}
+    for name, x in (("distance_steps", 5), ("distance_calls", 9), ("distance_seconds", 1)):
+        low, high = drawn[name].axes[0].get_xlim()
+        assert low < 0.9 * x and high > 1.1 * x
+
+
 @pytest.fixture(scope="module")
 def page(saved, tmp_path_factory):
     markdown = "# t\n\nSome `code` & **5** < 6.\n\n| a | b |\n| --- | --- |\n| x | " + "wide " * 60 + "|\n"
