@@ -144,7 +144,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
     mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64, on the GPU that
     the process uses if it uses one. Returns a float, not below 0. Raises ValueError on shapes that differ, on values
-    that are not finite, and on a covariance that is not symmetric.
+    that are not finite, and on a covariance that is none.
 
     Σ₁Σ₂ has the eigenvalues of the symmetric LᵀΣ₂L, where Σ₁ = LLᵀ, which no general matrix square root is needed
     for. They are exact to ε·λ_max, their roots to ε·λ_max/√λ: too little when a covariance is nearly singular. Then
@@ -269,6 +269,8 @@ def _check(mu, sigma):
         raise ValueError("mu and sigma are not finite")
     if skew > 1e-5 * largest:
         raise ValueError("sigma is not symmetric")
+    if (sigma.diagonal() < 0).any():
+        raise ValueError("sigma has negative variances")
 
 
 def _congruent(lower, sigma):

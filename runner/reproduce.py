@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config.errors import InputError
 from config.files import aside, load_json, save_json
-from config.schema import Experiment, load, with_sample
+from config.schema import Experiment, find, load, with_sample
 from runner import convergence, figures, plan, report, results, sample
 from runner.events import NotFinite
 from runner.method import METHODS
@@ -132,7 +132,7 @@ def _methods(table, path, overrides):
         common = {"total_num": table.images, "keep": KEEP} | table.sample | values
         common |= {"nfe": None, "times": None}
         laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in common.items()}
-        experiment = load(network, laid | overrides)
+        experiment = load(find(network, f"{path}: experiment"), laid | overrides)
         if experiment.Sample.batch_size == "auto":
             raise InputError(f"{path}: {label}: batch_size auto is for --runner sample; a table's cells need a number")
         found[label] = (label, network, experiment)

@@ -259,6 +259,7 @@ def test_published_files_have_no_record(tmp_path):
         ({"mu": np.zeros(3)}, "not a statistics file"),
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"mu \(3,\) and sigma \(2, 2\)"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "not finite"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "negative variances"),
         ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "not a statistics file"),
         ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "not a statistics file"),
         ({"mu": np.zeros(1), "sigma": np.eye(1), "record": np.array("{")}, "not a statistics file"),

@@ -384,7 +384,7 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"nfe": [5]}, "steps and nfe exclude each other in a table"),
         ({"methods": ["DDIM"], "steps": [], "more": []}, "there is nothing to run (no steps are given)"),
         ({"methods": ["DDIM"], "steps": [2000], "more": []}, "2000 steps cannot be run"),
-        ({"experiment": "nothing.yml"}, "no file nothing.yml"),
+        ({"experiment": "nothing.yml"}, "small.yml: experiment: no file nothing.yml"),
         ({"sample": {"features": "colours"}}, "Sample.features is 'colours'"),
         ({"paper": {"fid": {"DDIM": {5: {"value": 1, "basis": "heard"}}}}}, "basis is 'heard'"),
     ],
