@@ -162,11 +162,12 @@ def test_processes_that_die_are_replaced(tiny, tmp_path, undisturbed):
     """With `--max-restarts`: the run ends complete, without anybody's help."""
     folder = tmp_path / "run"
     run = torchrun(2, *tiny.flags(folder, *SAMPLE), launcher=["--max-restarts=2"])
-    for victim in (0, 1):
-        wanted = count_images(folder) + 8
-        while count_images(folder) < wanted and run.poll() is None:
+    wanted, before = 8, []
+    for victim in (0, 1):  # the second as soon as there are others, for they may soon be done
+        while (count_images(folder) < wanted or len(set(workers_of(run)) - {*before}) < 2) and run.poll() is None:
             time.sleep(0.005)
-        os.kill(workers_of(run)[victim], signal.SIGKILL)
+        before += (started := sorted({*workers_of(run)} - {*before}))
+        os.kill(started[victim], signal.SIGKILL)
     err = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode == 0, err
     assert files(folder) == files(undisturbed)
