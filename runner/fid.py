@@ -7,6 +7,7 @@
 A distance is called FID when its features are those of pytorch-fid's Inception weights, and not otherwise.
 """
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def compare(paths, features, device, inception_path=None, out=None, metrics=()):
             measurement.update(ids, images)
         card = measurement.card()
     if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         save_json(out, card)
     print(describe(card))
     return card
@@ -70,6 +72,7 @@ def make_statistics(images, features, device, out, inception_path=None):
     _refuse_few(images.record["dataset"], images)
     extractor = EXTRACTORS[features](images[0].shape, device, inception_path)
     moments = moments_of(images, extractor)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     moments.save(out)
     print(f"{out}: {extractor.dimension} {features} features of {len(images):,} images")
     return moments
@@ -266,4 +269,6 @@ def _writable(out, suffix):
     if out is not None and (Path(out).suffix != suffix or Path(out).is_dir()):
         raise InputError(f"--out: {out} is not the name of a {suffix} file")
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        there = next(folder for folder in Path(out).absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(f"--out: {out} cannot be written, {there} is not a folder that can be written to")

@@ -322,6 +322,15 @@ def test_wrong_sampling_is_refused_before_it_begins(tiny, cli, tmp_path, flags, 
     assert not (tmp_path / "run").exists()
 
 
+def test_what_cannot_be_written_is_refused_first_and_nothing_is_made(tiny, cli, tmp_path):
+    (tmp_path / "file").touch()
+    status, _, err = cli("--runner", "stats", "--config", tiny.config, "--out", tmp_path / "file/below/s.npz")
+    assert status == 2 and "cannot be written" in err and err.count("\n") == 1
+    status, _, err = cli("--runner", "fid", tmp_path / "no", tmp_path / "none", "--out", tmp_path / "new/card.json")
+    assert status == 2 and "no such file or folder" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 def test_one_image_has_no_distance(tiny, cli, tmp_path):
     status, _, err = cli(*tiny.flags(tmp_path / "run", "--total_num", 1))
     assert status == 0 and "one image has no covariance" in err
