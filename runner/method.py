@@ -523,7 +523,7 @@ def steps_near(method, nfe, schedule, profile="exact", **options):
 
     Either is left out where there is none. Raises ValueError on what `solve` does.
     """
-    if method in METHODS and METHODS[method].adaptive:
+    if method_named(method).adaptive:
         raise ValueError(f"method {method} spends what its tolerances take; nfe {nfe} cannot be asked of it")
     if options.get("times") is not None:
         raise ValueError("nfe and times exclude each other")

@@ -22,7 +22,7 @@ from runner import sample
 from runner.events import Query, Step
 from runner.method import METHODS, calls, drive, steps_near
 from runner.metric import GROUPS
-from runner.train import KEEP, check
+from runner.train import KEEP, batches_of, check
 from runner.transfer import PublishedSchedule
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
@@ -198,7 +198,6 @@ def show(experiment, device):
 
 def print_lines(experiment):
     if adaptive(experiment):
-        sample.events(experiment)
         print(f"{experiment.Sample.method} chooses its steps as it goes")
         return
     found = lines(experiment)
@@ -230,10 +229,8 @@ def show_training(experiment, device):
     """Print the plan of a training run; a training step is taken as three network calls."""
     train, data = experiment.Train, experiment.Dataset
     check(experiment)
-    count = len(open_dataset(data))
-    if count < data.batch_size:
-        raise InputError(f"Dataset.batch_size {data.batch_size} is above the {count} images")
-    steps = train.epoch * (count // data.batch_size)
+    images = open_dataset(data)
+    count, steps = len(images), train.epoch * batches_of(images, data)
     network = UNet(settings_of(experiment.Model)).to(device).eval()
     parameters = sum(p.numel() for p in network.parameters())
     seconds = 3 * steps * data.batch_size * calibrate(network, experiment, device).seconds

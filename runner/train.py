@@ -61,6 +61,13 @@ def check(experiment):
         raise InputError("Train.distance_num: needs at least 2 images, and Sample.features")
 
 
+def batches_of(images, dataset):
+    """The number of whole batches of a `Dataset` section in its images. Raises InputError if there is none."""
+    if len(images) < dataset.batch_size:
+        raise InputError(f"Dataset.batch_size {dataset.batch_size} is above the {len(images)} images")
+    return len(images) // dataset.batch_size
+
+
 class Trainer:
     """State of one training run: network, average, optimizer, and the number of steps done."""
 
@@ -76,9 +83,7 @@ class Trainer:
         self.schedule = schedule_of(experiment)
         check(experiment)
         self.images = open_dataset(dataset)
-        self.batches = len(self.images) // dataset.batch_size
-        if not self.batches:
-            raise InputError(f"Dataset.batch_size {dataset.batch_size} is above the {len(self.images)} images")
+        self.batches = batches_of(self.images, dataset)
         if dataset.batch_size < team.size:
             raise InputError(f"Dataset.batch_size {dataset.batch_size} is below the {team.size} processes")
         cuts = [rank * dataset.batch_size // team.size for rank in (team.rank, team.rank + 1)]
