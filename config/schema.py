@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
+from pndm.config.errors import InputError
+from pndm.runner.measure.features import EXTRACTORS
+from pndm.runner.solver.grid import SPACINGS
+from pndm.runner.solver.methods import METHODS, PROFILES
+from pndm.runner.solver.schedule import TYPES
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,12 +25,6 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-
-from config.errors import InputError
-from runner.features import EXTRACTORS
-from runner.grid import SPACINGS
-from runner.method import METHODS, PROFILES
-from runner.schedule import TYPES
 
 FOLDER = Path(__file__).parent
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")

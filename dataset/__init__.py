@@ -6,9 +6,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-
-from config.errors import InputError
-from dataset.readers import READERS
+from pndm.config.errors import InputError
+from pndm.dataset.readers import READERS
 
 
 def open_dataset(section):

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-
-from config.errors import InputError
+from pndm.config.errors import InputError
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DEFAULT = Path("temp/dataset")

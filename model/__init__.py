@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-
-    from model.unet import UNet
+    from pndm.model.unet import UNet
 
 
 def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device" = "cpu") -> "UNet":
@@ -18,10 +17,9 @@ def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device"
     Raises InputError (a ValueError) naming the key, or the first setting or tensors that do not fit.
     """
     import torch
-
-    from config.errors import InputError
-    from model.checkpoint import read, state_dict_for
-    from model.unet import UNet, settings_of
+    from pndm.config.errors import InputError
+    from pndm.model.checkpoint import read, state_dict_for
+    from pndm.model.unet import UNet, settings_of
 
     checkpoint = None if checkpoint is None else read(checkpoint)
     settings = checkpoint and checkpoint.settings if config is None else settings_of(config)

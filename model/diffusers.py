@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pndm.config.errors import InputError
+from pndm.config.schema import Positive, Section
+from pndm.model.unet import Settings
 from pydantic import ConfigDict, ValidationError
-
-from config.errors import InputError
-from config.schema import Positive, Section
-from model.unet import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")

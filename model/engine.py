@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-
-from config.errors import InputError
-from config.schema import PRECISIONS
+from pndm.config.errors import InputError
+from pndm.config.schema import PRECISIONS
 
 
 def resolve(precision, device, smooth=True):

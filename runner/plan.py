@@ -13,17 +13,16 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import torch
-
-from config.errors import InputError
-from dataset import open_dataset
-from model.engine import peak
-from model.unet import UNet, settings_of
-from runner import sample
-from runner.events import Query, Step
-from runner.method import METHODS, calls, drive, steps_near
-from runner.metric import GROUPS
-from runner.train import KEEP, batches_of, check
-from runner.transfer import PublishedSchedule
+from pndm.config.errors import InputError
+from pndm.dataset import open_dataset
+from pndm.model.engine import peak
+from pndm.model.unet import UNet, settings_of
+from pndm.runner import sample
+from pndm.runner.measure.statistics import GROUPS
+from pndm.runner.solver.events import Query, Step
+from pndm.runner.solver.methods import METHODS, calls, drive, steps_near
+from pndm.runner.solver.transfer import PublishedSchedule
+from pndm.runner.train import KEEP, batches_of, check
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes

@@ -22,20 +22,19 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from pndm.config.errors import InputError
+from pndm.config.files import aside, load_json, save_json
+from pndm.config.schema import with_sample
+from pndm.dataset import decode
+from pndm.model import checkpoint, diffusers, load_model
+from pndm.model.engine import Engine, largest_batch, resolve
+from pndm.runner.measure.fid import Measurement, describe
+from pndm.runner.processes import processes
+from pndm.runner.random import noise
+from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.methods import METHODS, nothing, solve, steps_for, trajectory
+from pndm.runner.solver.schedule import Schedule
 from tqdm import tqdm
-
-from config.errors import InputError
-from config.files import aside, load_json, save_json
-from config.schema import with_sample
-from dataset import decode
-from model import checkpoint, diffusers, load_model
-from model.engine import Engine, largest_batch, resolve
-from runner.events import NotFinite
-from runner.fid import Measurement, describe
-from runner.method import METHODS, nothing, solve, steps_for, trajectory
-from runner.processes import processes
-from runner.random import noise
-from runner.schedule import Schedule
 
 ROOT = Path(__file__).parent.parent
 GRID = 100  # images in grid.png

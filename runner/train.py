@@ -19,24 +19,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pndm.config.errors import InputError
+from pndm.config.files import aside
+from pndm.dataset import encode, open_dataset
+from pndm.model import checkpoint
+from pndm.model.ema import EMA
+from pndm.model.engine import tf32
+from pndm.model.unet import UNet, settings_of
+from pndm.runner import sample
+from pndm.runner.measure.fid import Measurement
+from pndm.runner.processes import processes
+from pndm.runner.random import generator
+from pndm.runner.sample import generate, grid, schedule_of
+from pndm.runner.solver.events import NotFinite
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-from config.errors import InputError
-from config.files import aside
-from dataset import encode, open_dataset
-from model import checkpoint
-from model.ema import EMA
-from model.engine import tf32
-from model.unet import UNet, settings_of
-from runner import sample
-from runner.events import NotFinite
-from runner.fid import Measurement
-from runner.processes import processes
-from runner.random import generator
-from runner.sample import generate, grid, schedule_of
 
 KEEP = 3  # checkpoints
 

@@ -1,7 +1,6 @@
 """What all tests share: the project's folder and the reference data."""
 
 import os
-import sys
 from pathlib import Path
 
 # Before PyTorch is imported, and for every process that the tests start: training is the same to the bit only with
@@ -18,7 +17,6 @@ if "CI" in os.environ:
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
-sys.path[:0] = [str(ROOT), str(DATA)]
 
 
 class Tiny:
@@ -27,10 +25,9 @@ class Tiny:
     def __init__(self, folder):
         import torch
         import yaml
-
-        from config.schema import load
-        from model import checkpoint
-        from model.unet import UNet, settings_of
+        from pndm.config.schema import load
+        from pndm.model import checkpoint
+        from pndm.model.unet import UNet, settings_of
 
         tree = yaml.safe_load((ROOT / "config" / "digits.yml").read_text())
         tree["Model"] |= {"ch": 32, "ch_mult": [1], "attn_resolutions": []}
@@ -56,7 +53,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def cli(capsys):
     """Run main.py in this process: cli(flag, ...) → (exit status, stdout, stderr)."""
-    import main
+    from pndm import cli as main
 
     def run(*flags):
         capsys.readouterr()

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from model.engine import Engine
-from runner.metric import frechet_distance
+from pndm.model.engine import Engine
+from pndm.runner.measure.statistics import frechet_distance
 
 pytestmark = [
     pytest.mark.gpu,

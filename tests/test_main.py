@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-import main
+from pndm import cli as main
 
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys, main\ntry: main.main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom pndm import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
         "print({'torch', 'scipy', 'pydantic'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

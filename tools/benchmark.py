@@ -23,15 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 
 def frechet(args):
     """`frechet_distance` against pytorch-fid's `calculate_frechet_distance`: seconds, and how far they differ.
 
     On moments of normal vectors whose variances spread over some three decades, as features' do.
     """
-    from runner.metric import frechet_distance
+    from pndm.runner.measure.statistics import frechet_distance
 
     theirs = _pytorch_fid()
     rng = np.random.default_rng(0)
@@ -69,13 +67,13 @@ def sampling(args):
     import tempfile
 
     import torch
+    from pndm.config.schema import load, with_sample
+    from pndm.model import checkpoint, load_model
+    from pndm.model.unet import UNet
+    from pndm.runner import sample
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-    from config.schema import load, with_sample
-    from main import device
-    from model import checkpoint, load_model
-    from model.unet import UNet
-    from runner import sample
+    from pndm.cli import device
 
     where, inside = device("auto"), []
 
@@ -124,11 +122,11 @@ def network(args):
     a share of.
     """
     import torch
+    from pndm.config.schema import load
+    from pndm.model.unet import UNet, settings_of
     from torch.utils.flop_counter import FlopCounterMode
 
-    from config.schema import load
-    from main import device
-    from model.unet import UNet, settings_of
+    from pndm.cli import device
 
     where = device("auto")
     section = load(args.config).Model
@@ -207,8 +205,7 @@ class _Worker:
 
 def _serve(name, args, where, pipe):
     import torch
-
-    from model.engine import peak
+    from pndm.model.engine import peak
 
     args = argparse.Namespace(**args)
     loop, network = _contender(name, args, where)
@@ -222,7 +219,7 @@ def _serve(name, args, where, pipe):
 
 
 def _shape(config):
-    from config.schema import load
+    from pndm.config.schema import load
 
     data = load(config).Dataset
     return data.channels, data.image_size, data.image_size
@@ -232,14 +229,13 @@ def _contender(name, args, where):
     """A loop(network, x, steps), and its network(x, t) → ε."""
     import torch
     from diffusers import PNDMScheduler, UNet2DModel
-
-    from config.schema import load
-    from model import load_model
-    from model.engine import Engine, resolve
-    from model.unet import settings_of
-    from runner.method import solve
-    from runner.schedule import Schedule
-    from runner.transfer import phi
+    from pndm.config.schema import load
+    from pndm.model import load_model
+    from pndm.model.engine import Engine, resolve
+    from pndm.model.unet import settings_of
+    from pndm.runner.solver.methods import solve
+    from pndm.runner.solver.schedule import Schedule
+    from pndm.runner.solver.transfer import phi
 
     section, schedule = load(args.config).Model, Schedule()
     torch.manual_seed(0)
@@ -334,10 +330,10 @@ def features(args):
     from unittest import mock
 
     import torch
+    from pndm.runner.measure.features import EXTRACTORS
     from pytorch_fid import inception
 
-    from main import device
-    from runner.features import EXTRACTORS
+    from pndm.cli import device
 
     where = device("auto")
     with (
@@ -362,12 +358,12 @@ def precision(args):
     The same noise in both; rms in grey levels of 255, before rounding; distances with their jackknife errors.
     """
     import torch
+    from pndm.config.schema import load, with_sample
+    from pndm.runner import sample
+    from pndm.runner.measure.fid import Measurement
+    from pndm.runner.processes import Processes
 
-    from config.schema import load, with_sample
-    from main import device
-    from runner import sample
-    from runner.fid import Measurement
-    from runner.processes import Processes
+    from pndm.cli import device
 
     where = device("auto")
     measurement = Measurement.of(load("digits.yml"), where)
@@ -399,7 +395,7 @@ def profile(args):
     import torch
     from torch.profiler import ProfilerActivity
 
-    from main import device
+    from pndm.cli import device
 
     where = device("auto")
     loop, network = _contender("here", args, where)
@@ -461,8 +457,8 @@ def positive(text):
 
 
 def main(argv=None):
-    from config.errors import InputError
-    from config.schema import PRECISIONS
+    from pndm.config.errors import InputError
+    from pndm.config.schema import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
@@ -497,7 +493,7 @@ def main(argv=None):
         print(f"benchmark.py: {error}", file=sys.stderr)
         sys.exit(2)
     if args.json:
-        from config.files import save_json
+        from pndm.config.files import save_json
 
         save_json(args.json, figures)
 

@@ -13,14 +13,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import torch
-
-from config.errors import InputError
-from config.schema import FOLDER, Section, load
-from model import checkpoint
-from model.unet import UNet, settings_of
+from pndm.config.errors import InputError
+from pndm.config.schema import FOLDER, Section, load
+from pndm.model import checkpoint
+from pndm.model.unet import UNet, settings_of
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,20 +12,15 @@ PF: the distance at its own end, t = 0, and the network calls, by tolerance.
 
 import argparse
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-
-from model.analytic import GaussianMixture
-from runner.convergence import STEPS, distance, problem
-from runner.grid import uniform
-from runner.method import METHODS, solve
-from runner.schedule import TYPES, Schedule
+from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.solver.grid import uniform
+from pndm.runner.solver.methods import METHODS, solve
+from pndm.runner.solver.schedule import TYPES, Schedule
+from pndm.runner.table.flow import STEPS, distance, problem
 
 TOLERANCES = (1e-3, 1e-5, 1e-7, 1e-9)
 

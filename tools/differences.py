@@ -7,19 +7,15 @@ differ and the others be equal; its figure is the root-mean-square difference of
 """
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from diffusers import PNDMScheduler
+from pndm.config.schema import load
+from pndm.model import load_model
+from pndm.runner.sample import checkpoint_path
+from pndm.runner.solver.schedule import Schedule
 
-from config.schema import load
-from model import load_model
-from runner.sample import checkpoint_path
-from runner.schedule import Schedule
-from runner.scheduler import MethodScheduler
+from pndm.scheduler import MethodScheduler
 
 # What differs in each row: keys of both schedulers, keys of PNDMScheduler alone, keys of MethodScheduler alone, steps.
 SAME = {"timestep_spacing": "leading", "set_alpha_to_one": True}

@@ -5,15 +5,12 @@ python tools/example.py --method S-PNDM --steps 10 --out temp/example.png
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import torch
+from pndm.runner.sample import grid, to_image
 
 from pndm import METHODS, PNDMPipeline, solve
-from runner.sample import grid, to_image
 
 
 def main(argv=None):

@@ -10,10 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from config.files import aside
-from runner.report import PHOTOGRAPHS
+from pndm.config.files import aside
+from pndm.runner.table.report import PHOTOGRAPHS
 
 BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
 

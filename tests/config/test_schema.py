@@ -3,9 +3,8 @@ import yaml
 from conftest import DATA, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-
-from config.errors import InputError
-from config.schema import Experiment, load, parse_set
+from pndm.config.errors import InputError
+from pndm.config.schema import Experiment, load, parse_set
 
 PUBLISHED = sorted((DATA / "published_configs").glob("*.yml"))
 CIFAR10 = str(DATA / "published_configs" / "ddim_cifar10.yml")

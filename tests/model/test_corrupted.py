@@ -14,10 +14,9 @@ import numpy as np
 import published
 import pytest
 import torch
+from pndm.config.errors import InputError
+from pndm.model import load_model
 from safetensors.torch import save as to_safetensors
-
-from config.errors import InputError
-from model import load_model
 
 NAME = "iddpm_small"
 

@@ -8,12 +8,11 @@ import diffusers
 import published
 import pytest
 import torch
-
-from config.errors import InputError
-from model import load_model
-from model.checkpoint import read
-from model.diffusers import WEIGHTS
-from runner.sample import checkpoint_path
+from pndm.config.errors import InputError
+from pndm.model import load_model
+from pndm.model.checkpoint import read
+from pndm.model.diffusers import WEIGHTS
+from pndm.runner.sample import checkpoint_path
 
 # The published configurations: google/ddpm-cifar10-32, and google/ddpm-bedroom-256, google/ddpm-celebahq-256.
 CIFAR10 = {

@@ -10,11 +10,10 @@ from pathlib import Path
 import published
 import pytest
 import torch
+from pndm.config.schema import load
+from pndm.model import load_model
+from pndm.model.checkpoint import read
 from safetensors import safe_open
-
-from config.schema import load
-from model import load_model
-from model.checkpoint import read
 
 ROOT = Path(__file__).parent.parent.parent
 

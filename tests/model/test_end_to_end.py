@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-import main
+from pndm import cli as main
 
 PF = ["--method", "PF", "--rtol", "0.02", "--atol", "0.02"]
 CASES = {

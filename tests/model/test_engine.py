@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from config.errors import InputError
-from model import engine, load_model
-from model.blocks import GroupNorm
-from model.engine import Engine, largest_batch, resolve
-from runner.method import solve
-from runner.schedule import Schedule
+from pndm.config.errors import InputError
+from pndm.model import engine, load_model
+from pndm.model.blocks import GroupNorm
+from pndm.model.engine import Engine, largest_batch, resolve
+from pndm.runner.solver.methods import solve
+from pndm.runner.solver.schedule import Schedule
 
 CPU = torch.device("cpu")
 SMALL = [name for name in published.MANIFEST if "small" in name]

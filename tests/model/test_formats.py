@@ -9,14 +9,14 @@ import time
 import published
 import pytest
 import torch
+from pndm.config.errors import InputError
+from pndm.config.schema import load
+from pndm.model import load_model
+from pndm.model.checkpoint import read, save
+from pndm.model.unet import settings_of
 from torch import nn
 
-import main
-from config.errors import InputError
-from config.schema import load
-from model import load_model
-from model.checkpoint import read, save
-from model.unet import settings_of
+from pndm import cli as main
 
 
 def shifted(tensors, by=1.0):

@@ -5,11 +5,10 @@ import published
 import pytest
 import torch
 import yaml
-
-from config.schema import FOLDER, load
-from model import load_model
-from model.checkpoint import closest
-from model.unet import UNet, settings_of
+from pndm.config.schema import FOLDER, load
+from pndm.model import load_model
+from pndm.model.checkpoint import closest
+from pndm.model.unet import UNet, settings_of
 
 
 @pytest.mark.parametrize("name", published.MANIFEST)

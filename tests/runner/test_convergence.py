@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-
-from config.schema import load
-from model.analytic import GaussianMixture
-from runner import convergence, sample
-from runner.random import noise
+from pndm.config.schema import load
+from pndm.runner import sample
+from pndm.runner.random import noise
+from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.table import flow as convergence
 
 
 class Gaussian(torch.nn.Module):

@@ -12,11 +12,10 @@ import pytest
 import scipy.linalg
 import torch
 from PIL import Image
-
-from runner import features
-from runner.features import EXTRACTORS
-from runner.fid import Measurement
-from runner.metric import Moments, kid, prdc
+from pndm.runner.measure import features
+from pndm.runner.measure.features import EXTRACTORS
+from pndm.runner.measure.fid import Measurement
+from pndm.runner.measure.statistics import Moments, kid, prdc
 
 # pytorch-fid asks sqrtm for what SciPy 1.18 no longer gives.
 PYTORCH_FID = """
@@ -176,7 +175,7 @@ def test_another_extractor_is_a_line(tmp_path, cli, monkeypatch):
 
     line = features.network("tiny", 12, load, 16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     monkeypatch.setitem(features.EXTRACTORS, "tiny", line)
-    from runner import fid
+    from pndm.runner.measure import fid
 
     folders = [write(tmp_path / name, colour(i, 40)) for i, name in enumerate("ab")]
     card = fid.compare(folders, "tiny", "cpu")
@@ -187,7 +186,7 @@ def test_another_extractor_is_a_line(tmp_path, cli, monkeypatch):
 
 
 def test_what_is_called_fid():
-    from runner.fid import describe
+    from pndm.runner.measure.fid import describe
 
     card = {
         "value": 3.951,

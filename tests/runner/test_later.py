@@ -9,17 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pndm.model.guidance import Guided
+from pndm.runner.solver import weights
+from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.solver.grid import SPACINGS
+from pndm.runner.solver.methods import METHODS, network_calls, solve, steps_for
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.transfer import Data, Pseudo, phi
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from test_method import LINEAR, asked, last, made_up, mixture, reference_noise
-
-from model.analytic import GaussianMixture
-from model.guidance import Guided
-from runner import weights
-from runner.grid import SPACINGS
-from runner.method import METHODS, network_calls, solve, steps_for
-from runner.schedule import Schedule
-from runner.transfer import Data, Pseudo, phi
 
 COSINE = Schedule("cosine")
 FIXED = [name for name, method in METHODS.items() if not method.adaptive]

@@ -10,13 +10,12 @@ from conftest import DATA
 from fill import _uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.solver.events import NotFinite, Query, Step
+from pndm.runner.solver.methods import METHODS, solve, trajectory
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.transfer import phi
 from scipy.integrate import solve_ivp
-
-from model.analytic import GaussianMixture
-from runner.events import NotFinite, Query, Step
-from runner.method import METHODS, solve, trajectory
-from runner.schedule import Schedule
-from runner.transfer import phi
 
 REFERENCE = np.load(DATA / "trajectories.npz")
 LINEAR = Schedule("linear")

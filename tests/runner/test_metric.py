@@ -9,9 +9,8 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from config.errors import InputError
-from runner.metric import ROWS, Moments, Statistics, frechet_distance, standard_error
+from pndm.config.errors import InputError
+from pndm.runner.measure.statistics import ROWS, Moments, Statistics, frechet_distance, standard_error
 
 DIMENSIONS = st.integers(1, 12)
 SEEDS = st.integers(0, 2**32 - 1)

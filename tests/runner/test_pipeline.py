@@ -6,19 +6,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from pndm.config.errors import InputError
+from pndm.config.schema import load
+from pndm.dataset import decode
+from pndm.model import checkpoint, load_model
+from pndm.model.engine import Engine
+from pndm.runner.random import noise
+from pndm.runner.sample import _read
+from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.methods import METHODS, solve
+from pndm.runner.solver.schedule import Schedule
 from test_method import last
 
-from config.errors import InputError
-from config.schema import load
-from dataset import decode
-from model import checkpoint, load_model
-from model.engine import Engine
-from runner.events import NotFinite
-from runner.method import METHODS, solve
-from runner.pipeline import PNDMPipeline
-from runner.random import noise
-from runner.sample import _read
-from runner.schedule import Schedule
+from pndm.pipeline import PNDMPipeline
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 import pytest
 from conftest import ROOT
-
-from config.schema import load
-from runner import plan, sample
+from pndm.config.schema import load
+from pndm.runner import plan, sample
 
 
 def experiment(method, steps, profile="exact", config="digits.yml"):

@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT
+from pndm.runner.processes import Processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import main
-from runner.processes import Processes
+from pndm import cli as main
 
 PATIENCE = 300  # seconds for what takes twenty on an idle machine
 TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.log_interval=1"]

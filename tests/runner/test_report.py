@@ -9,10 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
-
-from runner import convergence, figures, report
-from runner.results import Row
-from runner.schedule import Schedule
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.table import figures, report
+from pndm.runner.table import flow as convergence
+from pndm.runner.table.results import Row
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COUNTS = (5, 10, 20, 50)

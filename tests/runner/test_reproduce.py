@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 from conftest import DATA, ROOT
+from pndm.config.schema import FOLDER, Table, load_table
+from pndm.model import checkpoint
+from pndm.runner.table import figures
+from pndm.runner.table import run as reproduce
+from pndm.runner.table.results import Row, markdown
 
-import main
-from config.schema import FOLDER, Table, load_table
-from model import checkpoint
-from runner import figures, reproduce
-from runner.results import Row, markdown
+from pndm import cli as main
 
 TABLE = {
     "methods": ["DDIM", "F-PNDM", {"label": "PF 1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}],

@@ -15,14 +15,14 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from pndm.config.schema import load
+from pndm.dataset import open_dataset
+from pndm.model import checkpoint
+from pndm.model.engine import resolve
+from pndm.runner.measure.statistics import frechet_distance
+from pndm.runner.random import generator, noise
 
-import main
-from config.schema import load
-from dataset import open_dataset
-from model import checkpoint
-from model.engine import resolve
-from runner.metric import frechet_distance
-from runner.random import generator, noise
+from pndm import cli as main
 
 
 def files(folder):
@@ -364,7 +364,7 @@ def test_a_target_below_a_file_is_named(tiny, cli, tmp_path):
 def test_batches_begun_ahead_are_the_same_images(tiny, cli, tmp_path, monkeypatch):
     """As on a GPU, which is given the next batch before the last one is asked for."""
     cli(*tiny.flags(tmp_path / "run"))
-    monkeypatch.setattr("runner.sample.AHEAD", {"cpu": 1})
+    monkeypatch.setattr("pndm.runner.sample.AHEAD", {"cpu": 1})
     cli(*tiny.flags(tmp_path / "ahead"))
     assert np.array_equal(images(tmp_path / "run"), images(tmp_path / "ahead"))
 
@@ -374,6 +374,6 @@ def test_automatic_batch_size_is_kept_by_the_folder(tiny, cli, tmp_path, monkeyp
     assert cli(*flags)[0] == 0
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["config"]["Sample"]["batch_size"] == 64
-    monkeypatch.setattr("runner.sample.largest_batch", lambda *_: 2)
+    monkeypatch.setattr("pndm.runner.sample.largest_batch", lambda *_: 2)
     assert cli(*flags, "--total_num", 12)[:2] != (2, "")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["Sample"]["batch_size"] == 64

@@ -3,8 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from conftest import DATA
-
-from runner.schedule import Schedule
+from pndm.runner.solver.schedule import Schedule
 
 REFERENCE = np.load(DATA / "trajectories.npz")
 

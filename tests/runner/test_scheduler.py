@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from pndm.runner.solver.methods import METHODS, phi, solve
+from pndm.runner.solver.schedule import Schedule, eps_from
 from test_method import last, made_up, mixture
 
-from runner.method import METHODS, phi, solve
-from runner.schedule import Schedule, eps_from
-from runner.scheduler import MethodScheduler
+from pndm.scheduler import MethodScheduler
 
 LISTED = ["DDIM", "S-PNDM", "F-PNDM", "FON"]
 STABLE = {
@@ -402,7 +402,7 @@ def test_steps_out_of_turn_or_shape(change, said):
 def test_without_diffusers_one_line_says_what_to_install(monkeypatch):
     import pndm
 
-    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers" or name == "runner.scheduler"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers" or name == "pndm.scheduler"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match=r"^MethodScheduler needs diffusers, .* pip install diffusers$"):

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from pndm.config.schema import load
+from pndm.model import load_model
+from pndm.model.ema import EMA
+from pndm.runner.processes import Processes
+from pndm.runner.train import Trainer, _order
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from config.schema import load
-from model import load_model
-from model.ema import EMA
-from runner.processes import Processes
-from runner.train import Trainer, _order
 
 SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
 
@@ -78,7 +77,7 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def straight(tiny, tmp_path_factory):
     """A run of 12 steps, undisturbed."""
-    import main
+    from pndm import cli as main
 
     folder = tmp_path_factory.mktemp("straight")
     assert main.main([str(flag) for flag in flags(tiny, folder, 4)]) == 0

@@ -1,12 +1,8 @@
 """The benchmarks run, and their figures are of the same thing."""
 
 import json
-import sys
 
 import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 def test_frechet(tmp_path, capsys):

@@ -1,13 +1,10 @@
 """The example runs, and the tool that measures differences finds them."""
 
 import re
-import sys
 
 import pytest
 from conftest import ROOT
 from PIL import Image
-
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 def test_example(tmp_path, capsys):

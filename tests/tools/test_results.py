@@ -1,12 +1,8 @@
 """A page's numbers are rewritten between the marks, and nothing else of it."""
 
-import sys
-
 import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
 import results
+from conftest import ROOT
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import statistics
 from dataclasses import dataclass
 
-from config.files import aside
-from runner.fid import name_of
-from runner.method import PROFILES
+from pndm.config.files import aside
+from pndm.runner.measure.fid import name_of
+from pndm.runner.solver.methods import PROFILES
 
 CLOSE = 1.05  # a distance no larger than this times another counts as one like it
 

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from config.errors import InputError
-from config.schema import load, validate
-from dataset import to_unit
-from model import checkpoint, diffusers, load_model
-from model.engine import Engine, resolve
-from runner.events import NotFinite
-from runner.method import solve, whole
-from runner.sample import checkpoint_path, schedule_of, to_image
-from runner.schedule import Schedule, eps_from
+from pndm.config.errors import InputError
+from pndm.config.schema import load, validate
+from pndm.dataset import to_unit
+from pndm.model import checkpoint, diffusers, load_model
+from pndm.model.engine import Engine, resolve
+from pndm.runner.sample import checkpoint_path, schedule_of, to_image
+from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.methods import solve, whole
+from pndm.runner.solver.schedule import Schedule, eps_from
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 SECTIONS = {"Schedule", "Dataset", "Model"}  # of an experiment, that a pipeline is made of

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from model.diffusers import BETAS
-from runner.events import Draw, Step
-from runner.grid import floats, grid_of, uniform
-from runner.method import METHODS, calls, method_named, nothing, resume, whole
-from runner.schedule import PREDICTIONS, Schedule, eps_from
+from pndm.model.diffusers import BETAS
+from pndm.runner.solver.events import Draw, Step
+from pndm.runner.solver.grid import floats, grid_of, uniform
+from pndm.runner.solver.methods import METHODS, calls, method_named, nothing, resume, whole
+from pndm.runner.solver.schedule import PREDICTIONS, Schedule, eps_from
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin

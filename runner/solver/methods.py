@@ -21,18 +21,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
-from runner import weights
-from runner.adaptive import dormand_prince
-from runner.events import Draw, Query, Step
-from runner.grid import counts, grid_of
-from runner.transfer import Classical, Data, Pseudo, PublishedClassical, PublishedSchedule, phi
-from runner.weights import combine
+from pndm.runner.solver import weights
+from pndm.runner.solver.adaptive import dormand_prince
+from pndm.runner.solver.events import Draw, Query, Step
+from pndm.runner.solver.grid import counts, grid_of
+from pndm.runner.solver.transfer import Classical, Data, Pseudo, PublishedClassical, PublishedSchedule, phi
+from pndm.runner.solver.weights import combine
 
 if TYPE_CHECKING:
+    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
-
-    from runner.schedule import Schedule
 
 PROFILES = ("exact", "published")
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-
-from config.errors import InputError
-from config.files import aside
+from pndm.config.errors import InputError
+from pndm.config.files import aside
 
 Array = np.ndarray | torch.Tensor
 GROUPS = 20  # of the jackknife

@@ -1,10 +1,9 @@
 """The probability flow by Dormand–Prince 5(4), every image with its own step size: the method PF."""
 
 import numpy as np
-
-from runner.events import NotFinite, Query, Step
-from runner.transfer import flow
-from runner.weights import combine
+from pndm.runner.solver.events import NotFinite, Query, Step
+from pndm.runner.solver.transfer import flow
+from pndm.runner.solver.weights import combine
 
 
 def dormand_prince(alpha, slope, clock, x, start, end, rtol, atol, joint=False):

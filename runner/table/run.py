@@ -20,16 +20,17 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from pndm.config.errors import InputError
+from pndm.config.files import aside, load_json, save_json
+from pndm.config.schema import Experiment, find, load, with_sample
+from pndm.runner import plan, sample
+from pndm.runner.processes import Processes, processes
+from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.table import figures, report, results
+from pndm.runner.table import flow as convergence
 from tqdm import tqdm
-
-from config.errors import InputError
-from config.files import aside, load_json, save_json
-from config.schema import Experiment, find, load, with_sample
-from runner import convergence, figures, plan, report, results, sample
-from runner.events import NotFinite
-from runner.method import METHODS
-from runner.processes import Processes, processes
-from runner.schedule import Schedule
 
 KEEP = 16  # images of a cell left as files, for the grids
 ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has not run yet

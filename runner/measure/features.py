@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.errors import InputError
+from pndm.config.errors import InputError
 
 MOST_PIXELS = 4096
 CHUNK = 50  # images a network call, pytorch-fid's own; more only take more memory
@@ -35,8 +35,7 @@ class Extractor:
     def __call__(self, images):
         """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
         import torch
-
-        from model.engine import tf32
+        from pndm.model.engine import tf32
 
         with torch.inference_mode(), tf32(False):
             return torch.cat([self.function(part).cpu().double() for part in images.split(CHUNK)])
@@ -58,8 +57,7 @@ def inception(shape, device, path):
     Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299 in the network.
     """
     import pytorch_fid.inception as package
-
-    from model.checkpoint import sha256
+    from pndm.model.checkpoint import sha256
 
     file = _inception_file(path, package.FID_WEIGHTS_URL)
     given, package.load_state_dict_from_url = package.load_state_dict_from_url, lambda *_, **__: _weights(file)
@@ -81,9 +79,8 @@ def network(name, dimension, load, size, mean, std):
 
     def extractor(shape, device, path):
         import torch
+        from pndm.model.checkpoint import sha256
         from torch.nn.functional import interpolate
-
-        from model.checkpoint import sha256
 
         net, file = load(path)
         net = net.eval().to(device)

@@ -7,7 +7,7 @@ yields a `Query` and returns what the steps combine; origin is the (x, t) at whi
 
 import math
 
-from runner.events import Query
+from pndm.runner.solver.events import Query
 
 
 def phi(x, eps, alpha_t, alpha_s):

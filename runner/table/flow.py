@@ -4,14 +4,13 @@ import copy
 
 import numpy as np
 import torch
-
-from model.analytic import GaussianMixture
-from model.engine import tf32
-from runner import sample
-from runner.adaptive import dormand_prince
-from runner.events import Step
-from runner.method import drive, solve
-from runner.random import noise
+from pndm.model.engine import tf32
+from pndm.runner import sample
+from pndm.runner.random import noise
+from pndm.runner.solver.adaptive import dormand_prince
+from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.solver.events import Step
+from pndm.runner.solver.methods import drive, solve
 
 STEPS = (25, 50, 100, 200, 400)
 PAPER = ("DDIM", "S-PNDM", "F-PNDM", "FON")  # its methods of a fixed number of steps

@@ -4,11 +4,10 @@ import contextlib
 
 import numpy as np
 from PIL import Image
-
-from config.files import aside
-from runner.convergence import order
-from runner.method import RELEASED
-from runner.results import best, nearest
+from pndm.config.files import aside
+from pndm.runner.solver.methods import RELEASED
+from pndm.runner.table.flow import order
+from pndm.runner.table.results import best, nearest
 
 # Okabe & Ito's colours, which the colour-blind can tell apart, then others.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C6BB1", "#B15928", "#737373")

@@ -1,0 +1,1 @@
+"""Features of images, their statistics, and the distances between them."""

@@ -1,0 +1,1 @@
+"""The tables of the paper: cells, results, figures, report."""
