@@ -1,10 +1,15 @@
-"""The one exception that means "the user's input is wrong", which main.py turns into a line and exit status 2."""
+"""The one exception that means "the user's input is wrong"."""
 
 
 class InputError(ValueError):
-    """Wrong input; the message is one line naming the value, the place and what is allowed."""
+    """Wrong input. The message is one line: what is wrong, the value, what is allowed.
 
-    def __init__(self, message):
-        # Names from damaged files may hold anything, line ends and terminal codes too.
+    keys: what the message is about, the most important first: keys of an experiment ("Sample.nfe") or arguments of a
+    runner ("image_path"). The command line puts the flag or the file that set the first of them in front of the message.
+    """
+
+    def __init__(self, message, *keys):
+        # A name from a damaged file may hold anything: line ends, terminal codes.
         printable = "".join(c if c.isprintable() else " " for c in str(message))
         super().__init__(" ".join(printable.split()))
+        self.keys = keys

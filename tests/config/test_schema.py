@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from conftest import DATA, ROOT
+from helpers import DATA, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from pndm.config.errors import InputError

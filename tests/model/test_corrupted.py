@@ -11,9 +11,9 @@ import struct
 import zipfile
 
 import numpy as np
-import published
 import pytest
 import torch
+from helpers import published_section, published_weights
 from pndm.config.errors import InputError
 from pndm.model import load_model
 from safetensors.torch import save as to_safetensors
@@ -139,8 +139,8 @@ def variants(tensors, target):
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of TorchScript and sparse tensors
 def test_each_ends_in_one_line(tmp_path):
-    tensors = collections.OrderedDict(published.weights(NAME))
-    section, target, file = published.section(NAME), tmp_path / "ran", tmp_path / "file"
+    tensors = collections.OrderedDict(published_weights(NAME))
+    section, target, file = published_section(NAME), tmp_path / "ran", tmp_path / "file"
     file.write_bytes(to_torch(tensors))
     load_model(section, file)
     seen = collections.Counter()
@@ -167,8 +167,8 @@ def test_hostile_files_are_hostile(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_flipped_bits_do_not_crash(tmp_path):
     """A file with some bit flipped outside the weights loads, or ends in a line; nothing else."""
-    rng, good, file = random.Random(0), to_torch(published.weights(NAME)), tmp_path / "file"
-    safe = to_safetensors(published.weights(NAME))
+    rng, good, file = random.Random(0), to_torch(published_weights(NAME)), tmp_path / "file"
+    safe = to_safetensors(published_weights(NAME))
     directory = good.index(b"PK\x01\x02")
     places = [(good, rng.randrange(600)) for _ in range(40)] + [(safe, rng.randrange(4000)) for _ in range(40)]
     places += [(good, rng.randrange(600, 9000)) for _ in range(60)]
@@ -179,7 +179,7 @@ def test_flipped_bits_do_not_crash(tmp_path):
         flipped[at] ^= 1 << rng.randrange(8)
         file.write_bytes(flipped)
         try:
-            load_model(published.section(NAME), file)
+            load_model(published_section(NAME), file)
             ends["loaded"] += 1
         except InputError as error:
             assert str(error).isprintable()
@@ -190,6 +190,6 @@ def test_flipped_bits_do_not_crash(tmp_path):
 def test_wrong_paths(tmp_path):
     for path, message in ((tmp_path / "none", "no such file"), (tmp_path, "no diffusers model in this folder")):
         with pytest.raises(InputError, match=message):
-            load_model(published.section(NAME), path)
+            load_model(published_section(NAME), path)
     with pytest.raises(InputError, match=r"in memory: holds no network's weights, but a dict of 1, a$"):
-        load_model(published.section(NAME), json.loads('{"1": 2, "a": 3}'))
+        load_model(published_section(NAME), json.loads('{"1": 2, "a": 3}'))

@@ -5,9 +5,9 @@ import sys
 import types
 
 import diffusers
-import published
 import pytest
 import torch
+from helpers import evaluate, published_section
 from pndm.config.errors import InputError
 from pndm.model import load_model
 from pndm.model.checkpoint import read
@@ -33,7 +33,7 @@ SMALL = CIFAR10 | {
     "block_out_channels": (32, 64), "layers_per_block": 1, "sample_size": 16,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
-SMALL_SECTION = published.section("ddim_small") | {"ch_mult": [1, 2]}
+SMALL_SECTION = published_section("ddim_small") | {"ch_mult": [1, 2]}
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -48,8 +48,8 @@ def random_network(config):
 
 
 def check(folder, theirs, section, size, dtype=torch.float32):
-    expected = published.evaluate(lambda x, t: theirs(x, t).sample, size, dtype)
-    found = published.evaluate(load_model(section, folder), size, dtype)
+    expected = evaluate(lambda x, t: theirs(x, t).sample, size, dtype)
+    found = evaluate(load_model(section, folder), size, dtype)
     assert expected.std() > 0.2
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -62,7 +62,7 @@ def check(folder, theirs, section, size, dtype=torch.float32):
 def test_published_configurations(config, name, changes, size, tmp_path):
     theirs = random_network(config)
     theirs.save_pretrained(tmp_path)
-    check(tmp_path, theirs, published.section(name) | changes, size)
+    check(tmp_path, theirs, published_section(name) | changes, size)
 
 
 def test_float64(tmp_path):
@@ -106,7 +106,7 @@ def test_other_settings_that_the_unet_has(tmp_path):
         | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32}
     )
     theirs.save_pretrained(tmp_path)
-    section = published.section("iddpm_small") | {"out_channels": 3, "num_heads": 1, "num_heads_upsample": 1}
+    section = published_section("iddpm_small") | {"out_channels": 3, "num_heads": 1, "num_heads_upsample": 1}
     check(tmp_path, theirs, section, 16)
 
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import published
 import pytest
 import torch
+from helpers import published_section, published_weights
 from pndm.config.schema import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read
@@ -41,7 +41,7 @@ def doctor(capsys):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("doctor") / "unnamed"
-    tensors = {f"module.{name}": value for name, value in published.weights("ddim_cifar10").items()}
+    tensors = {f"module.{name}": value for name, value in published_weights("ddim_cifar10").items()}
     torch.save([{name: value + 1 for name, value in tensors.items()}, {}, 3, 7, tensors], path)
     return path
 
@@ -65,7 +65,7 @@ def test_says_what_it_is_and_converts(doctor, file):
         metadata = json.loads(opened.metadata()["record"])
     assert metadata["Model"] == load("ddim_cifar10.yml").Model.model_dump()
     assert (metadata["weights"], metadata["source_sha256"]) == ("EMA", digest)
-    section = published.section("ddim_cifar10")
+    section = published_section("ddim_cifar10")
     ours, theirs = (load_model(section, path).state_dict() for path in (target, file))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert read(target).weights == "EMA"
@@ -78,7 +78,7 @@ def test_says_what_it_is_and_converts(doctor, file):
 
 
 def test_fits_none(doctor, file):
-    tensors = dict(published.weights("ddim_cifar10"))
+    tensors = dict(published_weights("ddim_cifar10"))
     tensors["down.0.block.0.norm1.bias"] = torch.zeros(64)
     tensors["another"] = tensors.pop("conv_in.bias")
     other = file.with_name("other")

@@ -2,10 +2,10 @@
 
 import json
 
-import published
 import pytest
 import torch
 import yaml
+from helpers import published_section, published_weights
 
 from pndm import cli as main
 
@@ -26,12 +26,12 @@ def command(tmp_path):
         config = {
             "Schedule": {"type": schedule},
             "Dataset": {"dataset": "CIFAR10", "image_size": 16, "channels": 3},
-            "Model": published.section(name),
+            "Model": published_section(name),
             "Sample": {"total_num": 3, "batch_size": 2, "model_path": str(tmp_path / "checkpoint")},
         }
         (tmp_path / "small.yml").write_text(yaml.safe_dump(config))
         # A thirtieth of random weights' output: a flow that an adaptive method can follow.
-        weights = {key: value.double() for key, value in published.weights(name).items()}
+        weights = {key: value.double() for key, value in published_weights(name).items()}
         *_, scale, shift = weights
         weights[scale], weights[shift] = weights[scale] / 30, weights[shift] / 30
         torch.save(weights, tmp_path / "checkpoint")

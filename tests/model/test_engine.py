@@ -4,10 +4,10 @@ import copy
 import json
 import shutil
 
-import published
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import MANIFEST, evaluate, network_input, published_section, published_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pndm.config.errors import InputError
@@ -18,11 +18,11 @@ from pndm.runner.solver.methods import solve
 from pndm.runner.solver.schedule import Schedule
 
 CPU = torch.device("cpu")
-SMALL = [name for name in published.MANIFEST if "small" in name]
+SMALL = [name for name in MANIFEST if "small" in name]
 
 
 def network(name="ddim_small"):
-    return load_model(published.section(name), published.weights(name))
+    return load_model(published_section(name), published_weights(name))
 
 
 def difference(eps, reference):
@@ -32,14 +32,14 @@ def difference(eps, reference):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_float32_is_the_same(name):
-    reference = published.evaluate(network(name))
-    assert difference(published.evaluate(Engine(network(name), CPU)), reference) < 1e-5
+    reference = evaluate(network(name))
+    assert difference(evaluate(Engine(network(name), CPU)), reference) < 1e-5
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_bfloat16_differs_by_its_rounding(name):
-    reference = published.evaluate(network(name))
-    eps = published.evaluate(Engine(network(name), CPU, "bf16"))
+    reference = evaluate(network(name))
+    eps = evaluate(Engine(network(name), CPU, "bf16"))
     assert eps.dtype == torch.float32 and eps.is_contiguous()
     assert 1e-5 < difference(eps, reference) < 0.03
 
@@ -47,7 +47,7 @@ def test_bfloat16_differs_by_its_rounding(name):
 def test_the_ends_of_the_network_keep_float32():
     """x is not rounded: two inputs that bfloat16 cannot tell apart are told apart."""
     run = Engine(network(), CPU, "bf16")
-    x = published.noise(1, 16)
+    x = network_input(1, 16)
     with torch.inference_mode():
         one, other = (run(v, torch.tensor([0.0])) for v in (x, (x.bfloat16().float())))
     assert not torch.equal(one, other)
@@ -57,7 +57,7 @@ def test_the_ends_of_the_network_keep_float32():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_one_time_for_all_images_is_embedded_once(precision):
     run = Engine(network(), CPU, precision)
-    x = published.noise(3, 16)
+    x = network_input(3, 16)
     with torch.inference_mode():
         once, each = run(x, torch.tensor([640.5]).expand(3)), run(x, torch.full((3,), 640.5))
     assert difference(once, each) < {"fp32": 1e-5, "bf16": 0.01}[precision]
@@ -66,7 +66,7 @@ def test_one_time_for_all_images_is_embedded_once(precision):
 def test_the_state_stays_float32():
     run = Engine(network(), CPU, "bf16")
     with torch.inference_mode():
-        states = list(solve("F-PNDM", run, published.noise(2, 16), Schedule(), 4))
+        states = list(solve("F-PNDM", run, network_input(2, 16), Schedule(), 4))
     assert {state.x.dtype for state in states} == {torch.float32}
 
 

@@ -6,9 +6,9 @@ import gc
 import hashlib
 import time
 
-import published
 import pytest
 import torch
+from helpers import evaluate, published_section, published_weights
 from pndm.config.errors import InputError
 from pndm.config.schema import load
 from pndm.model import load_model
@@ -83,33 +83,33 @@ FORMATS = {
 @pytest.mark.parametrize("form", FORMATS)
 def test_format(form, old, tmp_path):
     name, content, kind, weights = FORMATS[form]
-    tensors, file = published.weights(name), tmp_path / "file.with.any.name"
+    tensors, file = published_weights(name), tmp_path / "file.with.any.name"
     torch.save(content(tensors), file, _use_new_zipfile_serialization=not old)
     source = read(file)
     assert source.format.endswith(kind) and source.weights == weights
-    expected = published.evaluate(load_model(published.section(name), tensors))
-    assert torch.equal(published.evaluate(load_model(published.section(name), file)), expected)
-    assert torch.equal(published.evaluate(load_model(published.section(name), content(tensors))), expected)
+    expected = evaluate(load_model(published_section(name), tensors))
+    assert torch.equal(evaluate(load_model(published_section(name), file)), expected)
+    assert torch.equal(evaluate(load_model(published_section(name), content(tensors))), expected)
 
 
 def test_own_safetensors(tmp_path):
-    network = load_model(published.section("pf_small"), published.weights("pf_small"))
-    model = load("pf_cifar10.yml").Model.model_dump() | published.section("pf_small")
+    network = load_model(published_section("pf_small"), published_weights("pf_small"))
+    model = load("pf_cifar10.yml").Model.model_dump() | published_section("pf_small")
     save(tmp_path / "own", network.state_dict(), {"weights": "EMA", "Model": model})
     source = read(tmp_path / "own")
     assert (source.format, source.weights) == ("safetensors", "EMA")
-    assert torch.equal(published.evaluate(load_model(model, tmp_path / "own")), published.evaluate(network))
+    assert torch.equal(evaluate(load_model(model, tmp_path / "own")), evaluate(network))
     with pytest.raises(InputError, match="attention_up last, the section every"):
-        load_model(published.section("ddim_small") | {"ch_mult": [1, 2]}, tmp_path / "own")
+        load_model(published_section("ddim_small") | {"ch_mult": [1, 2]}, tmp_path / "own")
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_published_names_in_safetensors(tmp_path):
     """Weights that someone stored again as safetensors, under whatever published names."""
     for name in ("ddim_small", "iddpm_small", "pf_small", "pf_deep_small"):
-        save(tmp_path / name, published.weights(name), {})
-        expected = published.evaluate(load_model(published.section(name), published.weights(name)))
-        assert torch.equal(published.evaluate(load_model(published.section(name), tmp_path / name)), expected)
+        save(tmp_path / name, published_weights(name), {})
+        expected = evaluate(load_model(published_section(name), published_weights(name)))
+        assert torch.equal(evaluate(load_model(published_section(name), tmp_path / name)), expected)
 
 
 def test_own_training_checkpoint(tmp_path):
@@ -129,21 +129,21 @@ def test_own_training_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("stored, loaded", [("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
 def test_precision(stored, loaded, tmp_path):
-    tensors = {name: value.to(getattr(torch, stored)) for name, value in published.weights("iddpm_small").items()}
+    tensors = {name: value.to(getattr(torch, stored)) for name, value in published_weights("iddpm_small").items()}
     torch.save(tensors, tmp_path / "a")
-    network = load_model(published.section("iddpm_small"), tmp_path / "a")
+    network = load_model(published_section("iddpm_small"), tmp_path / "a")
     assert {value.dtype for value in network.state_dict().values()} == {getattr(torch, loaded)}
     exact = {name: value.to(getattr(torch, loaded)) for name, value in tensors.items()}
-    expected = load_model(published.section("iddpm_small"), exact)
+    expected = load_model(published_section("iddpm_small"), exact)
     dtype = getattr(torch, loaded)
-    assert torch.equal(published.evaluate(network, dtype=dtype), published.evaluate(expected, dtype=dtype))
+    assert torch.equal(evaluate(network, dtype=dtype), evaluate(expected, dtype=dtype))
 
 
 def test_not_a_number_is_allowed(tmp_path):
-    tensors = copy.copy(published.weights("ddim_small"))
+    tensors = copy.copy(published_weights("ddim_small"))
     tensors["conv_out.bias"] = torch.full((3,), float("nan"))
     torch.save(tensors, tmp_path / "a")
-    assert published.evaluate(load_model(published.section("ddim_small"), tmp_path / "a")).isnan().all()
+    assert evaluate(load_model(published_section("ddim_small"), tmp_path / "a")).isnan().all()
 
 
 def test_loading_is_quick_and_keeps_one_copy(tmp_path):
@@ -156,11 +156,11 @@ def test_loading_is_quick_and_keeps_one_copy(tmp_path):
         storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
         return sum(storages.values())
 
-    tensors, file = published.weights("ddim_cifar10"), tmp_path / "a"
+    tensors, file = published_weights("ddim_cifar10"), tmp_path / "a"
     total = sum(4 * value.numel() for value in tensors.values())
     torch.save([tensors, optimizer(tensors), 3, 7, tensors], file)
     before, start = held(), time.process_time()
-    network = load_model(published.section("ddim_cifar10"), file)
+    network = load_model(published_section("ddim_cifar10"), file)
     assert time.process_time() - start < 2
     assert held() - before == total
     expected = hashlib.sha256(network.conv_out.weight.numpy()).digest()

@@ -1,7 +1,7 @@
 """Plans: what the methods ask for, read off the methods themselves."""
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from pndm.config.schema import load
 from pndm.runner import plan, sample
 

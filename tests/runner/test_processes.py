@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
+from helpers import ROOT
 from pndm.runner.processes import Processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

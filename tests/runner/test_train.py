@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from pndm.config.schema import load
 from pndm.model import load_model
 from pndm.model.ema import EMA

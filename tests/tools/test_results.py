@@ -2,7 +2,7 @@
 
 import pytest
 import results
-from conftest import ROOT
+from helpers import ROOT
 
 
 @pytest.fixture

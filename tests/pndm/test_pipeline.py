@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import last
 from pndm.config.errors import InputError
 from pndm.config.schema import load
 from pndm.dataset import decode
@@ -16,7 +17,6 @@ from pndm.runner.sample import _read
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS, solve
 from pndm.runner.solver.schedule import Schedule
-from test_method import last
 
 from pndm.pipeline import PNDMPipeline
 

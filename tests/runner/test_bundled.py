@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 MODEL = ROOT / "model" / "digits.safetensors"
 

@@ -11,10 +11,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT, last, made_up, mixture
 from pndm.runner.solver.methods import METHODS, phi, solve
 from pndm.runner.solver.schedule import Schedule, eps_from
-from test_method import last, made_up, mixture
 
 from pndm.scheduler import MethodScheduler
 

@@ -9,9 +9,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import made_up, reference_noise
 from pndm.runner.solver.methods import solve
 from pndm.runner.solver.schedule import Schedule
-from test_method import made_up, reference_noise
 
 SCHEDULE = Schedule("linear")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, of NumPy and of names to come

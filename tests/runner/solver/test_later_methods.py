@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import LINEAR, asked, last, made_up, mixture, reference_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pndm.model.guidance import Guided
@@ -18,7 +19,6 @@ from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import Data, Pseudo, phi
 from scipy.integrate import quad
 from scipy.optimize import brentq
-from test_method import LINEAR, asked, last, made_up, mixture, reference_noise
 
 COSINE = Schedule("cosine")
 FIXED = [name for name, method in METHODS.items() if not method.adaptive]

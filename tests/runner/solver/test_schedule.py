@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import DATA
+from helpers import DATA
 from pndm.runner.solver.schedule import Schedule
 
 REFERENCE = np.load(DATA / "trajectories.npz")

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import DATA, ROOT
+from helpers import DATA, ROOT
 from pndm.config.schema import FOLDER, Table, load_table
 from pndm.model import checkpoint
 from pndm.runner.table import figures

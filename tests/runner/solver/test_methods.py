@@ -6,11 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
-from fill import _uniform
+from helpers import DATA, LINEAR, asked, last, made_up, mixture, reference_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import NotFinite, Query, Step
 from pndm.runner.solver.methods import METHODS, solve, trajectory
 from pndm.runner.solver.schedule import Schedule
@@ -18,46 +16,8 @@ from pndm.runner.solver.transfer import phi
 from scipy.integrate import solve_ivp
 
 REFERENCE = np.load(DATA / "trajectories.npz")
-LINEAR = Schedule("linear")
 FIXED = ["DDIM", "S-PNDM", "F-PNDM", "FON"]
 FIFTEEN = [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500]
-
-
-def made_up(x, t):
-    """The network of the reference trajectories."""
-    t = t.view(-1, *[1] * (x.ndim - 1))
-    return 0.8 * x * torch.cos(t / 400) + 0.3 * torch.sin(3 * x + t / 250)
-
-
-def reference_noise():
-    return torch.tensor(_uniform("noise", 96).reshape(2, 3, 4, 4) * 1.7320508)
-
-
-def last(states):
-    *_, state = states
-    return state
-
-
-def asked(method, steps, profile="exact", schedule=LINEAR):
-    """Every t that a method asks about, in order."""
-    times = []
-    events, eps = trajectory(method, torch.zeros(1, 1), schedule, steps, profile), None
-    while True:
-        try:
-            event = events.send(eps)
-        except StopIteration:
-            return times
-        eps = None
-        if isinstance(event, Query):
-            times.append(event.t)
-            eps = event.x * 0
-
-
-def mixture(schedule, components, seed=0):
-    """A Gaussian mixture in four dimensions, as a network, and noise for eight of its images."""
-    rng = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=rng)  # noqa: E731
-    return GaussianMixture(schedule, draw(components, 4), 0.05 + 0.3 * draw(components, 4).abs()), draw(8, 4)
 
 
 @pytest.mark.parametrize("name", [name for name in REFERENCE.files if name.startswith(("published", "exact"))])

@@ -1,0 +1,146 @@
+"""What several tests share: the folders, the reference networks, a tiny experiment, ways to drive a method."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from fill import _uniform as uniform
+from fill import fill
+from pndm.config.schema import load
+from pndm.model import checkpoint
+from pndm.model.unet import UNet, settings_of
+from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.solver.events import Query
+from pndm.runner.solver.methods import trajectory
+from pndm.runner.solver.schedule import Schedule
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+LINEAR = Schedule("linear")
+MANIFEST = json.loads((DATA / "manifest.json").read_text())
+
+
+# Networks of the published configurations, with reproducible weights.
+
+
+def published_section(name):
+    """The `Model` section of a configuration, as it was published."""
+    if "config" in MANIFEST[name]:
+        return MANIFEST[name]["config"]
+    return yaml.safe_load((DATA / f"published_configs/{name}.yml").read_text())["Model"]
+
+
+@functools.lru_cache(1)
+def published_weights(name):
+    """Its state dict under the published names, filled with the reference weights."""
+    return {tensor: torch.from_numpy(fill(tensor, shape)) for tensor, shape in MANIFEST[name]["tensors"].items()}
+
+
+def image_size(name):
+    return published_section(name).get("image_size") or (16 if "small" in name else 32)
+
+
+def network_input(n, size):
+    """The input of the reference outputs: (n, 3, size, size) float32."""
+    x = uniform("x", n * 3 * size * size).reshape(n, 3, size, size) * 1.7320508
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def evaluate(network, size=16, dtype=torch.float32):
+    """ε of a network on two images at two times."""
+    with torch.inference_mode():
+        return network(network_input(2, size).to(dtype), torch.tensor([7.0, 640.5], dtype=dtype))
+
+
+# Methods on made-up networks.
+
+
+def made_up(x, t):
+    """The network of the reference trajectories."""
+    t = t.view(-1, *[1] * (x.ndim - 1))
+    return 0.8 * x * torch.cos(t / 400) + 0.3 * torch.sin(3 * x + t / 250)
+
+
+def reference_noise():
+    """The noise of the reference trajectories, float64 (2, 3, 4, 4)."""
+    return torch.tensor(uniform("noise", 96).reshape(2, 3, 4, 4) * 1.7320508)
+
+
+def last(states):
+    """The last state of `solve`."""
+    *_, state = states
+    return state
+
+
+def asked(method, steps, profile="exact", schedule=LINEAR):
+    """Every t that a method asks about, in order."""
+    times = []
+    events, eps = trajectory(method, torch.zeros(1, 1), schedule, steps, profile), None
+    while True:
+        try:
+            event = events.send(eps)
+        except StopIteration:
+            return times
+        eps = None
+        if isinstance(event, Query):
+            times.append(event.t)
+            eps = event.x * 0
+
+
+def mixture(schedule, components, seed=0):
+    """A Gaussian mixture in four dimensions, as a network, and noise for eight of its images."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=rng)  # noqa: E731
+    return GaussianMixture(schedule, draw(components, 4), 0.05 + 0.3 * draw(components, 4).abs()), draw(8, 4)
+
+
+# Runs of the command line.
+
+
+class Tiny:
+    """A small network with random weights on 8×8 images, as files of an experiment and a checkpoint."""
+
+    def __init__(self, folder):
+        tree = yaml.safe_load((ROOT / "config" / "digits.yml").read_text())
+        tree["Model"] |= {"ch": 32, "ch_mult": [1], "attn_resolutions": []}
+        tree["Sample"] |= {"total_num": 10, "batch_size": 4, "sample_speed": 4}
+        tree["Sample"]["model_path"] = str(folder / "tiny.safetensors")
+        self.config = folder / "tiny.yml"
+        self.config.write_text(yaml.safe_dump(tree))
+        torch.manual_seed(0)
+        self.network = UNet(settings_of(load(str(self.config)).Model))
+        self.model = folder / "tiny.safetensors"
+        checkpoint.save(self.model, self.network.state_dict(), {"weights": "raw"})
+
+    def flags(self, folder, *more):
+        """The command line of a sampling run into `folder`."""
+        return ["--config", str(self.config), "--device", "cpu", "--image_path", str(folder), *more]
+
+
+def process(*flags, launcher=(), **more):
+    """Start main.py in a process of its own, with pipes; `launcher`: arguments between Python and main.py."""
+    command = [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, **({"cwd": ROOT, "preexec_fn": attended} | more))
+
+
+def attended():
+    """In a new process: let Ctrl-C work, which a shell switches off for what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def image_files(folder):
+    """Name → bytes of the images in a run's folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
+
+
+def one_thread():
+    """The environment in which the tests' processes run."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
