@@ -5,7 +5,7 @@ class InputError(ValueError):
     """Wrong input. The message is one line: what is wrong, the value, what is allowed.
 
     keys: what the message is about, the most important first: keys of an experiment ("Sample.nfe") or arguments of a
-    runner ("image_path"). The command line puts the flag or the file that set the first of them in front of the message.
+    runner ("image_path"). The command line puts in front of the message the flag or the file that set one of them.
     """
 
     def __init__(self, message, *keys):

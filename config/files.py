@@ -1,13 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders with one run in them."""
 
 import contextlib
 import json
+import os
 from pathlib import Path
+
+from pndm.config.errors import InputError
 
 
 @contextlib.contextmanager
 def aside(path):
-    """A path beside `path` to write to, renamed to `path` at the end; on an error it is removed.
+    """A path beside `path` to write to; it is renamed to `path` at the end, and removed on an error.
 
     An OSError, such as of a full disk, is given the name of `path`.
     """
@@ -23,14 +26,44 @@ def aside(path):
         raise
 
 
+@contextlib.contextmanager
+def alone(folder, argument):
+    """While inside, `folder` is this run's alone. The system lifts the lock when the process ends, however it ends.
+
+    Raises InputError, about `argument`, if another run is in there. Systems without such locks let everyone in.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is at work in {folder}; wait for it, or choose another folder", argument
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
 def load_json(path):
     """The dict in a JSON file. Raises OSError, and ValueError where there is none in it."""
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
 
 
 def save_json(path, value):
+    """Write a value as JSON, whole or not at all."""
     with aside(path) as file:
         file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

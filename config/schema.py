@@ -1,238 +1,360 @@
-"""The keys of an experiment: their types, ranges, defaults and meaning, and how files and flags become one.
+"""The keys of an experiment: type, range, default, meaning, and what each of them decides.
 
-`load("digits.yml", {"Sample.batch_size": ("--batch_size", "64")})` returns a validated `Experiment`.
+What a key decides is a few words of `DECIDES`. "Is this the same run?" is answered from them alone (`fingerprint`).
+The flags of the command line are made from the same keys (`flags`): a key is declared once, here. The options of the
+numerical methods are declared once in `runner/solver/options.py`.
 """
 
 import difflib
-import re
-from pathlib import Path
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pndm.config.errors import InputError
-from pndm.runner.measure.features import EXTRACTORS
 from pndm.runner.solver.grid import SPACINGS
 from pndm.runner.solver.methods import METHODS, PROFILES
+from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.schedule import TYPES
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
-    TypeAdapter,
-    ValidationError,
     WrapValidator,
+    create_model,
     model_validator,
 )
 
-FOLDER = Path(__file__).parent
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+DECIDES = {
+    "images": "what the images of a sampling run are",
+    "distance": "what distance is measured of them",
+    "network": "which network is loaded, and how it runs",
+    "training": "what network a training run ends with",
+}
+# The runners that have a key as a flag.
+METHOD, RUN, MEASURE = "sample plan train", "sample plan reproduce", "sample plan reproduce fid stats"
 
-Positive = Annotated[int, Field(ge=1, le=10**9)]
+
+class Contradiction(ValueError):
+    """Values that exclude each other. keys: "Section.key" of each, the most likely mistake first."""
+
+    def __init__(self, message, *keys):
+        super().__init__(message)
+        self.keys = keys
+
+
+def resembling(name, known):
+    """ "; did you mean …?" with the name in `known` that a wrong name resembles; "" where none does."""
+    close = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def nearest(name, known):
+    """The end of a message about an unknown name: the known name that it resembles, or all known names."""
+    return resembling(name, known) or f"; known are {', '.join(known)}"
+
+
+def _not_a_bool(value):
+    if isinstance(value, bool):
+        raise ValueError("it must be a number, not yes or no")
+    return value
+
+
+def _one_of(known):
+    """A check that a value is a name in `known`, a table that may grow while the program runs."""
+
+    def check(name):
+        if name not in known:
+            raise ValueError(f"it must be one of {', '.join(known)}{resembling(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _auto_or_number(value, number):
+    return value if value == "auto" else number(value)
+
+
+def whole(least, most):
+    return Annotated[int, BeforeValidator(_not_a_bool), Field(ge=least, le=most)]
+
+
+def real(**limits):
+    return Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False, **limits)]
+
+
+def _split(value):
+    return value.split(",") if isinstance(value, str) else value
+
+
+Positive = whole(1, 10**9)
+Side = whole(1, 2**13)  # pixels
+Channels = whole(1, 2**14)
+Widths = Annotated[list[whole(1, 64)], Field(min_length=1, max_length=12)]
+Blocks = whole(1, 64)
+Seed = whole(0, 2**63 - 1)
+Rate = real(ge=0, lt=1)
+Text = Annotated[str, Field(min_length=1)]
+Times = Annotated[list[real()], BeforeValidator(_split)]
+Metrics = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(_split)]
 Batch = Annotated[
-    Annotated[int, Field(ge=1, le=2**16)],
-    WrapValidator(lambda value, whole: value if value == "auto" else whole(value)),
-    PlainSerializer(lambda value: value),
+    whole(1, 2**16), WrapValidator(_auto_or_number), PlainSerializer(lambda value: value, return_type=int | str)
 ]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Widths = Annotated[list[Positive], Field(min_length=1)]
-_WITH_COMMAS = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
-Times = Annotated[list[float], _WITH_COMMAS]
-Names = Annotated[list[Literal["kid", "prdc"]], _WITH_COMMAS]
 
 
-def key(default, meaning, **limits):
-    return Field(default, description=meaning, **limits)
+def key(default, meaning, decides="", runners="", metavar=None):
+    """A key with a default. runners: those that have it as a flag, whose value is called `metavar` in the help."""
+    extra = {"decides": decides.split(), "runners": runners.split(), "metavar": metavar}
+    return Field(default, description=meaning, json_schema_extra=extra)
 
 
-def needed(meaning, **limits):
-    return Field(description=meaning, **limits)
+def needed(meaning, decides=""):
+    """A key without a default."""
+    return key(..., meaning, decides)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    """One section of an experiment.
+
+    Released files have more keys than matter here. `ignored`: keys that no result depends on, kept as they are.
+    `fixed`: keys with the only value that is possible here.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    ignored: ClassVar[frozenset] = frozenset()
+    fixed: ClassVar[dict] = {}
+
+    @model_validator(mode="after")
+    def _known(self):
+        for name, value in (self.model_extra or {}).items():
+            if name in self.fixed:
+                if value != self.fixed[name]:
+                    raise Contradiction(f"{name} is {value!r}; only {self.fixed[name]!r} is possible here", name)
+            elif name not in self.ignored:
+                known = [*type(self).model_fields, *self.fixed, *self.ignored]
+                raise Contradiction(f"unknown key {name}{nearest(name, known)}", name)
+        return self
 
 
 class ScheduleSection(Section):
-    type: Literal[TYPES] = key("linear", "how β grows with t")
-    beta_start: Share = key(1e-4, "β at the first training step (linear, quad)")
-    beta_end: Share = key(0.02, "β at the last training step (linear, quad)")
-    diffusion_step: Positive = key(1000, "number of training steps")
-    noise_schedule: Literal[TYPES] | None = key(None, "released iDDPM file: says again what `type` says")
-    predict_xstart: Literal[False] = key(False, "released iDDPM file: the network predicts ε")
-    use_kl: Literal[False] = key(False, "released iDDPM file: no variational loss")
-    learn_sigma: bool = key(False, "released iDDPM file: out_channels says it; the methods use ε alone")
-    sigma_small: bool = key(False, "released iDDPM file: variances are not used")
-    rescale_timesteps: bool = key(
-        True, "released iDDPM file: no effect, t is told in training steps, which its 1000 are already"
+    ignored = frozenset(
+        {"learn_sigma", "sigma_small", "rescale_timesteps", "rescale_learned_sigmas", "timestep_respacing"}
     )
-    rescale_learned_sigmas: bool = key(True, "released iDDPM file: variances are not used")
-    timestep_respacing: str = key("", "released iDDPM file: the method chooses the steps")
+    fixed: ClassVar[dict] = {"predict_xstart": False, "use_kl": False}
+
+    type: Literal[TYPES] = key("linear", "how β grows with t", "images training")
+    beta_start: real(gt=1e-12, lt=1) = key(1e-4, "β at the first training step (linear, quad)", "images training")
+    beta_end: real(gt=1e-12, lt=1) = key(0.02, "β at the last training step (linear, quad)", "images training")
+    diffusion_step: whole(1, 10**5) = key(1000, "number of training steps", "images training")
+    noise_schedule: Literal[TYPES] | None = key(None, "released iDDPM file: repeats `type`")
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.beta_start > self.beta_end:
-            raise ValueError(f"beta_start {self.beta_start} is above beta_end {self.beta_end}")
+            raise Contradiction(f"beta_start {self.beta_start} is above beta_end {self.beta_end}", "beta_start")
         if self.noise_schedule not in (None, self.type):
-            raise ValueError(f"noise_schedule {self.noise_schedule!r} contradicts type {self.type!r}")
+            raise Contradiction(
+                f"noise_schedule {self.noise_schedule!r} contradicts type {self.type!r}", "noise_schedule"
+            )
         return self
 
 
 class DatasetSection(Section):
-    dataset: Literal["DIGITS", "CIFAR10", "CELEBA", "LSUN", "FFHQ", "FOLDER"] = needed("which images")
-    category: str | None = key(None, "LSUN: bedroom, church_outdoor, …")
-    path: str | None = key(None, "folder of the files; default temp/dataset/NAME")
-    image_size: Positive = needed("height and width in pixels")
-    channels: Literal[1, 3] = needed("colour channels")
-    batch_size: Positive = key(64, "images in a training batch")
-    random_flip: bool = key(False, "training: mirror half of the images")
-    rescaled: bool = key(True, "the network sees [−1, 1], not [0, 1]")
-    logit_transform: bool = key(False, "the network sees logits of [0, 1]")
-    uniform_dequantization: bool = key(False, "training: add uniform noise of one grey level")
-    gaussian_dequantization: bool = key(False, "training: add normal noise of deviation 0.01")
-    num_workers: Annotated[int, Field(ge=0)] = key(0, "processes that read training images")
+    dataset: Literal["DIGITS", "CIFAR10", "CELEBA", "LSUN", "FFHQ", "FOLDER"] = needed(
+        "which images", "distance training"
+    )
+    category: Text | None = key(None, "LSUN: bedroom, church_outdoor, …", "distance training")
+    path: Text | None = key(None, "folder of the files; default temp/dataset/NAME", "distance")
+    image_size: Side = needed("height and width in pixels", "images distance training")
+    channels: Literal[1, 3] = needed("colour channels", "images distance training")
+    batch_size: whole(1, 2**20) = key(
+        64, "images in a training batch, of all processes together", "training", "train", "B"
+    )
+    random_flip: bool = key(False, "training: mirror half of the images", "training")
+    rescaled: bool = key(True, "the network sees [−1, 1], not [0, 1]", "images training")
+    logit_transform: bool = key(False, "the network sees logits of [0, 1]", "images training")
+    uniform_dequantization: bool = key(False, "training: add uniform noise of one grey level", "training")
+    gaussian_dequantization: bool = key(False, "training: add normal noise of deviation 0.01", "training")
+    num_workers: whole(0, 1024) = key(0, "processes that read training images")
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.rescaled and self.logit_transform:
-            raise ValueError("rescaled and logit_transform exclude each other")
+            raise Contradiction("rescaled and logit_transform exclude each other", "logit_transform", "rescaled")
         return self
 
 
+SHAPE = "images network training"  # what the keys of a network decide
+
+
 class DDIMModel(Section):
-    struc: Literal["DDIM"]
-    type: Literal["simple"] = key("simple", "DDIM's plain network")
-    image_size: Positive = needed("height and width in pixels")
-    in_channels: Positive = needed("colour channels")
-    out_ch: Positive = needed("channels of the output")
-    ch: Positive = needed("channels of the finest level, a multiple of 32")
-    ch_mult: Widths = needed("channels of each level, in units of ch")
-    num_res_blocks: Positive = needed("residual blocks a level")
-    attn_resolutions: list[Positive] = needed("resolutions with attention")
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training")
-    var_type: Literal["fixedlarge", "fixedsmall"] = key("fixedlarge", "released files: variances are not used")
-    resamp_with_conv: bool = key(True, "convolutions where the resolution changes")
+    ignored = frozenset({"var_type"})
+    fixed: ClassVar[dict] = {"type": "simple"}
+
+    struc: Literal["DDIM"] = needed("family", SHAPE)
+    image_size: Side = needed("height and width in pixels", SHAPE)
+    in_channels: Channels = needed("colour channels", SHAPE)
+    out_ch: Channels = needed("channels of the output", SHAPE)
+    ch: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
+    ch_mult: Widths = needed("channels of each level, in units of ch", SHAPE)
+    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
+    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
 
 
 class IDDPMModel(Section):
-    struc: Literal["iDDPM"]
-    in_channels: Positive = needed("colour channels")
-    model_channels: Positive = needed("channels of the finest level, a multiple of 32")
-    out_channels: Positive = needed("channels of the output: ε, then variances, which are not used")
-    num_res_blocks: Positive = needed("residual blocks a level")
-    attention_resolutions: list[Positive] = needed("downsampling rates with attention")
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training")
-    channel_mult: Widths = needed("channels of each level, in units of model_channels")
-    dims: Literal[2] = key(2, "images")
-    conv_resample: bool = key(True, "convolutions where the resolution changes")
-    use_scale_shift_norm: bool = key(False, "the embedding scales and shifts the second norm")
-    use_checkpoint: Literal[False] = key(False, "gradient checkpointing")
-    num_heads: Positive = key(1, "attention heads")
-    num_heads_upsample: int = key(-1, "attention heads on the way up; −1: num_heads")
+    fixed: ClassVar[dict] = {"dims": 2, "use_checkpoint": False}
+
+    struc: Literal["iDDPM"] = needed("family", SHAPE)
+    in_channels: Channels = needed("colour channels", SHAPE)
+    model_channels: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
+    out_channels: Channels = needed("channels of the output: ε, then variances, which are not used", SHAPE)
+    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    attention_resolutions: list[Side] = needed("downsampling rates with attention", SHAPE)
+    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    channel_mult: Widths = needed("channels of each level, in units of model_channels", SHAPE)
+    conv_resample: bool = key(True, "convolutions where the resolution changes", SHAPE)
+    use_scale_shift_norm: bool = key(False, "the embedding scales and shifts the second norm", SHAPE)
+    num_heads: Channels = key(1, "attention heads", SHAPE)
+    num_heads_upsample: whole(-1, 2**14) = key(-1, "attention heads on the way up; −1: num_heads", SHAPE)
 
 
 class PFModel(Section):
-    struc: Literal["PF"]
-    image_size: Positive = needed("height and width in pixels")
-    num_channels: Positive = needed("colour channels")
-    nf: Positive = needed("channels of the finest level, a multiple of 32")
-    ch_mult: Widths = needed("channels of each level, in units of nf")
-    num_res_blocks: Positive = needed("residual blocks a level")
-    attn_resolutions: list[Positive] = needed("resolutions with attention")
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training")
-    nonlinearity: Literal["swish"] = key("swish", "SiLU")
-    resamp_with_conv: bool = key(True, "convolutions where the resolution changes")
-    conditional: Literal[True] = key(True, "the network is told t")
-    centered: Literal[True] = key(True, "images are in [−1, 1]")
+    fixed: ClassVar[dict] = {"nonlinearity": "swish", "conditional": True, "centered": True}
+
+    struc: Literal["PF"] = needed("family", SHAPE)
+    image_size: Side = needed("height and width in pixels", SHAPE)
+    num_channels: Channels = needed("colour channels", SHAPE)
+    nf: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
+    ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
+    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
+    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
 
 
 class PFDeepModel(Section):
-    struc: Literal["PF_deep"]
-    image_size: Positive = needed("height and width in pixels")
-    num_channels: Positive = needed("colour channels")
-    nf: Positive = needed("channels of the finest level")
-    ch_mult: Widths = needed("channels of each level, in units of nf")
-    num_res_blocks: Positive = needed("residual blocks a level")
-    attn_resolutions: list[Positive] = needed("resolutions with attention")
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training")
-    nonlinearity: Literal["swish"] = key("swish", "SiLU")
-    resamp_with_conv: Literal[True] = key(True, "the residual blocks that change the resolution have convolutions")
-    conditional: Literal[True] = key(True, "the network is told t")
-    skip_rescale: bool = key(True, "residual sums divided by √2")
-    resblock_type: Literal["biggan"] = key("biggan", "residual blocks change the resolution")
-    progressive: Literal["none"] = key("none", "no progressive output")
-    progressive_input: Literal["none"] = key("none", "no progressive input")
-    embedding_type: Literal["positional"] = key("positional", "sinusoidal embedding of t")
-    init_scale: Annotated[float, Field(ge=0)] = key(0.0, "released file: weights come from the checkpoint")
-    combine_method: Literal["sum", "cat"] = key("sum", "of the progressive input, which is none")
-    fir: Literal[False] = key(False, "no FIR filters")
-    fir_kernel: list[int] = key([1, 3, 3, 1], "of the FIR filters, which are none")
-    continuous: bool = key(True, "released file: how it was trained")
-    centered: Literal[True] = key(True, "images are in [−1, 1]")
-    fourier_scale: float = key(16, "of the Fourier embedding, which is not used")
-    scale_by_sigma: Literal[False] = key(False, "the output is ε")
+    ignored = frozenset({"init_scale", "combine_method", "fir_kernel", "continuous", "fourier_scale"})
+    fixed: ClassVar[dict] = PFModel.fixed | {
+        "resamp_with_conv": True,
+        "resblock_type": "biggan",
+        "progressive": "none",
+        "progressive_input": "none",
+        "embedding_type": "positional",
+        "fir": False,
+        "scale_by_sigma": False,
+    }
+
+    struc: Literal["PF_deep"] = needed("family", SHAPE)
+    image_size: Side = needed("height and width in pixels", SHAPE)
+    num_channels: Channels = needed("colour channels", SHAPE)
+    nf: Channels = needed("channels of the finest level", SHAPE)
+    ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
+    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
+    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    skip_rescale: bool = key(True, "residual sums divided by √2", SHAPE)
 
 
+MODELS = {"DDIM": DDIMModel, "iDDPM": IDDPMModel, "PF": PFModel, "PF_deep": PFDeepModel}
 ModelSection = Annotated[DDIMModel | IDDPMModel | PFModel | PFDeepModel, Field(discriminator="struc")]
 
 
 class TrainSection(Section):
     epoch: Positive = key(1000, "passes over the dataset")
-    loss_type: Literal["linear", "square"] = key("square", "|ε − ε_θ| (linear) or its square, summed over the image")
-    ema: bool = key(True, "keep an exponential moving average of the weights")
-    ema_rate: Rate = key(0.999, "its decay a step; less in the first steps, (1+n)/(10+n)")
-    precision: Literal["fp32", "bf16"] = key("fp32", "bf16: the network computes in bfloat16, weights stay float32")
+    loss_type: Literal["linear", "square"] = key(
+        "square", "|ε − ε_θ| (linear) or its square, summed over the image", "training"
+    )
+    ema: bool = key(True, "keep an exponential moving average of the weights", "training")
+    ema_rate: Rate = key(0.999, "its decay a step; less in the first steps, (1+n)/(10+n)", "training")
+    precision: Literal["fp32", "bf16"] = key(
+        "fp32", "bf16: the network computes in bfloat16, weights stay float32", "training"
+    )
     micro_batch: Positive | None = key(None, "images a process runs at once; the rest of the batch accumulates")
-    warmup: Annotated[int, Field(ge=0)] = key(0, "steps over which the learning rate rises to lr")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of weights, order, times, noise, dropout")
+    warmup: whole(0, 10**9) = key(0, "steps over which the learning rate rises to lr", "training")
+    seed: Seed = key(0, "seed of weights, order, times, noise and dropout", "training", "train", "S")
     log_interval: Positive = key(50, "steps between scalars")
     sample_interval: Positive = key(2000, "steps between sample grids")
-    distance_num: Annotated[int, Field(ge=0)] = key(0, "images of the distance measured at each sample grid; 0: none")
+    distance_num: whole(0, 10**8) = key(0, "images of the distance measured at each sample grid; 0: none")
     checkpoint_interval: Positive = key(2000, "steps between checkpoints")
 
 
 class OptimSection(Section):
-    optimizer: Literal["adam", "sgd"] = key("adam", "torch.optim's; sgd has momentum 0.9")
-    lr: Annotated[float, Field(gt=0)] = key(2e-4, "learning rate")
-    beta1: Rate = key(0.9, "Adam's first decay; the second is 0.999")
-    eps: Annotated[float, Field(gt=0)] = key(1e-8, "Adam's ε")
-    amsgrad: bool = key(False, "Adam's AMSGrad variant")
-    weight_decay: Annotated[float, Field(ge=0)] = key(0.0, "L2 penalty")
-    grad_clip: Annotated[float, Field(gt=0)] | None = key(None, "largest norm of the gradient")
+    optimizer: Literal["adam", "sgd"] = key("adam", "torch.optim's; sgd has momentum 0.9", "training")
+    lr: real(gt=0) = key(2e-4, "learning rate", "training")
+    beta1: Rate = key(0.9, "Adam's first decay; the second is 0.999", "training")
+    eps: real(gt=0) = key(1e-8, "Adam's ε", "training")
+    amsgrad: bool = key(False, "Adam's AMSGrad variant", "training")
+    weight_decay: real(ge=0) = key(0.0, "L2 penalty", "training")
+    grad_clip: real(gt=0) | None = key(None, "largest norm of the gradient", "training")
 
 
-class SampleSection(Section):
-    method: Literal[tuple(METHODS)] = key("F-PNDM", "numerical method")
-    sample_speed: Positive = key(50, "number of steps")
-    nfe: Positive | None = key(None, "instead: the number of network calls an image, exactly")
-    spacing: Literal[tuple(SPACINGS)] = key("uniform", "of the times")
-    times: Times | None = key(None, "instead of steps and spacing: falling times, the last where images end, −1: clean")
-    eta: Annotated[float, Field(ge=0, le=1)] = key(0.0, "DDIM: share of DDPM's noise in every step")
-    clip: bool = key(False, "what predicts the image: clip it to [−1, 1] at every step")
-    threshold: Share | None = key(None, "instead: dynamic thresholding by this quantile of |x̂₀|, 0.995 in its paper")
-    profile: Literal[PROFILES] = key("exact", "exact: the paper; published: the released code, quirks included")
-    rtol: Annotated[float, Field(gt=0, lt=1)] | None = key(None, "PF: relative tolerance, default 1e-5")
-    atol: Annotated[float, Field(gt=0)] | None = key(None, "PF: absolute tolerance, default 1e-5")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "of the noise of every image")
-    total_num: Annotated[int, Field(ge=1, le=10**8)] = key(1000, "number of images")
-    batch_size: Batch = key(128, "images a network call; auto: what the memory takes")
-    precision: Literal[PRECISIONS] = key(
-        "auto", "of the network; auto: bf16 where the device is made for it, else fp32"
+class _Sampling(Section):
+    ignored = frozenset({"mpi4py"})
+    fixed: ClassVar[dict] = {"last_only": True}
+
+    method: Annotated[str, _one_of(METHODS)] = key(
+        "F-PNDM", f"numerical method: {', '.join(METHODS)}", "images", METHOD, "M"
     )
-    compile: bool = key(False, "compile the network with torch.compile: half a minute, then faster")
-    keep: Annotated[int, Field(ge=0)] | None = key(None, "images left as files, the first; default all")
-    model_path: str | None = key(None, "the checkpoint")
-    features: Literal[(*EXTRACTORS, "none")] = key("none", "features of the Fréchet distance; inception: the FID")
-    metrics: Names = key([], "beyond the Fréchet distance: kid, prdc, or both, with a comma between")
-    statistics: str | None = key(None, "statistics file of the reference; default the dataset itself")
-    inception_path: str | None = key(None, "pytorch-fid's Inception weights; default the hub's cache, or downloaded")
-    mpi4py: bool = key(False, "released files: processes are started by torchrun instead")
-    last_only: Literal[True] = key(True, "only final images are written")
+    sample_speed: whole(1, 10**5) = key(50, "number of steps", "", METHOD, "N")
+    nfe: whole(1, 10**6) | None = key(None, "network calls an image, exactly; instead of sample_speed", "", METHOD, "N")
+    spacing: Annotated[str, _one_of(SPACINGS)] = key(
+        "uniform", f"spacing of the times: {', '.join(SPACINGS)}", "images", METHOD, "S"
+    )
+    times: Times | None = key(
+        None,
+        "the falling times themselves, instead of sample_speed and spacing; a last −1 is clean data",
+        "images",
+        METHOD,
+        "T,…",
+    )
+    profile: Literal[PROFILES] = key(
+        "exact", "exact: what the paper says; published: the released code with its quirks", "images", METHOD, "P"
+    )
+    seed: Seed = key(0, "seed of the noise of every image", "images", "sample plan", "S")
+    total_num: whole(1, 10**8) = key(1000, "number of images", "distance", RUN, "K")
+    batch_size: Batch = key(128, "images a network call; auto: what the memory takes", "images", RUN, "B")
+    precision: Literal[PRECISIONS] = key(
+        "auto", "of the network: fp32, tf32, bf16; auto: bf16 where it is fast", "network", RUN, "P"
+    )
+    compile: bool = key(False, "compile the network: half a minute, then faster", "images network", RUN)
+    keep: whole(0, 10**8) | None = key(None, "images left as files, the first K; all by default", "", RUN, "K")
+    model_path: Text | None = key(None, "checkpoint to sample from", "network", RUN, "F")
+    features: Text = key(
+        "none", "features of the Fréchet distance, or none; inception gives FID", "distance", MEASURE, "F"
+    )
+    metrics: Metrics = key(
+        [], "distances beside it: kid, prdc, or kid,prdc; they keep features in memory", "distance",
+        "sample reproduce fid", "M",
+    )  # fmt: skip
+    statistics: Text | None = key(
+        None, "statistics file to measure against; the dataset by default", "distance", "sample reproduce", "FILE"
+    )
+    inception_path: Text | None = key(
+        None, "pytorch-fid's Inception weights; the hub's cache by default", "", MEASURE, "FILE"
+    )
+
+
+def _option(option):
+    """The key of a method's option."""
+    kind = bool if option.type is bool else real(**option.limits)
+    if option.default is None:
+        kind = kind | None
+    return kind, key(option.default, option.meaning, "images", METHOD, None if option.type is bool else "X")
+
+
+SampleSection = create_model(
+    "SampleSection", __base__=_Sampling, **{name: _option(option) for name, option in OPTIONS.items()}
+)
 
 
 class Experiment(Section):
+    """A whole experiment, validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     Schedule: ScheduleSection
     Dataset: DatasetSection
     Model: ModelSection
@@ -242,222 +364,107 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        size = getattr(self.Model, "image_size", self.Dataset.image_size)
-        if size != self.Dataset.image_size:
-            raise ValueError(f"Model.image_size {size} is not Dataset.image_size {self.Dataset.image_size}")
-        channels = getattr(self.Model, "in_channels", None) or self.Model.num_channels
-        if channels != self.Dataset.channels:
-            raise ValueError(f"the Model's {channels} input channels are not Dataset.channels {self.Dataset.channels}")
-        if self.Sample.sample_speed > self.Schedule.diffusion_step:
-            raise ValueError(
-                f"Sample.sample_speed {self.Sample.sample_speed} is above Schedule.diffusion_step "
-                f"{self.Schedule.diffusion_step}"
-            )
-        halvings = len(getattr(self.Model, "channel_mult", [1])) - 1  # of a model that does not know its image size
-        if self.Dataset.image_size % 2**halvings:
-            raise ValueError(f"Dataset.image_size {self.Dataset.image_size} cannot be halved {halvings} times")
-        if (self.Sample.clip or self.Sample.threshold is not None) and not self.Dataset.rescaled:
-            raise ValueError("Sample.clip and Sample.threshold need images in [−1, 1], Dataset.rescaled")
+        model, data, sample = self.Model, self.Dataset, self.Sample
+        size = getattr(model, "image_size", data.image_size)
+        if size != data.image_size:
+            raise Contradiction(
+                f"Model.image_size {size} is not Dataset.image_size {data.image_size}",
+                "Model.image_size", "Dataset.image_size",
+            )  # fmt: skip
+        name = "in_channels" if hasattr(model, "in_channels") else "num_channels"
+        if getattr(model, name) != data.channels:
+            raise Contradiction(
+                f"Model.{name} {getattr(model, name)} is not Dataset.channels {data.channels}",
+                f"Model.{name}", "Dataset.channels",
+            )  # fmt: skip
+        if sample.sample_speed > self.Schedule.diffusion_step:
+            raise Contradiction(
+                f"Sample.sample_speed {sample.sample_speed} is above Schedule.diffusion_step "
+                f"{self.Schedule.diffusion_step}",
+                "Sample.sample_speed", "Schedule.diffusion_step",
+            )  # fmt: skip
+        halvings = len(getattr(model, "channel_mult", [1])) - 1  # of a model that does not know its image size
+        if data.image_size % 2**halvings:
+            raise Contradiction(
+                f"Dataset.image_size {data.image_size} cannot be halved {halvings} times",
+                "Dataset.image_size", "Model.channel_mult",
+            )  # fmt: skip
+        if (sample.clip or sample.threshold is not None) and not data.rescaled:
+            raise Contradiction(
+                "Sample.clip and Sample.threshold need images in [−1, 1], so Dataset.rescaled",
+                "Sample.clip", "Sample.threshold", "Dataset.rescaled",
+            )  # fmt: skip
         return self
 
 
-class Value(Section):
-    value: float = needed("a distance of the paper")
-    basis: Literal["quoted", "confirmed", "inferred"] = needed(
-        "read in one text that quotes the paper, in two or more, or with the row deduced"
-    )
+def keys(experiment=None):
+    """("Section.key", its field) of every key; of an experiment, the keys of its own kind of network."""
+    for name, section in Experiment.model_fields.items():
+        if experiment is not None:
+            kinds = [type(getattr(experiment, name))]
+        else:
+            kinds = MODELS.values() if name == "Model" else [section.annotation]
+        for kind in kinds:
+            for inner, item in kind.model_fields.items():
+                yield f"{name}.{inner}", item
 
 
-class PaperSection(Section):
-    fid: dict[str, dict[int | Literal["best"], Value]] = key({}, "label → steps → FID; what is not known is left out")
-    seconds_per_step: dict[str, Annotated[float, Field(gt=0)]] = key({}, "label → seconds a step, of a whole batch")
+def fingerprint(experiment, *words) -> dict[str, Any]:
+    """The values that decide something: "Section.key" → value, of all keys that decide any of `words` (`DECIDES`).
 
-
-class Cells(Section):
-    """Some cells of a table: all combinations of methods, steps (or network calls), profiles and seeds."""
-
-    steps: list[Positive] = key([], "numbers of steps")
-    nfe: list[Positive] = key(
-        [], "instead: numbers of network calls, or where a method cannot spend them the most below"
-    )
-    profiles: Annotated[list[Literal[PROFILES]], Field(min_length=1)] = key(["exact"], "profiles")
-    seeds: Annotated[int, Field(ge=1, le=1000)] = key(1, "number of seeds: 0, 1, …")
-
-
-class Table(Cells):
-    experiment: str = needed("the experiment: a path, or a file of config/")
-    methods: Annotated[list[str | dict], Field(min_length=1)] = needed(
-        "a method's name, or a mapping of Sample keys that may add `label` and an `experiment` of its own"
-    )
-    images: Annotated[int, Field(ge=2)] = needed("images a cell")
-    sample: dict = key({}, "Sample keys of all cells")
-    more: list[Cells] = key([], "further cells, of the same methods")
-    flow: Annotated[int, Field(ge=0)] = key(8, "images whose distance to the exact flow is measured; 0: none")
-    paper: PaperSection = key(PaperSection(), "the paper's values")
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        groups = (self, *self.more)
-        if any(group.steps for group in groups) and any(group.nfe for group in groups):
-            raise ValueError("steps and nfe exclude each other in a table")
-        return self
-
-
-def find(name, flag="--config", folder=FOLDER):
-    """The path of the YAML file `name`: as given, or in the folder of such files."""
-    for path in (Path(name), folder / name):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.name for path in folder.glob("*.yml")))
-    raise InputError(f"{flag}: no file {name}, here or in {folder.name}/, which has {known}")
-
-
-def read(path, what):
-    """The mapping in a YAML file. Raises InputError."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: {what}")
-    return tree
-
-
-def load_table(name):
-    """Read table `name`, a path or what is in config/tables (with or without .yml): its path and a `Table`.
-
-    Raises InputError naming file and key.
+    Two experiments with equal fingerprints are the same run as far as these words go.
     """
-    path = Path(name)
-    if not path.is_file():
-        path = find(name if name.endswith(".yml") else f"{name}.yml", "--table", FOLDER / "tables")
-    tree = read(path, f"a table is a mapping of keys {', '.join(Table.model_fields)}")
-    try:
-        return path, Table.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = Cells.model_fields if first["loc"][0] == "more" else Table.model_fields
-            raise InputError(f"{path}: unknown key {name}{_nearest(str(first['loc'][-1]), known)}") from None
-        raise InputError(f"{path}: {_message(first, first['loc'], tree)}") from None
+    found = {}
+    for name, item in keys(experiment):
+        if set(words) & set(item.json_schema_extra["decides"]):
+            section, inner = name.split(".")
+            found[name] = getattr(getattr(experiment, section), inner)
+    return found
 
 
-def load(name, overrides=None):
-    """Read experiment `name` and lay `overrides` over it: "Section.key" → (flag to name in errors, value).
+def difference(held, wanted):
+    """The first difference of two fingerprints in words, "" where there is none.
 
-    Raises InputError naming file or flag, section and key.
+    A key that one of them lacks counts as its default, so that a new key leaves old records valid.
     """
-    path = find(name)
-    tree = read(path, f"an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")
-    return validate(tree, path, overrides)
+    defaults = {name: item.default for name, item in keys()}
+    for name in [*wanted, *held]:
+        theirs, ours = held.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))
+        if theirs != ours:
+            return f"{name} is {_short(theirs)} there and {_short(ours)} here"
+    return ""
 
 
-def validate(tree, path, overrides=None):
-    """An `Experiment` from a dict of sections; `path` and `overrides` as in `load`. Raises InputError."""
-    tree = dict(tree)
-    flags = {}
-    for target, (flag, value) in (overrides or {}).items():
-        section, _, name = target.partition(".")
-        if section not in Experiment.model_fields:
-            raise InputError(f"{flag}: no section {section!r}{_nearest(section, Experiment.model_fields)}")
-        if not isinstance(held := tree.get(section) or {}, dict):
-            raise InputError(f"{path}: {section} is {held!r}; a section is a mapping of keys")
-        tree[section] = {**held, name: value}
-        flags[target] = flag
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(_explain(error, tree, str(path), flags)) from None
+def _short(value):
+    """A value for a message; of a hash the beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else value
 
 
-def with_sample(experiment, place, **values):
-    """`experiment` with other values of Sample keys. Raises InputError naming the `place` they come from."""
-    try:
-        sample = SampleSection.model_validate(experiment.Sample.model_dump() | values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{place}: {_message(first, ('Sample', *first['loc']), {})}") from None
-    return experiment.model_copy(update={"Sample": sample})
+@dataclass
+class Flag:
+    """A flag of the command line. keys: runner → the key that it sets."""
+
+    name: str
+    metavar: str | None
+    switch: bool
+    meanings: dict = field(default_factory=dict)
+    keys: dict = field(default_factory=dict)
+
+    @property
+    def help(self):
+        """What the flag means; where it depends on the runner, for each of them."""
+        if len(self.meanings) == 1:
+            return next(iter(self.meanings.values()))
+        return "; ".join(f"{runners}: {meaning}" for runners, meaning in self.meanings.items())
 
 
-def model_section(config):
-    """Validate a `Model` section given as a dict. Raises InputError."""
-    if isinstance(config, Section):
-        return config
-    try:
-        return TypeAdapter(ModelSection).validate_python(dict(config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(_message(first, ("Model", *first["loc"]), {"Model": config})) from None
-
-
-def parse_set(text):
-    """Split "Section.key=value" into ("Section.key", value), the value read as YAML."""
-    target, equals, value = text.partition("=")
-    if not equals or "." not in target:
-        raise InputError(f"--set {text}: not of the form Section.key=value")
-    try:
-        return target.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {text}: the value is not YAML") from None
-
-
-def _explain(error, tree, path, flags):
-    first = error.errors()[0]
-    section, *rest = (str(part) for part in first["loc"]) if first["loc"] else ("",)
-    leaf = rest[-1] if rest and not rest[-1].isdigit() else (rest[-2] if len(rest) > 1 else "")
-    message = _message(first, first["loc"], tree)
-    # A contradiction of several keys is put to the flag of one that it names.
-    named = (flag for target, flag in flags.items() if re.search(rf"\b{target.partition('.')[2]}\b", message))
-    place = flags.get(f"{section}.{leaf}") or (next(named, path) if first["type"] == "value_error" else path)
-    return f"{place}: {message}"
-
-
-def _message(first, loc, tree):
-    loc = [part for i, part in enumerate(loc) if not (i == 1 and loc[0] == "Model" and part in _MODELS)]
-    name = ".".join(str(part) for part in loc)
-    kind, value = first["type"], first.get("input")
-    if kind == "extra_forbidden":
-        if len(loc) == 1:
-            return f"unknown section {name}{_nearest(name, Experiment.model_fields)}"
-        return f"unknown key {name}{_nearest(str(loc[-1]), _keys(loc[0], tree))}"
-    if kind == "missing":
-        return f"{name} is missing"
-    if kind == "union_tag_not_found":
-        return f"Model.struc is missing; it is one of {', '.join(_MODELS)}"
-    if kind == "union_tag_invalid":
-        return f"Model.struc is {value.get('struc')!r}; it is one of {', '.join(_MODELS)}"
-    if kind == "value_error":
-        return (f"{name}: " if name else "") + str(first["ctx"]["error"])
-    return f"{name} is {value!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-_MODELS = {"DDIM": DDIMModel, "iDDPM": IDDPMModel, "PF": PFModel, "PF_deep": PFDeepModel}
-
-
-def _keys(section, tree):
-    if section == "Model":
-        return _MODELS[tree["Model"]["struc"]].model_fields
-    return Experiment.model_fields[section].annotation.model_fields
-
-
-def _nearest(name, known):
-    close = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently drop the first."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for name, _ in node.value:
-            if not isinstance(name, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", name.start_mark)
-            if name.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name.value!r} stands twice", name.start_mark)
-            seen.add(name.value)
-        return super().construct_mapping(node, deep)
+def flags():
+    """The flags that set a key, by name. One flag may set different keys for different runners."""
+    found = {}
+    for name, item in keys():
+        if runners := item.json_schema_extra["runners"]:
+            inner = name.split(".")[1]
+            flag = found.setdefault(inner, Flag(inner, item.json_schema_extra["metavar"], item.annotation is bool))
+            flag.meanings[", ".join(runners)] = item.description
+            flag.keys |= dict.fromkeys(runners, name)
+    return found

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pndm.config.errors import InputError
-from pndm.config.schema import Positive, Section
+from pndm.config.schema import Positive
 from pndm.model.unet import Settings
-from pydantic import ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
 BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
 
 
-class Config(Section):
+class Config(BaseModel):
     """config.json: which values the one UNet can do, and diffusers' own defaults for keys that are left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample_size: int | list[int] | None = None
     in_channels: Positive = 3
@@ -48,10 +50,10 @@ class Config(Section):
     num_train_timesteps: int | None = None
 
 
-class Noise(Section):
+class Noise(BaseModel):
     """scheduler_config.json: what it says of training; how a scheduler samples is no concern of the methods here."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     num_train_timesteps: Positive = 1000
     beta_start: float = 1e-4

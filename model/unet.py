@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from pndm.config.errors import InputError
-from pndm.config.schema import model_section
+from pndm.config.load import model_section
 from pndm.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample, silu, sinusoidal_embedding
 from torch import nn
 

@@ -1,9 +1,9 @@
-"""The front door: flags and one YAML experiment in, one runner called. For example
+"""The command line: flags and one YAML experiment in, one runner called. For example
 
     python main.py --runner sample --method F-PNDM --sample_speed 50
     python main.py --runner train --config digits.yml --train_path temp/train
 
-Any value of the experiment can be laid over: --set Sample.batch_size=64.
+--set overrides any value of the experiment: --set Sample.batch_size=64.
 """
 
 import argparse
@@ -16,43 +16,53 @@ import time
 from pathlib import Path
 
 from pndm.config.errors import InputError
+from pndm.config.load import load, load_table, parse_set, place_of
+from pndm.config.schema import flags, nearest
 from pndm.runner.solver.events import NotFinite
 
-PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or this file
-RANK = int(os.environ.get("RANK", 0))  # of this process, where torchrun started several
-
-# Which section of the experiment each flag lays itself over, by runner; a flag not named is the runner's own.
-FEATURES = dict.fromkeys(("features", "inception_path"), "Sample")
-SAMPLE = dict.fromkeys(
-    ("method", "sample_speed", "nfe", "spacing", "times", "profile", "eta", "clip", "threshold", "rtol", "atol"),
-    "Sample",
-)
-IMAGES = FEATURES | dict.fromkeys(("total_num", "batch_size", "model_path", "precision", "compile", "keep"), "Sample")
-REFERENCE = dict.fromkeys(("statistics", "metrics"), "Sample")
-RUNNERS = {
-    "sample": SAMPLE | IMAGES | REFERENCE | {"seed": "Sample"} | dict.fromkeys(("image_path", "timeout", "plan")),
-    "plan": SAMPLE | IMAGES | {"seed": "Sample"},
-    "reproduce": IMAGES
-    | REFERENCE
-    | dict.fromkeys(("table", "methods", "steps", "seeds", "flow", "image_path", "timeout", "plan")),
-    "train": SAMPLE
-    | {"seed": "Train", "batch_size": "Dataset"}
-    | dict.fromkeys(("train_path", "restart", "timeout", "plan")),
-    "fid": FEATURES | {"metrics": "Sample", "paths": None, "out": None},
-    "stats": FEATURES | {"paths": None, "out": None},
-}
+PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
 CONFIG = "digits.yml"
+OUT_OF_MEMORY = "the device is out of memory; a smaller --batch_size may fit"
+KEYS = flags()  # the flags that set a key of the experiment
+RUNNERS = {
+    "sample": "make images and measure them",
+    "train": "train a network",
+    "fid": "the distance between two sets of images",
+    "stats": "a statistics file of images",
+    "plan": "what a sampling run would do and cost",
+    "reproduce": "a table: many sampling runs",
+}
+# The other flags: those of every runner, then those that belong to some runners.
 COMMON = {"runner", "config", "device", "set"}
+OWN = {
+    "image_path": "sample reproduce",
+    "train_path": "train",
+    "restart": "train",
+    "timeout": "sample reproduce train",
+    "plan": "sample reproduce train",
+    "table": "reproduce",
+    "methods": "reproduce",
+    "steps": "reproduce",
+    "seeds": "reproduce",
+    "flow": "reproduce",
+    "out": "fid stats",
+    "paths": "fid stats",
+}
 
 
 class Parser(argparse.ArgumentParser):
+    """Ends with one line on an error."""
+
     def error(self, message):
+        if message.startswith("unrecognized arguments: -"):
+            given = message.split()[2].partition("=")[0]
+            message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"
         raise SystemExit(complain(message))
 
 
 def count(text):
     """A whole number, not below 0."""
-    if (value := int(text)) < 0:
+    if not text.isascii() or (value := int(text)) < 0:
         raise ValueError
     return value
 
@@ -65,98 +75,76 @@ def minutes(text):
     return value
 
 
-_OUT_OF_MEMORY = "the device is out of memory; a smaller --batch_size may fit"
+def rank():
+    """The rank of this process, where torchrun started several."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def complain(message):
     """Print one line on stderr; returns the exit status of wrong input."""
-    if RANK:
-        # What is wrong for all processes is said by the first, whose end lets torchrun end this one meanwhile.
+    if rank():
+        # Rank 0 says what is wrong for all. It ends first, and torchrun ends this process during the sleep.
         try:
             time.sleep(5)
         except KeyboardInterrupt:
             return 2
-        message = f"process {RANK}: {message}"
+        message = f"process {rank()}: {message}"
     print(f"{PROGRAM}: {message}", file=sys.stderr)
     return 2
 
 
 def parser():
-    from pndm.runner.measure.features import EXTRACTORS
-    from pndm.runner.solver.grid import SPACINGS
-    from pndm.runner.solver.methods import METHODS, PROFILES
-
+    """The parser of the command line. Flags that set a key are made from the schema."""
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    add = p.add_argument
-    add("--runner", default="sample", choices=RUNNERS, help="what to do (default sample)")
-    add(
-        "--config",
-        metavar="NAME.yml",
-        help="experiment: a path, or a file of config/ (default digits.yml)",
+    what = ", ".join(f"{name} ({meaning})" for name, meaning in RUNNERS.items())
+    p.add_argument("--runner", default="sample", choices=RUNNERS, help=f"what to do: {what}; default sample")
+    p.add_argument("--config", metavar="NAME.yml", help=f"experiment: a path, or a file of config/ (default {CONFIG})")
+    p.add_argument(
+        "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, xpu, mps; default: a GPU if there is one"
     )
-    add("--method", metavar="M", help=f"numerical method: {', '.join(METHODS)}")
-    add("--sample_speed", metavar="N", help="number of steps")
-    add("--nfe", metavar="N", help="instead: number of network calls an image")
-    add("--spacing", metavar="S", help=f"of the times: {', '.join(SPACINGS)} (default uniform)")
-    add("--times", metavar="T,…", help="instead of both: the falling times themselves; the last, -1, is clean data")
-    add("--profile", metavar="P", help=f"{' or '.join(PROFILES)}: the paper, or the released code with its quirks")
-    add("--eta", metavar="X", help="DDIM: from 0, no noise in the steps, to 1, DDPM")
-    add("--clip", action="store_true", default=None, help="methods that predict the image: clip it to [−1, 1]")
-    add("--threshold", metavar="P", help="or threshold it by this quantile of its pixels, 0.995 for one")
-    add("--rtol", metavar="X", help="PF: relative tolerance")
-    add("--atol", metavar="X", help="PF: absolute tolerance")
-    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, mps; default auto, a GPU if there is one")
-    add("--model_path", metavar="F", help="checkpoint to sample from")
+    p.add_argument("--set", action="append", default=[], metavar="Section.key=value", help="override any value")
+    keys = p.add_argument_group("values of the experiment")
+    for flag in KEYS.values():
+        how = {"action": "store_true", "default": None} if flag.switch else {"metavar": flag.metavar}
+        keys.add_argument(f"--{flag.name}", help="; or ".join(flag.meanings).replace("%", "%%"), **how)
+    add = p.add_argument_group("flags of a runner").add_argument
     add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
-    add("--total_num", metavar="K", help="number of images")
-    add("--keep", metavar="K", help="images left as files, the first (default all; reproduce: 16)")
-    add("--batch_size", metavar="B", help="images a network call, or auto: what the memory takes")
-    add("--precision", metavar="P", help="of the network: fp32, tf32, bf16; default auto, bf16 where it is fast")
-    add("--compile", action="store_true", default=None, help="compile the network: half a minute, then faster")
-    add("--seed", metavar="S", help="seed of the noise (sample) or of everything random (train)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
-    add("--timeout", type=minutes, metavar="M", help="several processes: minutes one waits for another (default 30)")
-    add("--features", metavar="F", help=f"features of the Fréchet distance: {', '.join(EXTRACTORS)}, none")
-    add("--metrics", metavar="M", help="beyond it: kid, prdc, or kid,prdc; features are kept in memory then")
-    add("--statistics", metavar="FILE", help="statistics file to measure samples against (default the dataset itself)")
-    add("--inception_path", metavar="FILE", help="pytorch-fid's Inception weights (default the torch hub's cache)")
+    add("--timeout", type=minutes, metavar="M", help="minutes that one process waits for another (default 30)")
+    add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--table", metavar="NAME", help="reproduce: a table of config/tables, or a path (default digits)")
     add("--methods", metavar="M,...", help="reproduce: only these of the table")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
-    add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
-    add("--set", action="append", default=[], metavar="Section.key=value", help="lay a value over the experiment's")
     return p
 
 
 def overrides_of(args):
-    """What the flags lay over the experiment, as `config.schema.load` takes it. Raises InputError."""
-    from pndm.config.schema import parse_set
-
-    sections = RUNNERS[args.runner]
+    """What the flags set in the experiment, as `load` takes it. Raises InputError."""
     overrides = {}
     for item in args.set:
         target, value = parse_set(item)
         overrides[target] = ("--set", value)
     for name, value in vars(args).items():
         if value == "" or (isinstance(value, list) and "" in value):
-            raise InputError(f"--{name}: nothing is given")
+            raise InputError("nothing is given", name)
         if value in (None, []) or name in COMMON:
             continue
-        if name not in sections:
-            able = ", ".join(runner for runner, flags in RUNNERS.items() if name in flags)
+        runners = KEYS[name].keys if name in KEYS else OWN[name].split()
+        if args.runner not in runners:
             flag = f"--{name}" if name != "paths" else f"path {value[0]}"
-            raise InputError(f"{flag} does not go with --runner {args.runner}, only with {able}")
-        if sections[name]:
-            overrides[f"{sections[name]}.{name}"] = (f"--{name}", value)
-    # Whichever of these is given here stands instead of what the file gives.
+            raise InputError(f"{flag} does not go with --runner {args.runner}, only with {', '.join(runners)}")
+        if name in KEYS:
+            overrides[KEYS[name].keys[args.runner]] = (f"--{name}", value)
+    # One of these on the command line replaces whichever the file has.
     given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in overrides]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other")
+        raise InputError(f"{' and '.join(given)} exclude each other", *given)
     if given:
         unset = ("--set", None)
         overrides = {"Sample.nfe": unset, "Sample.times": unset} | overrides
@@ -165,59 +153,77 @@ def overrides_of(args):
 
 def experiment(args):
     """The validated experiment that the flags describe. Raises InputError."""
-    from pndm.config.schema import load
-
     return load(args.config or CONFIG, overrides_of(args))
+
+
+def place(args, keys):
+    """What stands in front of an error about `keys`: the flag that set one of them, or the experiment's file."""
+    own = next((key for key in keys if "." not in key), None)
+    if own:
+        return "" if own == "paths" else f"--{own}: "
+    try:
+        places = {target: flag for target, (flag, value) in overrides_of(args).items() if value is not None}
+    except InputError:
+        return ""
+    file = "" if args.runner == "reproduce" else args.config or CONFIG
+    found = place_of(keys, places, file)
+    return f"{found}: " if keys and found else ""
 
 
 def reproduce(args):
     """The runner reproduce; returns the exit status."""
-    from pndm.config.schema import load_table
-    from pndm.runner.table import run as reproduce
+    from pndm.runner.table import run as table_run
 
     if args.config:
-        raise InputError(f"--config {args.config}: a table names its experiments; --table FILE takes another table")
+        raise InputError(f"{args.config}: a table names its experiments; --table FILE takes another table", "config")
     path, table = load_table(args.table or "digits")
     folder = args.image_path or Path("temp/reproduce") / path.stem
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
     laid, where = overrides_of(args), device(args.device)
     if args.plan:
-        reproduce.show_plan(table, path, laid, where, **narrow)
+        table_run.show_plan(table, path, laid, where, **narrow)
         return 0
-    failed = reproduce.run(table, path, laid, where, folder, args.timeout, args.flow, **narrow)
+    failed = table_run.run(table, path, laid, where, folder, args.timeout, args.flow, **narrow)
     for line in failed:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 2 if failed else 0
 
 
 def device(name):
-    """The torch device of that name. Raises InputError when this machine has none."""
+    """The torch device of that name; `auto` is a GPU if there is one. Raises InputError when this machine has none."""
     import torch
 
-    there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    there += ["mps"] if torch.backends.mps.is_available() else []
+    there = ["cpu"]
+    for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
+        if module is not None and module.is_available():
+            there += [f"{kind}:{i}" for i in range(module.device_count())]
+    if torch.backends.mps.is_available():
+        there.append("mps")
     if name == "auto":
-        name = there[-1] if there[-1] == "mps" else there[min(1, len(there) - 1)]
-    if name == "cuda" and len(there) > 1:
-        name = "cuda:0"
+        name = there[min(1, len(there) - 1)]
+    if f"{name}:0" in there:
+        name = f"{name}:0"
     if name not in there:
-        raise InputError(f"--device: {name} is not there; this machine has {', '.join(there)}")
+        raise InputError(f"{name} is not there; this machine has {', '.join(there)}", "device")
     return torch.device(name)
 
 
 def image_path(args, settings):
-    """Default folder of a sampling run, one for each of what people compare."""
-    name = f"{Path(args.config or CONFIG).stem}_{settings.method}"
+    """Default folder of a sampling run: its name has what people compare."""
+    from pndm.runner.solver.options import OPTIONS
+
     steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
-    steps = f"nfe{settings.nfe}" if settings.nfe else steps
-    name += "" if settings.method == "PF" else f"_{steps}"
-    name += "" if settings.spacing == "uniform" else f"_{settings.spacing}"
-    name += "" if settings.profile == "exact" else f"_{settings.profile}"
-    name += f"_eta{settings.eta:g}" if settings.eta else ""
-    name += "_clip" if settings.clip else ""
-    name += f"_threshold{settings.threshold:g}" if settings.threshold else ""
-    name += "" if settings.seed == 0 else f"_seed{settings.seed}"
-    return Path("temp/sample") / name
+    parts = [Path(args.config or CONFIG).stem, settings.method]
+    if settings.method != "PF":
+        parts.append(f"nfe{settings.nfe}" if settings.nfe else str(steps))
+    parts += [value for name, value in (("spacing", settings.spacing), ("profile", settings.profile))
+              if value != type(settings).model_fields[name].default]  # fmt: skip
+    for name, option in OPTIONS.items():
+        if (value := getattr(settings, name)) != option.default:
+            parts.append(name if value is True else f"{name}{value:g}")
+    if settings.seed:
+        parts.append(f"seed{settings.seed}")
+    return Path("temp/sample") / "_".join(parts)
 
 
 def distance(args, resolved):
@@ -230,7 +236,7 @@ def distance(args, resolved):
     features = settings.features if args.features or (args.runner == "stats" and not args.paths) else "inception"
     if features == "none":
         if args.features:
-            raise InputError(f"--features: none leaves --runner {args.runner} nothing to do")
+            raise InputError(f"none leaves --runner {args.runner} nothing to do", "Sample.features")
         features = "inception"
     where = device(args.device)
     if args.runner == "fid":
@@ -245,63 +251,86 @@ def distance(args, resolved):
     fid.make_statistics(images, features, where, args.out or f"temp/stats/{name}.npz", settings.inception_path)
 
 
-def main(argv=None):
-    """Run the command line `argv`; returns the exit status."""
-    args = parser().parse_intermixed_args(argv)
+def dispatch(args):
+    """Call the runner; returns the exit status."""
+    if args.runner == "reproduce":
+        return reproduce(args)
+    resolved = experiment(args)
+    if resolved.Sample.method == "PF" and args.sample_speed and not rank():
+        print(f"{PROGRAM}: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
+    if args.plan or args.runner == "plan":
+        from pndm.runner import plan
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
-    try:
-        if args.runner == "reproduce":
-            return reproduce(args)
-        resolved = experiment(args)
-        if resolved.Sample.method == "PF" and args.sample_speed and not RANK:
-            print(f"{PROGRAM}: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
-        if args.plan or args.runner == "plan":
-            from pndm.runner import plan
+        (plan.show_training if args.runner == "train" else plan.show)(resolved, device(args.device))
+    elif args.runner == "sample":
+        from pndm.runner import sample
 
-            (plan.show_training if args.runner == "train" else plan.show)(resolved, device(args.device))
-        elif args.runner == "sample":
-            from pndm.runner import sample
+        folder = args.image_path or image_path(args, resolved.Sample)
+        sample.run(resolved, device(args.device), folder, args.timeout)
+    elif args.runner in ("fid", "stats"):
+        distance(args, resolved)
+    else:
+        from pndm.runner import train
 
-            folder = args.image_path or image_path(args, resolved.Sample)
-            sample.run(resolved, device(args.device), folder, args.timeout)
-        elif args.runner in ("fid", "stats"):
-            distance(args, resolved)
-        else:
-            from pndm.runner import train
-
-            folder = args.train_path or "temp/train"
-            train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout)
-    except (InputError, NotFinite) as error:
-        return complain(error)
-    except MemoryError:
-        return complain(_OUT_OF_MEMORY)
-    except OSError as error:
-        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        if not RANK:
-            how = "--restart" if args.runner == "train" else "the same command"
-            print(f"{PROGRAM}: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-            return complain(_OUT_OF_MEMORY)
-        if "WORLD_SIZE" in os.environ and re.search("timed? ?out|connection closed|peer", str(error), re.IGNORECASE):
-            return complain(f"another process did not answer ({str(error).splitlines()[0]})")
-        raise
+        folder = args.train_path or "temp/train"
+        train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout)
     return 0
 
 
+def main(argv=None):
+    """Run the command line `argv`; returns the exit status: 2 for wrong input, 130 for an interruption."""
+    open_streams()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+    args = parser().parse_intermixed_args(argv)
+    try:
+        return dispatch(args)
+    except InputError as error:
+        return complain(f"{place(args, error.keys)}{error}")
+    except NotFinite as error:
+        return complain(error)
+    except MemoryError:
+        return complain(OUT_OF_MEMORY)
+    except BrokenPipeError:
+        return 0  # whoever read the output has seen enough
+    except OSError as error:
+        return complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        if not rank():
+            how = "--restart" if args.runner == "train" else "the same command"
+            print(f"{PROGRAM}: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
+        return 130
+    except (RuntimeError, ImportError) as error:
+        text = str(error).partition("\n")[0]
+        if type(error).__name__ == "OutOfMemoryError" or re.search("can't allocate memory|map segment", text):
+            return complain(OUT_OF_MEMORY)
+        if "WORLD_SIZE" in os.environ and re.search("timed? ?out|connection closed|peer", str(error), re.IGNORECASE):
+            return complain(f"another process did not answer ({text})")
+        raise
+
+
+def open_streams():
+    """Let every message through: to a stream that is closed, and in an encoding that lacks its signs."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def command():
-    """The installed command `pndm`, and this file when it is run."""
+    """The installed command `pndm`, and main.py."""
     status = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None
+    except OSError as error:
+        status = complain(f"standard output: {error.strerror}")
+        sys.stdout = None
     if "WORLD_SIZE" in os.environ:
         # gloo's threads now and then abort an interpreter that is tearing down, though all its work is done.
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    command()

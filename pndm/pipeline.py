@@ -15,11 +15,12 @@ import torch
 from PIL.Image import Image
 
 from pndm.config.errors import InputError
-from pndm.config.schema import load, validate
+from pndm.config.load import load, validate
 from pndm.dataset import to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
-from pndm.runner.sample import checkpoint_path, schedule_of, to_image
+from pndm.runner.build import checkpoint_path, schedule_of
+from pndm.runner.folder import to_image
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import solve, whole
 from pndm.runner.solver.schedule import Schedule, eps_from

@@ -18,6 +18,7 @@ from pndm.dataset import open_dataset
 from pndm.model.engine import peak
 from pndm.model.unet import UNet, settings_of
 from pndm.runner import sample
+from pndm.runner.build import load_network, network_key, sampling_of
 from pndm.runner.measure.statistics import GROUPS
 from pndm.runner.solver.events import Query, Step
 from pndm.runner.solver.methods import METHODS, calls, drive, steps_near
@@ -49,10 +50,11 @@ def lines(experiment):
     s = experiment.Sample
     if adaptive(experiment):
         raise ValueError(f"method {s.method} chooses its steps as it goes")
-    schedule = sample.schedule_of(experiment)
+    sampling = sampling_of(experiment)
+    schedule = sampling.schedule
     x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
     found, states, asked, here = [], {_node(x)}, [], None
-    for event in drive(sample.events(experiment, x), _zeros):
+    for event in drive(sampling.events(x), _zeros):
         if isinstance(event, Query):
             asked.append(event.t)
         elif isinstance(event, Step):
@@ -109,10 +111,10 @@ class Meter:
         self.device, self.networks, self.calibrations = device, {}, {}
 
     def network(self, experiment):
-        key = sample.network_key(experiment)
+        key = network_key(experiment, self.device)
         if key not in self.networks:
             try:
-                self.networks[key] = sample.load_network(experiment, self.device)[0]
+                self.networks[key] = load_network(experiment, self.device).network
             except InputError as error:
                 print(f"not calibrated: {error}", file=sys.stderr)
                 self.networks[key] = None
@@ -120,7 +122,7 @@ class Meter:
 
     def calibration(self, experiment):
         """A `Calibration`, or None."""
-        key = sample.network_key(experiment), experiment.Sample.batch_size
+        key = network_key(experiment, self.device), experiment.Sample.batch_size
         if key not in self.calibrations:
             network = self.network(experiment)
             self.calibrations[key] = network and calibrate(network, experiment, self.device)
@@ -133,7 +135,7 @@ class Meter:
         if (network := self.network(experiment)) is None:
             return None
         with torch.inference_mode():
-            *_, state = sample.states(experiment, network, sample.schedule_of(experiment), range(PILOT), self.device)
+            *_, state = sampling_of(experiment).states(network, range(PILOT), self.device)
         return state.nfe
 
 
@@ -159,19 +161,21 @@ def calibrate(network, experiment, device):
 
 
 def count_calls(experiment):
-    """Network calls an image, None of an adaptive method. Raises ValueError when it cannot run."""
-    events = sample.events(experiment)
-    return None if adaptive(experiment) else sum(map(len, calls(events)))
+    """Network calls an image; None of an adaptive method. Raises InputError when the method cannot run."""
+    sampling = sampling_of(experiment)
+    return None if sampling.adaptive else sum(map(len, calls(sampling.events())))
 
 
 def most_calls(experiment, nfe):
-    """The most network calls an image that the method can spend of `nfe`. Raises ValueError if that is not half."""
-    s, options = experiment.Sample, sample.solver_options(experiment)
-    near = steps_near(s.method, nfe, sample.schedule_of(experiment), s.profile, **options)
+    """The most network calls an image, up to `nfe`, that the method can spend. Raises ValueError if below a half."""
+    sampling = sampling_of(experiment)
+    near = steps_near(sampling.method, nfe, sampling.schedule, sampling.profile, **sampling.options)
     spent = [calls for _, calls in near if nfe / 2 <= calls <= nfe]
     if not spent:
         able = " or ".join(str(calls) for _, calls in near)
-        raise ValueError(f"method {s.method} cannot spend {nfe} network calls or half of them; it can spend {able}")
+        raise ValueError(
+            f"method {sampling.method} cannot spend {nfe} network calls or half of them; it can spend {able}"
+        )
     return spent[-1]
 
 
@@ -185,8 +189,8 @@ def show(experiment, device):
     """Print the plan of a sampling run. Raises InputError when it cannot be run."""
     meter, s = Meter(device), experiment.Sample
     if s.batch_size == "auto":
-        raise InputError("--batch_size: auto is found by running; a plan needs a number")
-    sample.check(experiment)
+        raise InputError("auto is found by running; a plan needs a number", "Sample.batch_size")
+    sampling_of(experiment)
     print_lines(experiment)
     calls = meter.calls(experiment)
     if calls is not None:

@@ -26,11 +26,11 @@ from pndm.model import checkpoint
 from pndm.model.ema import EMA
 from pndm.model.engine import tf32
 from pndm.model.unet import UNet, settings_of
-from pndm.runner import sample
+from pndm.runner.build import sampling_of, schedule_of
+from pndm.runner.folder import grid
 from pndm.runner.measure.fid import Measurement
 from pndm.runner.processes import processes
 from pndm.runner.random import generator
-from pndm.runner.sample import generate, grid, schedule_of
 from pndm.runner.solver.events import NotFinite
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -52,7 +52,7 @@ def run(experiment, device, folder, restart=False, timeout=None):
 
 def check(experiment):
     """Raise InputError if the sampling that training does on the way cannot be done."""
-    sample.check(experiment)
+    sampling_of(experiment)
     train, settings = experiment.Train, experiment.Sample
     if settings.batch_size == "auto":
         raise InputError("Sample.batch_size: auto is for --runner sample; training needs a number")
@@ -79,7 +79,7 @@ class Trainer:
         if restart and not files:
             raise InputError(f"--restart: no train-STEP.ckpt in {folder} to continue from")
         dataset, train = experiment.Dataset, experiment.Train
-        self.schedule = schedule_of(experiment)
+        self.schedule, self.sampling = schedule_of(experiment), sampling_of(experiment)
         check(experiment)
         self.images = open_dataset(dataset)
         self.batches = batches_of(self.images, dataset)
@@ -227,7 +227,7 @@ class Trainer:
         size = self.experiment.Sample.batch_size
         for first in share(range(0, len(ids), size)):
             batch = ids[first : first + size]
-            yield batch, generate(self.experiment, self.ema.network, self.schedule, batch, self.device)
+            yield batch, self.sampling.launch(self.ema.network, batch, self.device).result()
 
     def _measured(self):
         """What makes two distances of averages comparable."""

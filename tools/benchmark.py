@@ -67,7 +67,7 @@ def sampling(args):
     import tempfile
 
     import torch
-    from pndm.config.schema import load, with_sample
+    from pndm.config.load import load, replaced
     from pndm.model import checkpoint, load_model
     from pndm.model.unet import UNet
     from pndm.runner import sample
@@ -102,7 +102,7 @@ def sampling(args):
                 path = Path(folder) / "random.safetensors"
                 checkpoint.save(path, load_model(experiment.Model).state_dict(), {"weights": "random"})
                 values |= {"model_path": str(path), "features": "none"}
-            record = sample.run(with_sample(experiment, "benchmark", **values), where, Path(folder) / "run")
+            record = sample.run(replaced(experiment, **values), where, Path(folder) / "run")
         share = 1 - sum(inside) / record["seconds"]
         rounds.append({name: record[name] for name in ("seconds", "images_per_second", "nfe")} | {"outside": share})
         print(f"{record['seconds']:.2f} s, {100 * share:.2f} % outside the network")
@@ -122,7 +122,7 @@ def network(args):
     a share of.
     """
     import torch
-    from pndm.config.schema import load
+    from pndm.config.load import load
     from pndm.model.unet import UNet, settings_of
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -219,7 +219,7 @@ def _serve(name, args, where, pipe):
 
 
 def _shape(config):
-    from pndm.config.schema import load
+    from pndm.config.load import load
 
     data = load(config).Dataset
     return data.channels, data.image_size, data.image_size
@@ -229,7 +229,7 @@ def _contender(name, args, where):
     """A loop(network, x, steps), and its network(x, t) → ε."""
     import torch
     from diffusers import PNDMScheduler, UNet2DModel
-    from pndm.config.schema import load
+    from pndm.config.load import load
     from pndm.model import load_model
     from pndm.model.engine import Engine, resolve
     from pndm.model.unet import settings_of
@@ -358,7 +358,7 @@ def precision(args):
     The same noise in both; rms in grey levels of 255, before rounding; distances with their jackknife errors.
     """
     import torch
-    from pndm.config.schema import load, with_sample
+    from pndm.config.load import load, replaced
     from pndm.runner import sample
     from pndm.runner.measure.fid import Measurement
     from pndm.runner.processes import Processes
@@ -374,7 +374,7 @@ def precision(args):
             images, distance = {}, {}
             for name in ("fp32", "bf16"):
                 values = {"method": method, "sample_speed": steps, "precision": name, "total_num": args.images}
-                experiment = with_sample(load("digits.yml"), "precision", **values)
+                experiment = replaced(load("digits.yml"), **values)
                 sampler = sample.Sampler(experiment, Processes(where))
                 measurement.reset()
                 made = []

@@ -10,9 +10,9 @@ import argparse
 
 import torch
 from diffusers import PNDMScheduler
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.model import load_model
-from pndm.runner.sample import checkpoint_path
+from pndm.runner.build import checkpoint_path
 from pndm.runner.solver.schedule import Schedule
 
 from pndm.scheduler import MethodScheduler

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from pndm.runner.sample import grid, to_image
+from pndm.runner.folder import grid, to_image
 
 from pndm import METHODS, PNDMPipeline, solve
 

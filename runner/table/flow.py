@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import torch
 from pndm.model.engine import tf32
-from pndm.runner import sample
-from pndm.runner.random import noise
+from pndm.runner.build import sampling_of
 from pndm.runner.solver.adaptive import dormand_prince
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import Step
@@ -51,7 +50,7 @@ def order(counts, errors):
 def distance_to_flow(experiment, network, device, ends):
     """Distance of the images that the experiment makes, before they are rounded to bytes, from `ends` (n, C, H, W)."""
     with tf32(False):
-        *_, state = sample.states(experiment, network, sample.schedule_of(experiment), range(len(ends)), device)
+        *_, state = sampling_of(experiment).states(network, range(len(ends)), device)
     return distance(state.x.double(), ends)
 
 
@@ -62,10 +61,10 @@ def exact_flow(experiment, network, device, images, tolerance):
     It starts where the experiment's method does. PF's integrator follows it in float64 to `tolerance` (rtol and atol)
     down to t = 0, which it leaves, as any method leaves its last time, by one transfer to clean data.
     """
-    data, schedule = experiment.Dataset, sample.schedule_of(experiment)
+    sampling = sampling_of(experiment)
+    schedule = sampling.schedule
     network = copy.deepcopy(network).double()
-    shape = (data.channels, data.image_size, data.image_size)
-    x = torch.from_numpy(noise(experiment.Sample.seed, range(images), shape)).double().to(device)
+    x = sampling.noise(range(images), device).double()
 
     def slope(t):
         return schedule.log_alpha_cumprod(t, nu=1)
@@ -81,4 +80,4 @@ def exact_flow(experiment, network, device, images, tolerance):
 
 def first_time(experiment):
     """The time at which the experiment's method starts."""
-    return float(np.max(next(sample.events(experiment)).t))
+    return float(np.max(next(sampling_of(experiment).events()).t))

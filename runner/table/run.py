@@ -16,17 +16,19 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside, load_json, save_json
-from pndm.config.schema import Experiment, find, load, with_sample
+from pndm.config.load import find, load, replaced
+from pndm.config.schema import Experiment, difference, fingerprint
 from pndm.runner import plan, sample
+from pndm.runner.build import checkpoint_path, load_network, network_key, read_network, sampling_of, schedule_of
+from pndm.runner.folder import held_identity
 from pndm.runner.processes import Processes, processes
 from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.table import figures, report, results
 from pndm.runner.table import flow as convergence
@@ -68,6 +70,14 @@ class Cell:
         return plan.work(self.experiment, self.calls or ADAPTIVE)
 
 
+def _replaced(experiment, place, **values):
+    """`experiment` with other values of Sample keys. Raises InputError that begins with `place`."""
+    try:
+        return replaced(experiment, **values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
 def _file_name(label):
     return re.sub(r"[^\w.=+-]+", "-", label).strip("-")
 
@@ -85,15 +95,15 @@ def cells_of(table, path, overrides):
         budgets = [{"sample_speed": n} for n in group.steps] + [{"nfe": n} for n in group.nfe]
         for profile, (label, network, experiment) in product(group.profiles, methods):
             for budget in [{}] if plan.adaptive(experiment) else budgets:
-                given = with_sample(experiment, f"{path}: {label}", profile=profile, **budget)
+                given = _replaced(experiment, f"{path}: {label}", profile=profile, **budget)
                 steps, nfe = budget.get("sample_speed"), budget.get("nfe")
                 try:
-                    calls = plan.most_calls(given, nfe) if nfe else plan.count_calls(given)
+                    calls = plan.most_calls(_replaced(given, path, nfe=None), nfe) if nfe else plan.count_calls(given)
                 except ValueError as error:
                     left_out.setdefault(str(error), []).append(f"{label} {steps or nfe or ''}".strip())
                     continue
                 for seed in range(group.seeds):
-                    seeded = with_sample(given, path, seed=seed, nfe=nfe and calls)
+                    seeded = _replaced(given, path, seed=seed, nfe=nfe and calls)
                     cell = Cell(label, steps, nfe, profile, seed, network, seeded, calls)
                     held = cells.setdefault(cell.name, cell)
                     if held.label != label:
@@ -133,11 +143,18 @@ def _methods(table, path, overrides):
         common = {"total_num": table.images, "keep": KEEP} | table.sample | values
         common |= {"nfe": None, "times": None}
         laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in common.items()}
-        experiment = load(find(network, f"{path}: experiment"), laid | overrides)
+        experiment = load(_found(network, path), laid | overrides)
         if experiment.Sample.batch_size == "auto":
             raise InputError(f"{path}: {label}: batch_size auto is for --runner sample; a table's cells need a number")
         found[label] = (label, network, experiment)
     return list(found.values())
+
+
+def _found(name, path):
+    try:
+        return find(name, "table")
+    except InputError as error:
+        raise InputError(f"{path}: experiment: {error}") from None
 
 
 def select(cells, path, methods=None, steps=None, seeds=None):
@@ -150,18 +167,18 @@ def select(cells, path, methods=None, steps=None, seeds=None):
         given = [part.strip() for part in text.split(",")]
         for part in given:
             if part not in map(str, known):
-                raise InputError(f"{flag}: {part!r} is not in table {path.stem}: {', '.join(map(str, known))}")
+                raise InputError(f"{part!r} is not in table {path.stem}: {', '.join(map(str, known))}", flag)
         return set(given)
 
     if methods:
-        wanted = among("--methods", methods, labels)
+        wanted = among("methods", methods, labels)
         cells = [cell for cell in cells if cell.label in wanted]
     if steps:
-        wanted = among("--steps", steps, budgets)
+        wanted = among("steps", steps, budgets)
         cells = [cell for cell in cells if str(cell.steps or cell.nfe) in wanted | {"None"}]
     if seeds:
-        if not (seeds.isdecimal() and 1 <= int(seeds) <= most):
-            raise InputError(f"--seeds: {seeds!r} is not a number from 1 to {most}, as table {path.stem} has")
+        if not (seeds.isascii() and seeds.isdecimal() and 1 <= int(seeds) <= most):
+            raise InputError(f"{seeds!r} is not a number from 1 to {most}, as table {path.stem} has", "seeds")
         cells = [cell for cell in cells if cell.seed < int(seeds)]
     return cells
 
@@ -177,7 +194,7 @@ def run(table, path, overrides, device, folder, timeout=None, flow=None, **narro
     cells, left_out = cells_of(table, path, overrides)
     selected = select(cells, path, **narrow)
     if cells[0].experiment.Sample.total_num < 2:
-        raise InputError("--total_num: a distance needs at least 2 images")
+        raise InputError("a distance needs at least 2 images", "Sample.total_num")
     with processes(device, timeout) as team:
         bench = Bench(team, cells, folder)
         records = {cell.name: record for cell in cells if (record := bench.held(cell))}
@@ -206,7 +223,7 @@ def show_plan(table, path, overrides, device, **narrow):
     for row, count in Counter(cell.row for cell in cells).items():
         cell = next(cell for cell in cells if cell.row == row)
         calls[row] = cell.calls or meter.calls(cell.experiment)
-        steps, images = sample.check(cell.experiment) or "", cell.experiment.Sample.total_num
+        steps, images = sampling_of(cell.experiment).steps or "", cell.experiment.Sample.total_num
         print(f"{count:5}  {cell.label:<{wide}}{cell.profile:<11}{steps:>6}{calls[row] or '?':>8}{images:9,}")
     for reason, names in left_out.items():
         print(f"left out, {', '.join(names)}: {reason}")
@@ -220,10 +237,10 @@ class Bench:
         self.team, self.alone, self.folder = team, Processes(team.device), folder
         self.networks, self.measurements = {}, {}
         for cell in cells:
-            sample.checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
+            checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
         for cell in cells:
-            if (key := sample.network_key(cell.experiment)) not in self.networks:
-                self.networks[key] = sample.load_network(cell.experiment, team.device)
+            if (key := network_key(cell.experiment, team.device)) not in self.networks:
+                self.networks[key] = load_network(cell.experiment, team.device)
             if (key := _measurement_key(cell)) not in self.measurements:
                 self.measurements[key] = sample.measurement_of(cell.experiment, team)
 
@@ -232,35 +249,30 @@ class Bench:
 
     def held(self, cell):
         """The record of `cell`, None if there is none yet. Raises InputError if the folder is another table's."""
-        file = self.path(cell) / "result.json"
+        file, sampler = self.path(cell) / "result.json", self.sampler(cell)
         try:
             record = load_json(file)
             record["frechet"], record["seconds"], record["images"]  # which the tables are made of
-            held = _essence(Experiment.model_validate(record["config"]), record["checkpoint"], record["precision"])
+            held, mine = dict(record["fingerprint"]), sampler.fingerprint
         except FileNotFoundError:
-            record, mine = None, self.sampler(cell).identity
-            held = sample.held_identity(self.path(cell)) or mine
+            record, mine = None, sampler.identity
+            held = held_identity(self.path(cell)) or mine
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{file}: damaged, or of another version; delete it and run again") from None
-        else:
-            _, _, checkpoint = self.networks[sample.network_key(cell.experiment)]
-            mine = _essence(cell.experiment, checkpoint, sample.precision_of(cell.experiment, self.team.device))
-        if mine != held:
-            raise InputError(f"--image_path: {self.folder} holds another table ({sample.contrast(held, mine)})")
+        if found := difference(held, mine):
+            raise InputError(f"{self.folder} holds another table ({found})", "image_path")
         return record
 
+    def loaded(self, cell):
+        return self.networks[network_key(cell.experiment, self.team.device)]
+
     def sha256(self, cell):
-        return self.networks[sample.network_key(cell.experiment)][2]["sha256"]
+        return self.loaded(cell).record["sha256"]
 
     def sampler(self, cell, watch=lambda n: None):
         """A `Sampler` of the cell alone; `watch` is told the images of every network call."""
-        network, path, record = self.networks[sample.network_key(cell.experiment)]
-
-        def watched(x, t):
-            watch(len(x))
-            return network(x, t)
-
-        return sample.Sampler(cell.experiment, self.alone, (watched, path, record))
+        loaded = self.loaded(cell)
+        return sample.Sampler(cell.experiment, self.alone, replace(loaded, network=Watched(loaded.network, watch)))
 
     def run(self, cell, progress):
         """Run one cell; returns None, or one line if it failed."""
@@ -275,22 +287,20 @@ class Bench:
         return None
 
 
+class Watched:
+    """A network that tells `watch` the number of images of every call."""
+
+    def __init__(self, network, watch):
+        self.network, self.watch = network, watch
+        self.broadcasts_time = getattr(network, "broadcasts_time", False)
+
+    def __call__(self, x, t):
+        self.watch(len(x))
+        return self.network(x, t)
+
+
 def _measurement_key(cell):
-    s = cell.experiment.Sample
-    return cell.experiment.Dataset.model_dump_json(), s.features, s.statistics, s.inception_path, *s.metrics
-
-
-def _essence(experiment, checkpoint, precision):
-    """What a cell's numbers depend on, as a flat dict. checkpoint: its record; precision: what the network runs in."""
-    beside = {"Sample": {"model_path", "inception_path", "keep", "mpi4py", "last_only"}, "Dataset": _TRAINING}
-    found = {"checkpoint": checkpoint["sha256"]}
-    for name in ("Schedule", "Dataset", "Model", "Sample"):
-        section = getattr(experiment, name).model_dump(exclude=beside.get(name))
-        found |= {f"{name}.{key}": value for key, value in section.items()}
-    return found | {"Sample.precision": precision}
-
-
-_TRAINING = {"batch_size", "random_flip", "uniform_dequantization", "gaussian_dequantization", "num_workers"}
+    return repr(fingerprint(cell.experiment, "distance")), cell.experiment.Sample.inception_path
 
 
 class Progress:
@@ -350,7 +360,7 @@ def write(table, path, done, bench, flow_images):
     text = results.markdown(table, path.stem, list(rows.values()), flow)
     _save_text(folder / "table.md", text)
     print(f"\n{text}")
-    schedule = sample.schedule_of(done[0][0].experiment)
+    schedule = schedule_of(done[0][0].experiment)
     analytic = convergence.STEPS, convergence.analytic(schedule if schedule.diffusion_step == 1000 else Schedule())
     drawn = figures.draw(list(rows.values()), flow, analytic, _images(done, bench))
     saved = figures.save(drawn, folder / "figures")
@@ -376,12 +386,12 @@ def flow_distances(done, bench, images):
     missing = [cell for cell in cells if known.get(cell.name, {}).get("checkpoint") != bench.sha256(cell)]
     groups = {}
     for cell in missing:
-        key = sample.network_key(cell.experiment), convergence.first_time(cell.experiment)
+        key = network_key(cell.experiment, bench.team.device), convergence.first_time(cell.experiment)
         groups.setdefault(key, []).append(cell)
     bar = tqdm(groups.items(), desc="exact flow", unit="start", dynamic_ncols=True, disable=None if groups else True)
     for _, group in bar:
         device = bench.team.device
-        network = sample.read_network(group[0].experiment)[0].to(device)
+        network = read_network(group[0].experiment)[0].to(device)
         network.register_forward_hook(lambda *_: bench.team.beat())
         tolerance = 1e-4 / max(cell.calls for cell in group)
         try:
@@ -407,7 +417,7 @@ def flow_distances(done, bench, images):
 
 def _draws(experiment):
     """Whether noise enters on the way, so that there is no flow to be compared with."""
-    return METHODS[experiment.Sample.method].draws(**sample.solver_options(experiment))
+    return sampling_of(experiment).draws
 
 
 def _images(done, bench):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import published_section, published_weights
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read
 from safetensors import safe_open

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import evaluate, published_section, published_weights
 from pndm.config.errors import InputError
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read, save
 from pndm.model.unet import settings_of

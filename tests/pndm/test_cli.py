@@ -13,7 +13,7 @@ from pndm import cli as main
 def test_help_loads_nothing_heavy():
     code = (
         "import sys\nfrom pndm import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "print({'torch', 'scipy', 'pydantic'} & set(sys.modules))"
+        "print({'torch', 'scipy', 'diffusers', 'matplotlib'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("set()")
@@ -54,17 +54,17 @@ def test_help_loads_nothing_heavy():
         (["--image_path", ""], "--image_path: nothing is given"),
         (["--total_num", "10000000000"], "--total_num: Sample.total_num is '10000000000'"),
         (["--plan", "--batch_size", "auto"], "--batch_size: auto is found by running"),
-        (["--plan", "--eta", "0.5"], "Sample: method F-PNDM takes no option eta"),
+        (["--plan", "--eta", "0.5"], "--eta: method F-PNDM takes no option eta"),
         (["--sample_speed", "1001"], "main.py: --sample_speed: Sample.sample_speed 1001 is above"),
         (["--set", "Dataset.image_size=16"], "main.py: --set: Model.image_size 8 is not Dataset.image_size 16"),
         (["--batch_size", "99999999"], "--batch_size: Sample.batch_size is '99999999'"),
         (["--total_num", "0"], "--total_num: Sample.total_num is '0'"),
         (["--batch_size", "1.5"], "--batch_size: Sample.batch_size is '1.5'"),
         (["--set", "Sample.batchsize=3"], "--set: unknown key Sample.batchsize; did you mean batch_size?"),
-        (["--set", "nonsense"], "--set nonsense: not of the form"),
+        (["--set", "nonsense"], "--set: nonsense is not of the form"),
         (["--restart"], "--restart does not go with --runner sample, only with train"),
         (["--train_path", "x"], "--train_path does not go with --runner sample"),
-        (["--samplespeed", "3"], "unrecognized arguments: --samplespeed"),
+        (["--samplespeed", "3"], "unknown flag --samplespeed; did you mean --sample_speed?"),
         (["--device", "cuda:77"], "--device: cuda:77 is not there; this machine has cpu"),
         (["--device", "gpu"], "--device: gpu is not there"),
         (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),

@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import last
 from pndm.config.errors import InputError
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.dataset import decode
 from pndm.model import checkpoint, load_model
 from pndm.model.engine import Engine
+from pndm.runner.folder import read_image
 from pndm.runner.random import noise
-from pndm.runner.sample import _read
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS, solve
 from pndm.runner.solver.schedule import Schedule
@@ -47,7 +47,7 @@ def test_from_the_same_noise_they_are_the_command_lines_bytes(pipeline, tiny, cl
     cli(*tiny.flags(tmp_path / "run", "--total_num", 4, "--precision", "fp32"))
     monkeypatch.setattr(pipeline, "_draw", lambda n, generator: torch.from_numpy(noise(0, range(n), (1, 8, 8))))
     for i, image in enumerate(pipeline(4, 4).images):
-        assert np.array_equal(np.asarray(image), _read(tmp_path / "run" / f"{i:06d}.png")[0])
+        assert np.array_equal(np.asarray(image), read_image(tmp_path / "run" / f"{i:06d}.png")[0])
 
 
 def test_output_types(pipeline):
@@ -187,7 +187,7 @@ class TestFromPretrained:
             ("config.json", "sample_size", None, "does not say its noise schedule and image size"),
         ],
     )
-    def test_a_diffusers_folder_that_cannot_be_read(self, file, key, value, said, unet, tmp_path):
+    def test_a_diffusers_folder_that_cannot_beread_image(self, file, key, value, said, unet, tmp_path):
         unet.save_pretrained(tmp_path)
         diffusers.DDIMScheduler().save_pretrained(tmp_path)
         text = value if key is None else json.dumps(json.loads((tmp_path / file).read_text()) | {key: value})

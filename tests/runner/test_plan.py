@@ -2,8 +2,9 @@
 
 import pytest
 from helpers import ROOT
-from pndm.config.schema import load
-from pndm.runner import plan, sample
+from pndm.config.load import load
+from pndm.runner import plan
+from pndm.runner.build import sampling_of
 
 
 def experiment(method, steps, profile="exact", config="digits.yml"):
@@ -35,7 +36,7 @@ def test_calls_and_orders_are_the_methods_own(method, steps, profile, calls, ent
 def test_the_calls_planned_are_those_counted(tiny, cli, tmp_path, method):
     for steps in (1, 3, 7):
         asked = experiment(method, steps, config=str(tiny.config))
-        states = list(sample.states(asked, lambda x, t: 0 * x, sample.schedule_of(asked), range(2), "cpu"))
+        states = list(sampling_of(asked).states(lambda x, t: 0 * x, range(2), "cpu"))
         found = plan.lines(asked)
         assert sum(line.calls for line in found) == plan.count_calls(asked) == states[-1].nfe
         assert [line.s for line in found] == [state.t for state in states]
@@ -45,7 +46,7 @@ def test_times_and_levels_are_those_of_the_grid():
     exact = plan.lines(experiment("F-PNDM", 10))
     assert [line.t for line in exact] == [900 - 100 * i for i in range(10)]
     assert [line.s for line in exact] == [*(800 - 100 * i for i in range(9)), -1]
-    levels = sample.schedule_of(experiment("F-PNDM", 10)).alphas_cumprod
+    levels = sampling_of(experiment("F-PNDM", 10)).schedule.alphas_cumprod
     assert [line.alpha for line in exact] == pytest.approx([levels[900 - 100 * i] for i in range(10)])
     assert exact[-1].alpha_s == 1
     published = plan.lines(experiment("F-PNDM", 10, "published"))

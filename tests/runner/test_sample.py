@@ -15,7 +15,8 @@ import pytest
 import torch
 from helpers import ROOT
 from PIL import Image
-from pndm.config.schema import load
+from pndm.config.load import load
+from pndm.config.schema import fingerprint
 from pndm.dataset import open_dataset
 from pndm.model import checkpoint
 from pndm.model.engine import resolve
@@ -82,16 +83,22 @@ def test_bytes_do_not_depend_on_how_many_images_are_made(tiny, cli, tmp_path):
     assert few.items() <= many.items()
 
 
-def test_what_an_image_depends_on_is_named_as_before_the_later_methods(tiny, cli, tmp_path):
-    """Folders that older versions made are to be taken for what they are."""
+def test_what_an_image_depends_on_is_what_the_schema_says(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "run"))
-    identity = json.loads((tmp_path / "run" / "run.json").read_text())
-    names = "method steps profile options seed batch_size precision checkpoint Schedule Model images"
-    assert list(identity) == names.split()
-    assert (identity["steps"], identity["options"]) == (4, {})
-    assert (
-        cli(*tiny.flags(tmp_path / "run", "--nfe", 13))[0] == 0
-    )  # the same images, however their number of steps is told
+    held = json.loads((tmp_path / "run" / "run.json").read_text())
+    decided = fingerprint(load(str(tiny.config)), "images")
+    assert held.keys() == decided.keys() | {"steps", "checkpoint", "precision"}
+    assert {name: held[name] for name in decided} == decided
+    assert not held.keys() & {"Sample.sample_speed", "Sample.nfe", "Sample.total_num", "Model.dropout", "Optim.lr"}
+    # The same images, however their number of steps is told.
+    assert cli(*tiny.flags(tmp_path / "run", "--nfe", 13))[0] == 0
+
+
+def test_a_key_that_is_new_leaves_old_folders_valid(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run"))
+    file = tmp_path / "run" / "run.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "Sample.eta"}))
+    assert cli(*tiny.flags(tmp_path / "run", "--total_num", 11))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,7 @@ def test_the_record_says_what_was_run(tiny, cli, tmp_path, flags, steps, nfe, op
     assert (status, err) == (0, "")
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (record["steps"], record["nfe"], record["options"]) == (steps, nfe, options)
-    assert record["identity"]["options"] == options
+    assert {f"Sample.{name}": value for name, value in options.items()}.items() <= record["fingerprint"].items()
 
 
 def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
@@ -267,14 +274,14 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
 @pytest.mark.parametrize(
     "change, said",
     [
-        (["--method", "DDIM"], "method F-PNDM, not DDIM"),
-        (["--sample_speed", "5"], "steps 4, not 5"),
-        (["--seed", "1"], "seed 0, not 1"),
-        (["--profile", "published"], "profile exact, not published"),
-        (["--batch_size", "5"], "batch_size 4, not 5"),
-        (["--spacing", "karras"], "options.spacing default, not karras"),
-        (["--times", "999,500,250,100,-1"], "options.times default, not [999.0, 500.0, 250.0, 100.0, -1.0]"),
-        (["--set", "Schedule.type=cosine"], "Schedule.type linear, not cosine"),
+        (["--method", "DDIM"], "Sample.method is F-PNDM there and DDIM here"),
+        (["--sample_speed", "5"], "steps is 4 there and 5 here"),
+        (["--seed", "1"], "Sample.seed is 0 there and 1 here"),
+        (["--profile", "published"], "Sample.profile is exact there and published here"),
+        (["--batch_size", "5"], "Sample.batch_size is 4 there and 5 here"),
+        (["--spacing", "karras"], "Sample.spacing is uniform there and karras here"),
+        (["--times", "999,500,250,100,-1"], "Sample.times is None there and [999.0, 500.0, 250.0, 100.0, -1.0] here"),
+        (["--set", "Schedule.type=cosine"], "Schedule.type is linear there and cosine here"),
         (["--total_num", "3"], "already holds 10 images"),
     ],
 )
@@ -315,7 +322,7 @@ def test_nan_from_the_network_is_named_with_its_step(tiny, cli, tmp_path, method
 def test_a_folder_left_by_a_run_without_images_is_taken(tiny, cli, tmp_path):
     (tmp_path / "run.json").write_text("{}")
     assert cli(*tiny.flags(tmp_path))[0] == 0
-    assert json.loads((tmp_path / "run.json").read_text())["method"] == "F-PNDM"
+    assert json.loads((tmp_path / "run.json").read_text())["Sample.method"] == "F-PNDM"
 
 
 def limited(size):

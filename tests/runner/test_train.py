@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.ema import EMA
 from pndm.runner.processes import Processes

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from pndm.config.schema import load
-from pndm.runner import sample
+from pndm.config.load import load
+from pndm.runner.build import schedule_of
 from pndm.runner.random import noise
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.table import flow as convergence
@@ -31,7 +31,7 @@ def experiment(method, steps):
 @pytest.mark.parametrize("steps", [5, 100])
 def test_the_exact_flow_is_the_one_in_closed_form(steps):
     asked = experiment("DDIM", steps)
-    network = Gaussian(sample.schedule_of(asked))
+    network = Gaussian(schedule_of(asked))
     found = convergence.exact_flow(asked, network, "cpu", 3, 1e-8)
     start = torch.from_numpy(noise(3, range(3), (1, 8, 8))).double()
     at_zero = network.mixture.flow(start, 1000 - 1000 / steps, 0)
@@ -47,7 +47,7 @@ def test_ddim_approaches_the_flow_with_order_one():
     counts = (50, 100, 200)
     for steps in counts:
         asked = experiment("DDIM", steps)
-        network = Gaussian(sample.schedule_of(asked))
+        network = Gaussian(schedule_of(asked))
         ends = convergence.exact_flow(asked, network, "cpu", 2, 1e-7)
         errors.append(convergence.distance_to_flow(asked, network, "cpu", ends))
     assert convergence.order(counts, errors) == pytest.approx(1, abs=0.15)

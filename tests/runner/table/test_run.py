@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from helpers import DATA, ROOT
-from pndm.config.schema import FOLDER, Table, load_table
+from pndm.config.load import FOLDER, load_table
+from pndm.config.table import Table
 from pndm.model import checkpoint
 from pndm.runner.table import figures
 from pndm.runner.table import run as reproduce
@@ -80,7 +81,7 @@ def test_a_cell_is_the_sampling_run_with_its_settings(table, tiny, cli, undrawn,
     }.items():
         assert cli(*tiny.flags(tmp_path / name, "--total_num", 18, *flags))[0] == 0
         alone = json.loads((tmp_path / name / "result.json").read_text())
-        for key in ("frechet", "nfe", "method", "steps", "profile", "seed", "identity", "checkpoint", "world_size"):
+        for key in ("frechet", "nfe", "method", "steps", "profile", "seed", "fingerprint", "checkpoint", "world_size"):
             assert made[name][key] == alone[key], (name, key)
         for i in range(reproduce.KEEP):
             file = f"{i:06d}.png"
@@ -305,11 +306,11 @@ def test_calls_that_cannot_be_spent_stand_for_the_most_below_them(table, cli, un
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--total_num", 11], "Sample.total_num 10, not 11"),
-        (["--batch_size", 5], "Sample.batch_size 4, not 5"),
-        (["--set", "Schedule.type=cosine"], "Schedule.type linear, not cosine"),
-        (["--features", "none"], "Sample.features pixels, not none"),
-        (["--set", "Dataset.rescaled=false"], "Dataset.rescaled True, not False"),
+        (["--total_num", 11], "Sample.total_num is 10 there and 11 here"),
+        (["--batch_size", 5], "Sample.batch_size is 4 there and 5 here"),
+        (["--set", "Schedule.type=cosine"], "Schedule.type is linear there and cosine here"),
+        (["--features", "none"], "Sample.features is pixels there and none here"),
+        (["--set", "Dataset.rescaled=false"], "Dataset.rescaled is True there and False here"),
     ],
 )
 def test_a_folder_with_another_table_is_refused(table, cli, undrawn, tmp_path, flags, said):
@@ -328,7 +329,8 @@ def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
     cli(*flags)
     for path in (tmp_path / "table/cells").glob("*/result.json"):
         record = json.loads(path.read_text())
-        del record["config"]["Sample"]["keep"], record["config"]["Sample"]["metrics"], record["identity"]
+        del record["config"]["Sample"]["keep"], record["config"]["Sample"]["metrics"]
+        del record["fingerprint"]["Sample.metrics"], record["fingerprint"]["Sample.eta"]
         path.write_text(json.dumps(record))
     before = written(tmp_path / "table")
     assert cli(*flags)[0] == 0
@@ -345,8 +347,8 @@ def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
         (["--seeds", "one"], "--seeds: 'one' is not a number"),
         (["--total_num", "1"], "--total_num: a distance needs at least 2 images"),
         (["--flow", "-1"], "--flow: invalid count value: '-1'"),
-        (["--table", "nothing"], "--table: no file nothing.yml, here or in tables/, which has celeba.yml"),
-        (["--config", "digits.yml"], "--config digits.yml: a table names its experiments"),
+        (["--table", "nothing"], "--table: no file nothing.yml, here or in config/tables/; did you mean digits.yml?"),
+        (["--config", "digits.yml"], "--config: digits.yml: a table names its experiments"),
         (["--method", "DDIM"], "--method does not go with --runner reproduce"),
         (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),
         (["--statistics", "nothing.npz"], "nothing.npz: no such statistics file"),
@@ -384,7 +386,10 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"sample": {"batch_size": "auto"}}, "batch_size auto is for --runner sample"),
         ({"nfe": [5]}, "steps and nfe exclude each other in a table"),
         ({"methods": ["DDIM"], "steps": [], "more": []}, "there is nothing to run (no steps are given)"),
-        ({"methods": ["DDIM"], "steps": [2000], "more": []}, "2000 steps cannot be run"),
+        (
+            {"methods": ["DDIM"], "steps": [2000], "more": []},
+            "Sample.sample_speed 2000 is above Schedule.diffusion_step 1000",
+        ),
         ({"experiment": "nothing.yml"}, "small.yml: experiment: no file nothing.yml"),
         ({"sample": {"features": "colours"}}, "Sample.features is 'colours'"),
         ({"paper": {"fid": {"DDIM": {5: {"value": 1, "basis": "heard"}}}}}, "basis is 'heard'"),
@@ -426,7 +431,7 @@ def test_keep_leaves_files_out_and_nothing_else(tiny, cli, tmp_path):
     status, out, _ = cli(*tiny.flags(tmp_path / "some", "--keep", 3))
     assert (status, "already holds these 10 images" in out) == (0, True)
     status, _, err = cli(*tiny.flags(tmp_path / "some", "--keep", 3, "--seed", 1))
-    assert (status, "seed 0, not 1" in err) == (2, True)
+    assert (status, "Sample.seed is 0 there and 1 here" in err) == (2, True)
 
 
 def test_no_files_at_all(tiny, cli, tmp_path):

@@ -1,0 +1,190 @@
+"""YAML files and overrides become a validated `Experiment`, or one line that says what is wrong and where.
+
+    load("digits.yml", {"Sample.batch_size": ("--batch_size", "64")})
+
+An override is "Section.key" → (the flag or file that it comes from, value).
+"""
+
+from pathlib import Path
+
+import yaml
+from pndm.config.errors import InputError
+from pndm.config.schema import MODELS, Contradiction, Experiment, ModelSection, Section, nearest
+from pndm.config.table import Cells, Table
+from pydantic import TypeAdapter, ValidationError
+
+FOLDER = Path(__file__).parent
+
+
+def load(name, overrides=None):
+    """The experiment in file `name`, a path or a file of config/, with `overrides`.
+
+    Returns an `Experiment`. Raises InputError that begins with the file or the flag that is wrong.
+    """
+    path = find(name, "config", FOLDER)
+    tree = read(path, f"an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")
+    return validate(tree, path, overrides)
+
+
+def validate(tree, path, overrides=None):
+    """An `Experiment` from a dict of sections; `path` is its place in messages. Raises InputError as `load` does."""
+    tree, places = dict(tree), {}
+    for target, (place, value) in (overrides or {}).items():
+        section, _, name = target.partition(".")
+        if section not in Experiment.model_fields:
+            raise InputError(f"{place}: no section {section!r}{nearest(section, Experiment.model_fields)}")
+        if not isinstance(held := tree.get(section) or {}, dict):
+            raise InputError(f"{path}: {section} is {held!r}; a section is a mapping of keys")
+        tree[section] = {**held, name: value}
+        places[target] = place
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        message, keys = explain(error.errors()[0])
+        raise InputError(f"{place_of(keys, places, path)}: {message}") from None
+
+
+def place_of(keys, places, path):
+    """The flag in `places` ("Section.key" → flag) that set one of `keys`, else the file `path`."""
+    return next((places[key] for key in keys if key in places), path)
+
+
+def replaced(experiment, **values):
+    """`experiment` with other values of Sample keys. Raises InputError."""
+    tree = experiment.model_dump()
+    tree["Sample"] |= values
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        message, keys = explain(error.errors()[0])
+        raise InputError(message, *keys) from None
+
+
+def model_section(config):
+    """A `Model` section given as a dict, validated. Raises InputError."""
+    if isinstance(config, Section):
+        return config
+    try:
+        return TypeAdapter(ModelSection).validate_python(dict(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        message, keys = explain(first | {"loc": ("Model", *first["loc"])})
+        raise InputError(message, *keys) from None
+
+
+def load_table(name):
+    """Table `name`, a path or a file of config/tables (with or without .yml): its path and a `Table`.
+
+    Raises InputError that names file and key.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = find(name if name.endswith(".yml") else f"{name}.yml", "table", FOLDER / "tables")
+    tree = read(path, f"a table is a mapping of keys {', '.join(Table.model_fields)}")
+    try:
+        return path, Table.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            known = Cells.model_fields if first["loc"][0] == "more" else Table.model_fields
+            name = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: unknown key {name}{nearest(first['loc'][-1], known)}") from None
+        raise InputError(f"{path}: {explain(first)[0]}") from None
+
+
+def find(name, argument, folder=FOLDER):
+    """The path of YAML file `name`: as given, or in `folder`. Raises InputError that names the files there."""
+    for path in (Path(name), folder / name):
+        if path.is_file():
+            return path
+    known = sorted(path.name for path in folder.glob("*.yml"))
+    where = folder.relative_to(FOLDER.parent)
+    raise InputError(f"no file {name}, here or in {where}/{nearest(name, known)}", argument)
+
+
+def read(path, what):
+    """The mapping in a YAML file. Raises InputError; `what` says what it should hold."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not YAML: byte {error.start} is not UTF-8 text") from None
+    tree = parse(text, path)
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: {what}")
+    return tree
+
+
+def parse(text, place):
+    """The value of a YAML text. Raises InputError that begins with `place`, and the line where YAML says it."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise InputError(f"{place}: not YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0][:100]
+        raise InputError(f"{place}{where}: not YAML: {reason}") from None
+
+
+def parse_set(text):
+    """Split "Section.key=value" into ("Section.key", value), the value read as YAML. Raises InputError."""
+    target, equals, value = text.partition("=")
+    if not equals or "." not in target:
+        raise InputError(f"{shortened(text)} is not of the form Section.key=value", "set")
+    return target.strip(), parse(value, f"--set {shortened(text)}")
+
+
+def shortened(value, most=60):
+    """A value for a message, cut where it is long."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def explain(error):
+    """(message, keys) of one of pydantic's errors: what is wrong in one line, and the "Section.key"s it is about."""
+    loc = [
+        part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "Model" and part in MODELS)
+    ]
+    loc = [part for part in loc if not str(part).startswith(("literal[", "constrained-", "function-"))]
+    name = ".".join(map(str, loc))
+    keys = (".".join(map(str, loc[:2])),)
+    kind, value = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return f"unknown section {name}{nearest(name, Experiment.model_fields)}", keys
+    if kind == "missing":
+        return f"{name} is missing", keys
+    if kind == "union_tag_not_found":
+        return f"Model.struc is missing; it is one of {', '.join(MODELS)}", ("Model.struc",)
+    if kind == "union_tag_invalid":
+        return f"Model.struc is {value.get('struc')!r}; it is one of {', '.join(MODELS)}", ("Model.struc",)
+    if kind == "value_error" and isinstance(cause := error["ctx"]["error"], Contradiction):
+        said = [key if "." in key or not name else f"{name}.{key}" for key in cause.keys]
+        message = str(cause) if not name or "." in cause.keys[0] else _qualified(str(cause), name, cause.keys[0])
+        return message, tuple(said)
+    reason = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"]
+    return f"{name} is {_shown(value)}; {reason[:1].lower()}{reason[1:]}", keys
+
+
+def _qualified(message, section, key):
+    """A message of one section, with the section in front of the key that it is about."""
+    return message.replace(key, f"{section}.{key}", 1) if key in message else f"{section}: {message}"
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice; YAML would silently drop the first one."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", name.start_mark)
+            if name.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name.value!r} stands twice", name.start_mark)
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,208 @@
+"""An experiment becomes what a run is made of: a schedule, a method on its grid, a network ready to be called.
+
+Below this file nothing knows experiments: it gets the values that it needs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from pndm.config.errors import InputError
+from pndm.config.schema import fingerprint
+from pndm.dataset import decode
+from pndm.model import checkpoint, diffusers, load_model
+from pndm.model.engine import Engine, resolve
+from pndm.runner.random import noise
+from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.methods import METHODS, nothing, solve, steps_for, trajectory
+from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.schedule import Schedule
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes images: a method on a grid of times, the schedule, the images' shape and coding.
+
+    steps: None of an adaptive method. options: those of `solve` that are not at their default. shape: (C, H, W).
+    decode: what the network sees, (n, C, H, W), → uint8 images.
+    """
+
+    method: str
+    steps: int | None
+    profile: str
+    options: dict
+    schedule: Schedule
+    shape: tuple
+    seed: int
+    decode: Callable
+
+    @property
+    def adaptive(self):
+        """Whether the method chooses its steps as it goes."""
+        return METHODS[self.method].adaptive
+
+    @property
+    def draws(self):
+        """Whether the method draws noise in its steps."""
+        return METHODS[self.method].draws(**self.options)
+
+    def events(self, x=None):
+        """The method's events, to be answered by the caller; x: a tensor (n, …), of least size by default."""
+        x = nothing() if x is None else x
+        return trajectory(self.method, x, self.schedule, self.steps or 1, self.profile, **self.options)
+
+    def noise(self, ids, device, stream="sampling", step=0):
+        """The noise of images `ids`: float32 (n, C, H, W) on `device`; stream and step as of `runner.random.noise`."""
+        return torch.from_numpy(noise(self.seed, ids, self.shape, stream, step)).to(device)
+
+    def states(self, network, ids, device):
+        """The states of `solve` from the noise of images `ids` on, one after each step."""
+        draw = partial(self.noise, ids, device, "step")
+        x = self.noise(ids, device)
+        return solve(self.method, network, x, self.schedule, self.steps or 1, self.profile, noise=draw, **self.options)
+
+    @torch.inference_mode()
+    def launch(self, network, ids, device, watch=lambda step, state: None):
+        """Begin to make images `ids`; returns a `Pending`. `watch` is called with the number and state of each step.
+
+        On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
+        """
+        finite, times = [], []
+        for step, state in enumerate(self.states(network, ids, device), 1):
+            finite.append(state.x.isfinite().all())
+            times.append(state.t)
+            watch(step, state)
+        return Pending(self.decode(state.x), torch.stack(finite), times)
+
+
+class Pending:
+    """Images that a device is making; `result` waits for them.
+
+    images: uint8 (n, C, H, W) on the device. finite: for each step, whether its state was finite. times: where each
+    step ended.
+    """
+
+    def __init__(self, images, finite, times):
+        self.times = times
+        self.ready = None
+        if images.device.type == "cuda":
+            self.images, self.finite = _copy(images), _copy(finite)
+            self.ready = torch.cuda.Event(blocking=True)
+            self.ready.record(torch.cuda.current_stream(images.device))
+        else:
+            self.images, self.finite = images.cpu(), finite.cpu()
+
+    def result(self):
+        """The images on the CPU. Raises NotFinite that names the first step with NaN or infinity."""
+        if self.ready:
+            self.ready.synchronize()
+        if not self.finite.all():
+            step = self.finite.tolist().index(False)
+            count, end = len(self.times), np.max(self.times[step])
+            raise NotFinite(f"ε is not finite from step {step + 1} of {count} on (to t = {end:g})")
+        return self.images
+
+
+def _copy(tensor):
+    """A copy in pinned memory, which the GPU writes while the CPU goes on."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def schedule_of(experiment):
+    """The experiment's `Schedule`. Raises InputError where its β leave no ᾱ."""
+    s = experiment.Schedule
+    try:
+        return Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+    except ValueError as error:
+        raise InputError(f"Schedule: {error}", "Schedule.beta_end", "Schedule.diffusion_step") from None
+
+
+def sampling_of(experiment):
+    """The experiment's `Sampling`. Raises InputError if the method cannot run as it is told to."""
+    s, data, schedule = experiment.Sample, experiment.Dataset, schedule_of(experiment)
+    options = {name: getattr(s, name) for name in (*OPTIONS, "spacing", "times")}
+    options = {name: value for name, value in options.items() if value != type(s).model_fields[name].default}
+    line = METHODS[s.method]
+    if s.compile and line.adaptive:
+        message = f"{s.method} asks about ever fewer images, and each number of them would be compiled anew"
+        raise InputError(message, "Sample.compile", "Sample.method")
+    steps = s.sample_speed if s.times is None else len(s.times) - 1
+    try:
+        if s.nfe is not None:
+            steps = steps_for(s.method, s.nfe, schedule, s.profile, **options)
+        shape = (data.channels, data.image_size, data.image_size)
+        given = {} if line.adaptive else {"steps": steps}
+        sampling = Sampling(
+            s.method, given.get("steps"), s.profile, options, schedule, shape, s.seed, partial(decode, section=data)
+        )
+        sampling.events()
+    except ValueError as error:
+        names = [*(["nfe"] if s.nfe else []), *options, "sample_speed", "nfe", "profile", "method"]
+        raise InputError(str(error), *(f"Sample.{name}" for name in names)) from None
+    return sampling
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network ready to be called, the path of its file, the record of it, and the precision it runs in."""
+
+    network: Callable
+    path: Path
+    record: dict
+    precision: str
+
+
+def load_network(experiment, device, precision=None):
+    """The experiment's network, made ready for `device`: a `Loaded`. Raises InputError.
+
+    precision: in place of the experiment's.
+    """
+    network, path, record = read_network(experiment)
+    precision = precision or precision_of(experiment, device)
+    return Loaded(Engine(network, device, precision, experiment.Sample.compile), path, record, precision)
+
+
+def read_network(experiment):
+    """The experiment's network in float32 on the CPU, the path of its file, and the record of it. Raises InputError."""
+    given = experiment.Sample.model_path
+    path = checkpoint_path(given)
+    source = checkpoint.read(path)
+    record = {
+        "path": given,
+        "sha256": checkpoint.sha256(source.path),
+        "format": source.format,
+        "weights": source.weights,
+    }
+    return load_model(experiment.Model, source).float(), path, record
+
+
+def network_key(experiment, device):
+    """Cache key: experiments with equal keys can share a loaded network."""
+    return repr(fingerprint(experiment, "network")), precision_of(experiment, device)
+
+
+def precision_of(experiment, device):
+    """The precision that the experiment's network runs in on `device`. Raises InputError."""
+    s = experiment.Sample
+    return resolve(s.precision, device, smooth=not METHODS[s.method].adaptive)
+
+
+def checkpoint_path(given):
+    """A checkpoint's path: as given, or below the project's folder, where the bundled network lies.
+
+    A name on the hub stays as it is. Raises InputError.
+    """
+    if given is None:
+        raise InputError("no checkpoint is given, and the experiment names none", "model_path")
+    for path in (Path(given), ROOT / given):
+        if path.exists():
+            return path
+    if diffusers.is_hub_name(given):
+        return given
+    message = f"no file {given}; docs/networks.md names where the published ones come from"
+    raise InputError(message, "Sample.model_path")

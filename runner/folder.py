@@ -1,0 +1,194 @@
+"""The folder of a sampling run: knows whose images it holds, gives back those there are, takes new ones whole.
+
+It holds the images `000000.png` …, `run.json` (the fingerprint: what the images depend on), `result.json` (the record
+of the finished run) and `grid.png`.
+"""
+
+import contextlib
+import math
+import os
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from pndm.config.errors import InputError
+from pndm.config.files import alone, aside, load_json, save_json
+from pndm.config.schema import difference
+from torchvision.utils import make_grid
+
+GRID = 100  # images in grid.png
+DELETE = "delete the folder, or choose another folder"
+
+
+@contextlib.contextmanager
+def open_folder(path, identity, team, keep=None):
+    """The `Folder` at `path` (a Path) for a run; at the end every image handed to it is on the disk, by any process.
+
+    identity: the fingerprint of the run's images. team: the processes. keep: only images numbered below it are written;
+    None: all. An error leaves no folder without images. Raises InputError when the folder holds another run's images,
+    or another run is at work in it.
+    """
+    check_owner(path, identity)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()] if team.first else []
+    try:
+        with contextlib.ExitStack() as stack:
+            if team.first:
+                path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(path, "image_path"))
+                check_owner(path, identity)  # again: of two runs that begin together one comes first
+                for left in path.glob(".*.tmp"):
+                    left.unlink()
+                if not holds_images(path):
+                    missing.insert(0, path / "run.json")
+                    save_json(path / "run.json", identity)
+            team.wait()
+            path.mkdir(parents=True, exist_ok=True)  # a folder that another machine made may not show yet
+            folder = Folder(path, stack.enter_context(ThreadPoolExecutor(2)), keep)
+            yield folder
+            folder.settle(0)
+            team.wait()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if not holds_images(path):
+                for made in missing:
+                    made.rmdir() if made.is_dir() else made.unlink(missing_ok=True)
+        raise
+
+
+class Folder:
+    """The images in a folder: `read` those that were there, `write` those that were not."""
+
+    def __init__(self, path, pool, keep=None):
+        self.path, self.pool, self.pending = path, pool, deque()
+        self.keep = math.inf if keep is None else keep
+        self.present = {entry.name for entry in os.scandir(path) if entry.name.endswith(".png")}
+
+    def has(self, ids):
+        """Whether the images of all `ids` were there at the start."""
+        return all(name_of(i) in self.present for i in ids)
+
+    def read(self, ids):
+        """Images `ids`: uint8 (n, C, H, W). Raises InputError where one is damaged or of another size."""
+        images = [read_image(self.path / name_of(i)) for i in ids]
+        for i, image in zip(ids, images, strict=True):
+            if image.shape != images[0].shape:
+                raise InputError(f"{self.path / name_of(i)}: not of this run's image size; delete it and run again")
+        return torch.stack(images)
+
+    def write(self, stream):
+        """Pass (ids, images) on; images that are not there are written meanwhile, by threads."""
+        for ids, images in stream:
+            for i, image in zip(ids, images, strict=True):
+                if i < self.keep and name_of(i) not in self.present:
+                    self.pending.append(self.pool.submit(self.save, name_of(i), to_image(image)))
+            self.settle(2 * len(ids))
+            yield ids, images
+
+    def save(self, name, image):
+        """Write a PIL image as a PNG file."""
+        with aside(self.path / name) as file:
+            image.save(file, "PNG")
+
+    def save_grid(self, count):
+        """Write grid.png of the first `count` images."""
+        if count:
+            self.save("grid.png", to_image(grid(self.read(range(count)))))
+
+    def settle(self, most):
+        """Wait until at most `most` images are unwritten; raises what writing raised."""
+        while len(self.pending) > most or (self.pending and self.pending[0].done()):
+            self.pending.popleft().result()
+
+
+def check_owner(folder, identity):
+    """Raise InputError if `folder` holds images of a run with another fingerprint."""
+    held = held_identity(folder)
+    if held is not None and (found := difference(held, identity)):
+        raise InputError(f"{folder} holds images of another run ({found}); {DELETE}", "image_path")
+
+
+def held_identity(folder):
+    """The fingerprint of the run whose images `folder` holds; None when it holds none. Raises InputError."""
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{folder} is a link to nothing", "image_path")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder", "image_path")
+    if not holds_images(folder):
+        return None
+    try:
+        return load_json(folder / "run.json")
+    except FileNotFoundError:
+        message = f"{folder} holds images, and no run.json says how they were made; choose another folder"
+        raise InputError(message, "image_path") from None
+    except ValueError:
+        raise InputError(f"{folder / 'run.json'}: damaged; {DELETE}") from None
+
+
+def finished(folder, fingerprint, total, kept):
+    """The record in `folder` if it is of this run and complete, else None. Raises InputError if it holds more.
+
+    fingerprint: of the images and their distance, as the record has it. total: number of images. kept: how many files.
+    """
+    if held_identity(folder) is None:
+        return None
+    count = sum(is_image(entry.name) for entry in os.scandir(folder))
+    if count > total:
+        raise InputError(f"{folder} already holds {count:,} images of this run, more than {total:,}", "total_num")
+    record = load_record(folder)
+    if record is None:
+        return None
+    if (images := record.get("images", 0)) > total:
+        raise InputError(f"{folder} already holds the record of {images:,} images of this run", "total_num")
+    whole = all((folder / name_of(i)).exists() for i in range(kept))
+    return record if whole and not difference(record.get("fingerprint", {}), fingerprint) else None
+
+
+def load_record(folder):
+    """The dict in result.json, None where there is none or it is damaged."""
+    try:
+        return load_json(folder / "result.json")
+    except (OSError, ValueError):
+        return None
+
+
+def is_image(name):
+    return re.fullmatch(r"\d{6,}\.png", name) is not None
+
+
+def holds_images(folder):
+    """Whether a folder holds images, or the record of images that were not kept."""
+    return folder.is_dir() and any(is_image(e.name) or e.name == "result.json" for e in os.scandir(folder))
+
+
+def name_of(i):
+    """The file of image i."""
+    return f"{i:06d}.png"
+
+
+def read_image(path):
+    """The image in a file: uint8 (C, H, W). Raises InputError."""
+    try:
+        if not path.is_file():
+            raise OSError("no regular file")
+        with Image.open(path) as image:
+            pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+        return torch.from_numpy(pixels.copy())
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); delete it and run again") from None
+
+
+def to_image(image):
+    """uint8 (C, H, W) → PIL image, grey or RGB."""
+    array = image.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def grid(images):
+    """uint8 images (n, C, H, W) → one uint8 image (3, H', W'): a square of tiles, small images enlarged."""
+    zoom = max(1, round(64 / images.shape[-1]))
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    columns = math.ceil(math.sqrt(len(images)))
+    return make_grid(images, columns, padding=max(2, images.shape[-1] // 16), pad_value=236)
