@@ -9,7 +9,9 @@ from pathlib import Path
 
 import yaml
 from pndm.config.errors import InputError
-from pndm.config.schema import MODELS, Contradiction, Experiment, ModelSection, Section, nearest
+from pndm.config.keys import Contradiction, Section, nearest
+from pndm.config.networks import MODELS, ModelSection
+from pndm.config.schema import Experiment
 from pndm.config.table import Cells, Table
 from pydantic import TypeAdapter, ValidationError
 

@@ -1,140 +1,40 @@
 """The keys of an experiment: type, range, default, meaning, and what each of them decides.
 
-What a key decides is a few words of `DECIDES`. "Is this the same run?" is answered from them alone (`fingerprint`).
-The flags of the command line are made from the same keys (`flags`): a key is declared once, here. The options of the
-numerical methods are declared once in `runner/solver/options.py`.
+What a key decides is a few words of `keys.DECIDES`. "Is this the same run?" is answered from them alone
+(`fingerprint`). The flags of the command line are made from the same keys (`flags`): a key is declared once, here. The
+options of the numerical methods are declared once in `runner/solver/options.py`.
 """
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+from pndm.config.keys import (
+    Batch,
+    Contradiction,
+    Metrics,
+    Positive,
+    Rate,
+    Section,
+    Seed,
+    Side,
+    Text,
+    Times,
+    key,
+    needed,
+    one_of,
+    real,
+    whole,
+)
+from pndm.config.networks import MODELS, ModelSection
 from pndm.runner.solver.grid import SPACINGS
 from pndm.runner.solver.methods import METHODS, PROFILES
 from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.schedule import TYPES
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WrapValidator,
-    create_model,
-    model_validator,
-)
+from pydantic import ConfigDict, create_model, model_validator
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-DECIDES = {
-    "images": "what the images of a sampling run are",
-    "distance": "what distance is measured of them",
-    "network": "which network is loaded, and how it runs",
-    "training": "what network a training run ends with",
-}
 # The runners that have a key as a flag.
 METHOD, RUN, MEASURE = "sample plan train", "sample plan reproduce", "sample plan reproduce fid stats"
-
-
-class Contradiction(ValueError):
-    """Values that exclude each other. keys: "Section.key" of each, the most likely mistake first."""
-
-    def __init__(self, message, *keys):
-        super().__init__(message)
-        self.keys = keys
-
-
-def resembling(name, known):
-    """ "; did you mean …?" with the name in `known` that a wrong name resembles; "" where none does."""
-    close = difflib.get_close_matches(str(name), list(known), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def nearest(name, known):
-    """The end of a message about an unknown name: the known name that it resembles, or all known names."""
-    return resembling(name, known) or f"; known are {', '.join(known)}"
-
-
-def _not_a_bool(value):
-    if isinstance(value, bool):
-        raise ValueError("it must be a number, not yes or no")
-    return value
-
-
-def _one_of(known):
-    """A check that a value is a name in `known`, a table that may grow while the program runs."""
-
-    def check(name):
-        if name not in known:
-            raise ValueError(f"it must be one of {', '.join(known)}{resembling(name, known)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _auto_or_number(value, number):
-    return value if value == "auto" else number(value)
-
-
-def whole(least, most):
-    return Annotated[int, BeforeValidator(_not_a_bool), Field(ge=least, le=most)]
-
-
-def real(**limits):
-    return Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False, **limits)]
-
-
-def _split(value):
-    return value.split(",") if isinstance(value, str) else value
-
-
-Positive = whole(1, 10**9)
-Side = whole(1, 2**13)  # pixels
-Channels = whole(1, 2**14)
-Widths = Annotated[list[whole(1, 64)], Field(min_length=1, max_length=12)]
-Blocks = whole(1, 64)
-Seed = whole(0, 2**63 - 1)
-Rate = real(ge=0, lt=1)
-Text = Annotated[str, Field(min_length=1)]
-Times = Annotated[list[real()], BeforeValidator(_split)]
-Metrics = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(_split)]
-Batch = Annotated[
-    whole(1, 2**16), WrapValidator(_auto_or_number), PlainSerializer(lambda value: value, return_type=int | str)
-]
-
-
-def key(default, meaning, decides="", runners="", metavar=None):
-    """A key with a default. runners: those that have it as a flag, whose value is called `metavar` in the help."""
-    extra = {"decides": decides.split(), "runners": runners.split(), "metavar": metavar}
-    return Field(default, description=meaning, json_schema_extra=extra)
-
-
-def needed(meaning, decides=""):
-    """A key without a default."""
-    return key(..., meaning, decides)
-
-
-class Section(BaseModel):
-    """One section of an experiment.
-
-    Released files have more keys than matter here. `ignored`: keys that no result depends on, kept as they are.
-    `fixed`: keys with the only value that is possible here.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
-    ignored: ClassVar[frozenset] = frozenset()
-    fixed: ClassVar[dict] = {}
-
-    @model_validator(mode="after")
-    def _known(self):
-        for name, value in (self.model_extra or {}).items():
-            if name in self.fixed:
-                if value != self.fixed[name]:
-                    raise Contradiction(f"{name} is {value!r}; only {self.fixed[name]!r} is possible here", name)
-            elif name not in self.ignored:
-                known = [*type(self).model_fields, *self.fixed, *self.ignored]
-                raise Contradiction(f"unknown key {name}{nearest(name, known)}", name)
-        return self
 
 
 class ScheduleSection(Section):
@@ -185,83 +85,6 @@ class DatasetSection(Section):
         return self
 
 
-SHAPE = "images network training"  # what the keys of a network decide
-
-
-class DDIMModel(Section):
-    ignored = frozenset({"var_type"})
-    fixed: ClassVar[dict] = {"type": "simple"}
-
-    struc: Literal["DDIM"] = needed("family", SHAPE)
-    image_size: Side = needed("height and width in pixels", SHAPE)
-    in_channels: Channels = needed("colour channels", SHAPE)
-    out_ch: Channels = needed("channels of the output", SHAPE)
-    ch: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
-    ch_mult: Widths = needed("channels of each level, in units of ch", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
-    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
-    resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
-
-
-class IDDPMModel(Section):
-    fixed: ClassVar[dict] = {"dims": 2, "use_checkpoint": False}
-
-    struc: Literal["iDDPM"] = needed("family", SHAPE)
-    in_channels: Channels = needed("colour channels", SHAPE)
-    model_channels: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
-    out_channels: Channels = needed("channels of the output: ε, then variances, which are not used", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
-    attention_resolutions: list[Side] = needed("downsampling rates with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
-    channel_mult: Widths = needed("channels of each level, in units of model_channels", SHAPE)
-    conv_resample: bool = key(True, "convolutions where the resolution changes", SHAPE)
-    use_scale_shift_norm: bool = key(False, "the embedding scales and shifts the second norm", SHAPE)
-    num_heads: Channels = key(1, "attention heads", SHAPE)
-    num_heads_upsample: whole(-1, 2**14) = key(-1, "attention heads on the way up; −1: num_heads", SHAPE)
-
-
-class PFModel(Section):
-    fixed: ClassVar[dict] = {"nonlinearity": "swish", "conditional": True, "centered": True}
-
-    struc: Literal["PF"] = needed("family", SHAPE)
-    image_size: Side = needed("height and width in pixels", SHAPE)
-    num_channels: Channels = needed("colour channels", SHAPE)
-    nf: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
-    ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
-    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
-    resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
-
-
-class PFDeepModel(Section):
-    ignored = frozenset({"init_scale", "combine_method", "fir_kernel", "continuous", "fourier_scale"})
-    fixed: ClassVar[dict] = PFModel.fixed | {
-        "resamp_with_conv": True,
-        "resblock_type": "biggan",
-        "progressive": "none",
-        "progressive_input": "none",
-        "embedding_type": "positional",
-        "fir": False,
-        "scale_by_sigma": False,
-    }
-
-    struc: Literal["PF_deep"] = needed("family", SHAPE)
-    image_size: Side = needed("height and width in pixels", SHAPE)
-    num_channels: Channels = needed("colour channels", SHAPE)
-    nf: Channels = needed("channels of the finest level", SHAPE)
-    ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
-    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
-    skip_rescale: bool = key(True, "residual sums divided by √2", SHAPE)
-
-
-MODELS = {"DDIM": DDIMModel, "iDDPM": IDDPMModel, "PF": PFModel, "PF_deep": PFDeepModel}
-ModelSection = Annotated[DDIMModel | IDDPMModel | PFModel | PFDeepModel, Field(discriminator="struc")]
-
-
 class TrainSection(Section):
     epoch: Positive = key(1000, "passes over the dataset")
     loss_type: Literal["linear", "square"] = key(
@@ -295,12 +118,12 @@ class _Sampling(Section):
     ignored = frozenset({"mpi4py"})
     fixed: ClassVar[dict] = {"last_only": True}
 
-    method: Annotated[str, _one_of(METHODS)] = key(
+    method: Annotated[str, one_of(METHODS)] = key(
         "F-PNDM", f"numerical method: {', '.join(METHODS)}", "images", METHOD, "M"
     )
     sample_speed: whole(1, 10**5) = key(50, "number of steps", "", METHOD, "N")
     nfe: whole(1, 10**6) | None = key(None, "network calls an image, exactly; instead of sample_speed", "", METHOD, "N")
-    spacing: Annotated[str, _one_of(SPACINGS)] = key(
+    spacing: Annotated[str, one_of(SPACINGS)] = key(
         "uniform", f"spacing of the times: {', '.join(SPACINGS)}", "images", METHOD, "S"
     )
     times: Times | None = key(

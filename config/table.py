@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pndm.config.schema import Contradiction, Section, Text, key, needed, real, whole
+from pndm.config.keys import Contradiction, Section, Text, key, needed, real, whole
 from pndm.runner.solver.methods import PROFILES
 from pydantic import ConfigDict, Field, model_validator
 

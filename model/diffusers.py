@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pndm.config.errors import InputError
-from pndm.config.schema import Positive
+from pndm.config.keys import Positive
 from pndm.model.unet import Settings
 from pydantic import BaseModel, ConfigDict, ValidationError
 

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from pndm.config.errors import InputError
+from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, parse_set, place_of
-from pndm.config.schema import flags, nearest
+from pndm.config.schema import flags
 from pndm.runner.solver.events import NotFinite
 
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 from pndm.config.errors import InputError
+from pndm.config.keys import Section
 from pndm.config.load import FOLDER, load
-from pndm.config.schema import Section
 from pndm.model import checkpoint
 from pndm.model.unet import UNet, settings_of
 
