@@ -122,11 +122,13 @@ def parse(text, place):
         return yaml.load(text, _Loader)
     except RecursionError:
         raise InputError(f"{place}: not YAML: nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0][:100]
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise InputError(f"{place}{where}: not YAML: {reason}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError):  # a date that is none, a tag that does not fit, …
+        raise InputError(f"{place}: not YAML: a value is not of the type that it looks like") from None
 
 
 def parse_set(text):

@@ -58,21 +58,24 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: -"):
             given = message.split()[2].partition("=")[0]
             message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"
-        raise SystemExit(complain(message))
+        raise SystemExit(complain(message.removeprefix("argument ")))
 
 
 def count(text):
     """A whole number, not below 0."""
-    if not text.isascii() or (value := int(text)) < 0:
-        raise ValueError
-    return value
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 0")
+    return int(text)
 
 
 def minutes(text):
     """A positive number of minutes."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
     return value
 
 
@@ -146,7 +149,7 @@ def overrides_of(args):
     given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in overrides]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other", *given)
-    if given:
+    if given and args.runner != "reproduce":
         unset = ("--set", None)
         overrides = {"Sample.nfe": unset, "Sample.times": unset} | overrides
     return overrides

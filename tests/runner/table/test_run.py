@@ -346,7 +346,7 @@ def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
         (["--seeds", "3"], "--seeds: '3' is not a number from 1 to 2, as table small has"),
         (["--seeds", "one"], "--seeds: 'one' is not a number"),
         (["--total_num", "1"], "--total_num: a distance needs at least 2 images"),
-        (["--flow", "-1"], "--flow: invalid count value: '-1'"),
+        (["--flow", "-1"], "--flow: '-1' is not a whole number"),
         (["--table", "nothing"], "--table: no file nothing.yml, here or in config/tables/; did you mean digits.yml?"),
         (["--config", "digits.yml"], "--config: digits.yml: a table names its experiments"),
         (["--method", "DDIM"], "--method does not go with --runner reproduce"),
