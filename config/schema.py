@@ -27,8 +27,9 @@ from pndm.config.keys import (
 )
 from pndm.config.networks import MODELS, ModelSection
 from pndm.runner.solver.grid import SPACINGS
-from pndm.runner.solver.methods import METHODS, PROFILES
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.published import PROFILES
 from pndm.runner.solver.schedule import TYPES
 from pydantic import ConfigDict, create_model, model_validator
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from pndm.config.keys import Contradiction, Section, Text, key, needed, real, whole
-from pndm.runner.solver.methods import PROFILES
+from pndm.runner.solver.published import PROFILES
 from pydantic import ConfigDict, Field, model_validator
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pndm.pipeline import PipelineOutput, PNDMPipeline
     from pndm.runner.measure.statistics import frechet_distance
     from pndm.runner.solver.events import NotFinite
-    from pndm.runner.solver.methods import METHODS, State, solve, trajectory
+    from pndm.runner.solver.methods import METHODS
     from pndm.runner.solver.schedule import Schedule
+    from pndm.runner.solver.solve import State, solve, trajectory
     from pndm.scheduler import MethodScheduler
 
 # Public name → its module, and its name there.
@@ -31,12 +32,12 @@ _PLACES = {
     "PNDMPipeline": ("pndm.pipeline", "PNDMPipeline"),
     "PipelineOutput": ("pndm.pipeline", "PipelineOutput"),
     "Schedule": ("pndm.runner.solver.schedule", "Schedule"),
-    "State": ("pndm.runner.solver.methods", "State"),
+    "State": ("pndm.runner.solver.solve", "State"),
     "frechet_distance": ("pndm.runner.measure.statistics", "frechet_distance"),
     "load_experiment": ("pndm.config.load", "load"),
     "load_model": ("pndm.model", "load_model"),
-    "solve": ("pndm.runner.solver.methods", "solve"),
-    "trajectory": ("pndm.runner.solver.methods", "trajectory"),
+    "solve": ("pndm.runner.solver.solve", "solve"),
+    "trajectory": ("pndm.runner.solver.solve", "trajectory"),
 }
 __all__ = [
     "METHODS",

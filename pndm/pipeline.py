@@ -22,8 +22,8 @@ from pndm.model.engine import Engine, resolve
 from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.folder import to_image
 from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.methods import solve, whole
 from pndm.runner.solver.schedule import Schedule, eps_from
+from pndm.runner.solver.solve import solve, whole
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 SECTIONS = {"Schedule", "Dataset", "Model"}  # of an experiment, that a pipeline is made of

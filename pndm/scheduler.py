@@ -17,8 +17,9 @@ import torch
 from pndm.model.diffusers import BETAS
 from pndm.runner.solver.events import Draw, Step
 from pndm.runner.solver.grid import floats, grid_of, uniform
-from pndm.runner.solver.methods import METHODS, calls, method_named, nothing, resume, whole
+from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.schedule import PREDICTIONS, Schedule, eps_from
+from pndm.runner.solver.solve import calls, nothing, resume, whole
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin

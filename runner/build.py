@@ -17,9 +17,10 @@ from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.runner.random import noise
 from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.methods import METHODS, nothing, solve, steps_for, trajectory
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import nothing, solve, steps_for, trajectory
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,8 +21,9 @@ from pndm.runner import sample
 from pndm.runner.build import load_network, network_key, sampling_of
 from pndm.runner.measure.statistics import GROUPS
 from pndm.runner.solver.events import Query, Step
-from pndm.runner.solver.methods import METHODS, calls, drive, steps_near
-from pndm.runner.solver.transfer import PublishedSchedule
+from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.published import PublishedSchedule
+from pndm.runner.solver.solve import calls, drive, steps_near
 from pndm.runner.train import KEEP, batches_of, check
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
@@ -31,70 +32,39 @@ BESIDE_PIXELS = 100  # bytes of a PNG file that are no pixels
 
 
 class Line(NamedTuple):
-    """One step, from time t and level alpha to s and alpha_s; calls it makes; `entering`: ε's that are combined."""
+    """One step: from time t and level alpha to s and alpha_s; the calls it makes; its order, as `Step` has it."""
 
     t: float
     s: float
     alpha: float
     alpha_s: float
     calls: int
-    entering: int
+    order: int
 
 
 def lines(experiment):
-    """The `Line`s of the experiment's method. Raises ValueError when it cannot run, or chooses its steps itself.
-
-    The method is driven with numbers for images. Which ε's enter a step is read off the graph that PyTorch records of
-    it, cut at the states between the steps.
-    """
+    """The `Line`s of the experiment's method. Raises ValueError when it cannot run, or chooses its steps itself."""
     s = experiment.Sample
     if adaptive(experiment):
         raise ValueError(f"method {s.method} chooses its steps as it goes")
     sampling = sampling_of(experiment)
     schedule = sampling.schedule
-    x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    found, states, asked, here = [], {_node(x)}, [], None
-    for event in drive(sampling.events(x), _zeros):
+    if s.profile == "published":
+        schedule = PublishedSchedule(schedule)  # ᾱ where the released code takes itself to be
+    found, asked = [], []
+    for event in drive(sampling.events(), lambda event: event.x):
         if isinstance(event, Query):
             asked.append(event.t)
         elif isinstance(event, Step):
-            t = asked[0] if here is None else here
-            levels = (_level(schedule, s.profile, at) for at in (t, event.t))
-            found.append(Line(t, event.t, *levels, len(asked), _entering(event.x, states)))
-            states.add(event.x.grad_fn)
-            asked, here = [], event.t
+            t = found[-1].s if found else asked[0]
+            levels = (float(schedule.alpha_cumprod(at)) for at in (t, event.t))
+            found.append(Line(t, event.t, *levels, len(asked), event.order))
+            asked = []
     return found
-
-
-def _zeros(event):
-    """An answer that the graph knows for an ε, or for noise."""
-    return torch.zeros_like(event.x, requires_grad=isinstance(event, Query))
 
 
 def adaptive(experiment):
     return METHODS[experiment.Sample.method].adaptive
-
-
-def _level(schedule, profile, t):
-    """ᾱ where the method takes itself to be; the released code reads it one index late."""
-    return float((schedule if profile == "exact" else PublishedSchedule(schedule)).alpha_cumprod(t))
-
-
-def _entering(x, cut):
-    """How many tensors asked for enter x, not counting what is behind the nodes of `cut`."""
-    leaves, seen, stack = 0, set(cut), [x.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            leaves += hasattr(node, "variable")
-            stack += [following for following, _ in node.next_functions if following is not None]
-    return leaves
-
-
-def _node(leaf):
-    """The node that accumulates the gradient of a leaf."""
-    return (leaf + 0).grad_fn.next_functions[0][0]
 
 
 class Calibration(NamedTuple):
@@ -206,7 +176,7 @@ def print_lines(experiment):
     found = lines(experiment)
     print(f"{'step':>4}{'t':>10}{'to':>10}{'ᾱ':>13}{'ᾱ after':>13}{'calls':>7}  order")
     for i, line in enumerate(found, 1):
-        order = line.entering if line.calls == 1 else f"{line.calls} stages"
+        order = line.order if line.calls == 1 else f"{line.calls} stages"
         levels = f"{line.alpha:13.6g}{line.alpha_s:13.6g}"
         print(f"{i:4}{line.t:10.2f}{line.s:10.2f}{levels}{line.calls:7}  {order}")
 

@@ -18,8 +18,8 @@ from pndm.model import checkpoint
 from pndm.model.unet import UNet, settings_of
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import Query
-from pndm.runner.solver.methods import trajectory
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import trajectory
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"

@@ -233,8 +233,8 @@ def _contender(name, args, where):
     from pndm.model import load_model
     from pndm.model.engine import Engine, resolve
     from pndm.model.unet import settings_of
-    from pndm.runner.solver.methods import solve
     from pndm.runner.solver.schedule import Schedule
+    from pndm.runner.solver.solve import solve
     from pndm.runner.solver.transfer import phi
 
     section, schedule = load(args.config).Model, Schedule()

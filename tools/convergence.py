@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.grid import uniform
-from pndm.runner.solver.methods import METHODS, solve
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import TYPES, Schedule
+from pndm.runner.solver.solve import solve
 from pndm.runner.table.flow import STEPS, distance, problem
 
 TOLERANCES = (1e-3, 1e-5, 1e-7, 1e-9)

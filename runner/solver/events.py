@@ -1,27 +1,77 @@
-"""What a method says to whoever drives it: it asks for ε and for noise, and tells when a step is done."""
+"""How a method speaks with whoever drives it: it asks for ε and for noise, and reports every step.
 
-from typing import NamedTuple
+A method never calls a network. It is a generator that yields `Query(x, t)` and is sent ε, yields `Draw(x)` and is sent
+noise, and yields `Step(x, t, order)` when a step is done. `solve.solve` answers it with a network.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from pndm.runner.solver.schedule import Schedule
+    from torch import Tensor
+
+
+Time: TypeAlias = "float | NDArray[np.float64]"  # of all images, or one each
 
 
 class Query(NamedTuple):
-    """A request for ε(x, t): x (m, …), t one float for all images or a float64 array (m,)."""
+    """A request for ε(x, t): x (m, …); t one float for all images, or a float64 array (m,)."""
 
-    x: object
-    t: object
+    x: "Tensor"
+    t: Time
 
 
 class Draw(NamedTuple):
     """A request for standard normal noise like x (n, …)."""
 
-    x: object
+    x: "Tensor"
 
 
 class Step(NamedTuple):
-    """x (n, …) as it stands at time t, after a step."""
+    """The state after a step: x (n, …) at time t, one float or a float64 array (n,).
 
-    x: object
-    t: object
+    order: the number of ε's that the step combined; of a Runge–Kutta step the number of its stages.
+    """
+
+    x: "Tensor"
+    t: Time
+    order: int
 
 
 class NotFinite(ArithmeticError):
-    """The network returned NaN or infinity; the message says when."""
+    """The network returned NaN or infinity. The message says at which time."""
+
+
+Trajectory: TypeAlias = Generator[Query | Draw | Step, Any, None]
+Gradient: TypeAlias = "Generator[Query, Any, Tensor]"
+Combination: TypeAlias = "Generator[Query, Any, tuple[Tensor, Sequence[Tensor]]]"
+
+
+class Method:
+    """A line of the table `METHODS`. Its classes are `Multistep`, `Singlestep` and the others in this folder.
+
+    adaptive: True if the method chooses its own steps. Its `trajectory` is given an empty grid then.
+    with_options: the line that runs in place of this one when an option differs from its default.
+    """
+
+    adaptive: bool = False
+    with_options: "Method | None" = None
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The names in `OPTIONS` that the method takes."""
+        return frozenset()
+
+    def draws(self, **options: Any) -> bool:
+        """Whether the method draws noise in its steps when it is given these options."""
+        return False
+
+    def trajectory(self, x: "Tensor", schedule: "Schedule", grid: Sequence[float], **options: Any) -> Trajectory:
+        """The generator of queries, draws and steps from x (n, …) at time grid[0] to time grid[-1].
+
+        options: a value for each name in `self.options`.
+        """
+        raise NotImplementedError

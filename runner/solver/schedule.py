@@ -1,28 +1,29 @@
-"""Noise schedules: ᾱ(t) at the training steps and, smoothly, between them; ε from what a network predicts."""
+"""Noise schedules: ᾱ(t) at the training steps and, smoothly, between them. ε from what a network predicts."""
 
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 TYPES = ("linear", "quad", "cosine")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MOST_STEPS = 10**6  # training steps
 
 
 class Schedule:
-    """A noise schedule, x_t = √ᾱ_t · x_0 + √(1−ᾱ_t) · ε.
+    """A noise schedule, x_t = √ᾱ_t · x_0 + √(1−ᾱ_t) · ε with ᾱ_t = Π (1−β).
 
     type: "linear" (β linear in t; Ho et al. 2020), "quad" (√β linear in t; DDIM's code) or
         "cosine" (Nichol & Dhariwal 2021, Eq. 17, β capped at 0.999; takes no β range).
     beta_start, beta_end: β at the first and the last training step, 0 < β < 1.
-    diffusion_step: number of training steps N; t counts them 0 … N−1 and t = −1 is clean data.
+    diffusion_step: the number of training steps N, 1 … 10⁶. t counts them 0 … N−1; t = −1 is clean data.
     betas: β of every training step, 0 < β < 1, shape (N,), in place of all these.
 
-    `betas` and `alphas_cumprod` are float64 arrays of shape (N,). Raises ValueError on a type or
-    range that is none of the above.
+    The attributes `betas` and `alphas_cumprod` (ᾱ) are float64 arrays of shape (N,).
+    Raises ValueError for an unknown type, values out of range, and β so small or so large that float64 cannot tell ᾱ
+    from the one before or from 0.
     """
 
     def __init__(
@@ -34,38 +35,37 @@ class Schedule:
         betas: ArrayLike | None = None,
     ) -> None:
         if betas is not None:
-            betas = np.array(betas, dtype=np.float64)
-            if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
-                shown = np.array2string(betas, threshold=4)
-                raise ValueError(f"betas must be one row of numbers 0 < β < 1, not {shown}")
-            type, diffusion_step = "given", len(betas)
-        elif type not in TYPES:
-            raise ValueError(f"schedule type {type!r} is not one of {', '.join(TYPES)}")
-        if not isinstance(diffusion_step, numbers.Integral) or diffusion_step < 1:
-            raise ValueError(f"diffusion_step is {diffusion_step!r}, it must be a whole number, at least 1")
-        if type not in ("cosine", "given") and not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"betas must satisfy 0 < beta_start <= beta_end < 1, not {beta_start}, {beta_end}")
-        if type == "linear":
-            betas = np.linspace(beta_start, beta_end, diffusion_step)
-        elif type == "quad":
-            betas = np.linspace(beta_start**0.5, beta_end**0.5, diffusion_step) ** 2
-        elif type == "cosine":
-            edges = np.cos((np.arange(diffusion_step + 1) / diffusion_step + 0.008) / 1.008 * math.pi / 2) ** 2
-            betas = np.minimum(1 - edges[1:] / edges[:-1], 0.999)
-        self.type = type
-        self.diffusion_step = diffusion_step
-        self.betas = betas
-        self.alphas_cumprod = np.cumprod(1 - betas)
+            self.type, self.betas = "given", _checked(betas)
+        else:
+            if type not in TYPES:
+                raise ValueError(f"schedule type {type!r} is not one of {', '.join(TYPES)}")
+            if not isinstance(diffusion_step, numbers.Integral) or not 1 <= diffusion_step <= MOST_STEPS:
+                raise ValueError(
+                    f"diffusion_step is {diffusion_step!r}, it must be a whole number from 1 to {MOST_STEPS}"
+                )
+            if type != "cosine":
+                for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+                    if not isinstance(value, numbers.Real):
+                        raise ValueError(f"{name} is {value!r}, it must be a number")
+                if not 0 < beta_start <= beta_end < 1:
+                    raise ValueError(f"betas must satisfy 0 < beta_start <= beta_end < 1, not {beta_start}, {beta_end}")
+            self.type, self.betas = type, _betas(type, beta_start, beta_end, diffusion_step)
+        self.diffusion_step = len(self.betas)
+        self.alphas_cumprod = np.cumprod(1 - self.betas, dtype=np.float64)
         if not self.alphas_cumprod[-1] > 0:
-            raise ValueError(f"{diffusion_step} steps up to β = {betas[-1]:g} leave ᾱ = 0, nothing of the data")
-        self._log_alpha = None
+            raise ValueError(
+                f"{self.diffusion_step} steps up to β = {self.betas[-1]:g} leave ᾱ = 0, nothing of the data"
+            )
+        if not np.all(np.diff(self.alphas_cumprod, prepend=1.0) < 0):
+            raise ValueError(f"β = {self.betas.min():g} is too small: ᾱ does not fall in every step, in float64")
+        self._log_alpha: Any = None
 
     @property
-    def log_alpha_cumprod(self) -> Callable[..., Any]:
+    def log_alpha_cumprod(self) -> Any:
         """log ᾱ as a function of real t in [−1, N−1], exact at the integers; call with `nu=1` for its slope.
 
-        A cubic spline, twice differentiable as Runge–Kutta methods want their right side; for schedules so
-        coarse that the spline would rise somewhere, a monotone cubic (PCHIP), differentiable once.
+        A cubic spline through the training steps: twice differentiable, as Runge–Kutta methods need it. Where the
+        schedule is so coarse that the spline would rise, a monotone cubic (PCHIP), differentiable once.
         """
         if self._log_alpha is None:
             from scipy.interpolate import CubicSpline, PchipInterpolator  # 0.3 s, which `--help` need not wait for
@@ -83,31 +83,57 @@ class Schedule:
             return np.where(whole < 0, 1.0, self.alphas_cumprod[whole])[()]
         return np.exp(self.log_alpha_cumprod(t))[()]
 
-    def rho(self, t):
+    def rho(self, t: Any) -> Any:
         """ρ = √(1−ᾱ)/√ᾱ, the noise level of x/√ᾱ, at real t (a number or an array of them); 0 at clean data."""
         alpha = self.alpha_cumprod(t)
         return ((1 - alpha) / alpha) ** 0.5
 
-    def half_log_snr(self, t):
+    def half_log_snr(self, t: Any) -> Any:
         """λ = log(√ᾱ/√(1−ᾱ)) = −log ρ at real t (a number or an array of them); infinite at clean data."""
         with np.errstate(divide="ignore"):
             return -np.log(self.rho(t))
 
-    def time(self, half_log_snr):
-        """The t in [−1, N−1] at which λ has a value (a number or an array of them), by Newton's method on log ᾱ."""
+    def time(self, half_log_snr: Any) -> Any:
+        """The t in [−1, N−1] of a given λ (a number or an array of them): the inverse of `half_log_snr`, by Newton."""
         wanted = -np.log1p(np.exp(-2 * np.asarray(half_log_snr)))
         log_alpha = self.log_alpha_cumprod
-        t = np.interp(-wanted, -log_alpha.c[-1], log_alpha.x[:-1])  # between the training steps it is nearly straight
+        t: Any = np.interp(
+            -wanted, -log_alpha.c[-1], log_alpha.x[:-1]
+        )  # between the training steps it is nearly straight
         for _ in range(8):
             t = np.clip(t - (log_alpha(t) - wanted) / log_alpha(t, nu=1), -1, self.diffusion_step - 1)
         return t[()]
 
 
-def eps_from(output, x, alpha, prediction):
-    """ε of x = √ᾱ · x_0 + √(1−ᾱ) · ε from a network's output at x and noise level ᾱ < 1 (a number, or like x).
+def _checked(betas: ArrayLike) -> NDArray[np.float64]:
+    """Given β as a float64 array (N,). Raises ValueError."""
+    try:
+        values = np.array(betas, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"betas must be one row of numbers 0 < β < 1, not {betas!r}") from None
+    if values.ndim != 1 or not 1 <= len(values) <= MOST_STEPS or not np.all((values > 0) & (values < 1)):
+        shown = np.array2string(values, threshold=4)
+        raise ValueError(f"betas must be one row of numbers 0 < β < 1, at most {MOST_STEPS}, not {shown}")
+    return values
 
-    prediction: a name in `PREDICTIONS`: the output is ε itself, v = √ᾱ · ε − √(1−ᾱ) · x_0 (Salimans & Ho 2022),
-    or x_0.
+
+def _betas(type: str, start: float, end: float, count: int) -> NDArray[np.float64]:
+    """β of every training step, for a type in `TYPES`."""
+    if type == "linear":
+        return np.linspace(start, end, count, dtype=np.float64)
+    if type == "quad":
+        return np.square(np.linspace(start**0.5, end**0.5, count, dtype=np.float64))
+    edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
+    capped: NDArray[np.float64] = np.minimum(1 - edges[1:] / edges[:-1], 0.999)
+    return capped
+
+
+def eps_from(output: Any, x: Any, alpha: Any, prediction: str) -> Any:
+    """ε of x = √ᾱ · x_0 + √(1−ᾱ) · ε, from a network's output at x.
+
+    output: a tensor like x. alpha: the noise level ᾱ < 1 of x, a number or a tensor that broadcasts to x.
+    prediction: what the output is, a name in `PREDICTIONS`: "epsilon" ε itself, "v_prediction"
+    v = √ᾱ · ε − √(1−ᾱ) · x_0 (Salimans & Ho 2022), "sample" x_0.
     """
     if prediction == "v_prediction":
         return alpha**0.5 * output + (1 - alpha) ** 0.5 * x

@@ -1,45 +1,62 @@
-"""Gradient parts of the later multistep methods: the weights of past predictions, newest first, on any grid.
+"""Gradient parts of the multistep methods: the weights of past predictions, newest first, on any grid.
 
-Since d(x/√ᾱ) = ε dρ with ρ = √(1−ᾱ)/√ᾱ, and d(x/√(1−ᾱ)) = x̂₀ d(1/ρ), a step with the transfer part is exact when ε
-(or the predicted image x̂₀) is replaced by its mean over the step, taken in ρ (or 1/ρ). A multistep method takes the
-mean of the polynomial through the last predictions: a polynomial in t, in ρ, or in λ = −log ρ. So three things make a
-rule: the variable, the predictions of the method's transfer part, and how exactly the mean is taken. On the scale
-where a step is τ = 0 … 1 the mean of τʲ is the moment μⱼ, and the weights w of predictions at u₁, u₂, … solve
+With ρ = √(1−ᾱ)/√ᾱ the probability flow is d(x/√ᾱ) = ε dρ and, for the predicted image x̂₀, d(x/√(1−ᾱ)) = x̂₀ d(1/ρ).
+So a step by the transfer part is exact if ε is replaced by its mean over the step, taken in ρ (x̂₀: in 1/ρ).
+A multistep method takes the mean of the polynomial through the last predictions. Three things make a rule:
+
+- the variable of the polynomial: t, ρ, or λ = −log ρ;
+- what is predicted, ε or x̂₀: the transfer part says it;
+- how exactly the mean is taken.
+
+Let τ = 0 … 1 be the step. The mean of τʲ is the moment μⱼ. The weights w of predictions at τ = u₁, u₂, … solve
 Σᵢ wᵢ uᵢʲ = μⱼ, j = 0, 1, ….
 
-A rule is called with (transfer part, times of the predictions, t, s) for the step from t to s and returns as many
-weights as there are times.
+A rule is called as rule(transfer part, times of the predictions, t, s) for the step from t to s, and returns one weight
+for each time.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from pndm.runner.solver.transfer import Pseudo
+
+Rule: TypeAlias = "Callable[[Pseudo, Sequence[float], float, float], Sequence[float]]"
+Mean: TypeAlias = Callable[[int, float], Sequence[float]]  # (count, h) → the moments μⱼ, j < count
+
 # Gauss–Legendre on [0, 1]. Means are taken over v with τ = 1 − v², for which ρ is smooth even where it is √(t+1).
-_V, _W = (1 + np.polynomial.legendre.leggauss(32)[0]) / 2, np.polynomial.legendre.leggauss(32)[1] / 2
+_NODES, _SHARES = np.polynomial.legendre.leggauss(32)
+_V, _W = (1 + _NODES) / 2, _SHARES / 2
 _TAU = 1 - _V**2
 
 
-def weights(nodes, moments):
-    """w with Σ wᵢ uᵢʲ = μⱼ; nodes u and moments μ on the scale of the step."""
-    return np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist()
+def weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """w with Σᵢ wᵢ uᵢʲ = μⱼ; nodes u and moments μ on the scale of the step."""
+    found: list[float] = np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist()
+    return found
 
 
-def moments(count, share):
-    """μⱼ = ∫ τʲ dm(τ), j < count, for the share m(τ) of a step that is done at τ: m(0) = 0, m(1) = 1. By parts."""
+def moments(count: int, share: Callable[[Any], Any]) -> list[float]:
+    """μⱼ = ∫ τʲ dm(τ), j < count, by parts: μⱼ = 1 − j ∫ τʲ⁻¹ m(τ) dτ.
+
+    share: m, the share of the step that is done at an array of τ; m(0) = 0, m(1) = 1.
+    """
     done = share(_TAU)
     return [1.0, *(1 - j * np.sum(_W * 2 * _V * _TAU ** (j - 1) * done) for j in range(1, count))]
 
 
-def combine(weights, gradients):
-    """The sum of weight × gradient; as many of one as of the other."""
+def combine(weights: Sequence[float], gradients: Sequence[Any]) -> Any:
+    """Σᵢ wᵢ gᵢ, of equally many weights and gradients."""
     total = weights[0] * gradients[0]
     for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
         total = total + weight * gradient
     return total
 
 
-def equal_steps(part, times, t, s):
+def equal_steps(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
     """Adams–Bashforth for equal steps, whatever the steps are: PNDM's Eq. (12), (13), iPNDM."""
     return ADAMS_BASHFORTH[len(times)]
 
@@ -53,28 +70,28 @@ ADAMS_BASHFORTH = {
 }
 
 
-def in_t(part, times, t, s):
-    """Polynomial in t, mean in ρ: tAB of DEIS (Zhang & Chen 2023, Eq. (15))."""
+def in_t(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
+    """Polynomial in t, mean in ρ: the tAB of DEIS (Zhang & Chen 2023, Eq. (15))."""
     first, last = part.schedule.rho(t), part.schedule.rho(s)
     mean = moments(len(times), lambda tau: (part.schedule.rho(t + tau * (s - t)) - first) / (last - first))
     return weights([(time - t) / (s - t) for time in times], mean)
 
 
-def in_rho(part, times, t, s):
-    """Polynomial and mean in ρ: ρAB of DEIS, and what later code calls iPNDM_v (variable-step Adams–Bashforth)."""
+def in_rho(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
+    """Polynomial in ρ, mean in ρ: Adams–Bashforth of variable step, the ρAB of DEIS (also called iPNDM_v)."""
     first, length = part.schedule.rho(t), part.schedule.rho(s) - part.schedule.rho(t)
-    return weights(
-        [(part.schedule.rho(time) - first) / length for time in times], [1 / (j + 1) for j in range(len(times))]
-    )
+    nodes = [(part.schedule.rho(time) - first) / length for time in times]
+    return weights(nodes, [1 / (j + 1) for j in range(len(times))])
 
 
-def in_lambda(mean):
-    """Polynomial in λ, mean by a rule mean(count, h) of moments; h, the step in λ, is negative for predictions of ε.
+def in_lambda(mean: Mean) -> Rule:
+    """Polynomial in λ, its mean by a rule for the moments.
 
-    A step into clean data is infinitely long, and only the newest prediction says anything about its end.
+    mean(count, h): the moments. h is the step in λ, with the part's sign: negative where ε is predicted.
+    A step into clean data is infinitely long in λ. Only the newest prediction says anything about its end.
     """
 
-    def rule(part, times, t, s):
+    def rule(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
         if len(times) == 1:
             return [1.0]
         first = part.schedule.half_log_snr(t)
@@ -85,19 +102,28 @@ def in_lambda(mean):
     return rule
 
 
-def exact(count, h):
-    """The mean as it is, by e^(hτ) dτ: logρ-AB of DEIS, the stages of DPM-Solver, UniPC beyond order 2."""
+def exact(count: int, h: float) -> list[float]:
+    """The exact mean, by e^(hτ) dτ: log ρ-AB of DEIS, the stages of DPM-Solver, UniPC beyond order 2."""
     return moments(count, lambda tau: np.expm1(h * tau) / math.expm1(h))
 
 
-def dpm_solver(count, h):
-    """DPM-Solver's and DPM-Solver++'s multistep: at 2 the middle of the step (Lu et al. 2022b, algorithm 2).
+def dpm_solver(count: int, h: float) -> list[float]:
+    """The multistep of DPM-Solver and DPM-Solver++: at order 2 the middle of the step (Lu et al. 2022b, algorithm 2).
 
-    At 3, which the papers leave to their code, exact but for half of the second moment's part that is due.
+    Order 3 is in their code alone: the exact mean, with half of the second moment.
     """
-    return [1.0, 1 / 2] if count == 2 else [*(full := exact(count, h))[:2], full[2] / 2]
+    if count == 2:
+        return [1.0, 1 / 2]
+    zeroth, first, second = exact(count, h)
+    return [zeroth, first, second / 2]
 
 
-def unipc(scale):
-    """UniPC with B(h) = scale(h): at 2 the middle of the step by B (Zhao et al. 2023, section 3.3), else exact."""
-    return lambda count, h: [1.0, scale(-h) / math.expm1(-h) / 2] if count == 2 else exact(count, h)
+def unipc(scale: Callable[[float], float]) -> Mean:
+    """UniPC with B(h) = scale(h): at order 2 by B (Zhao et al. 2023, section 3.3), beyond it the exact mean."""
+
+    def mean(count: int, h: float) -> list[float]:
+        if count == 2:
+            return [1.0, scale(-h) / math.expm1(-h) / 2]
+        return exact(count, h)
+
+    return mean

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 from PIL import Image
 from pndm.config.files import aside
-from pndm.runner.solver.methods import RELEASED
+from pndm.runner.solver.published import RELEASED
 from pndm.runner.table.flow import order
 from pndm.runner.table.results import best, nearest
 

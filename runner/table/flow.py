@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from pndm.model.engine import tf32
 from pndm.runner.build import sampling_of
-from pndm.runner.solver.adaptive import dormand_prince
+from pndm.runner.solver.adaptive import Control, dormand_prince, flow_of
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import Step
-from pndm.runner.solver.methods import drive, solve
+from pndm.runner.solver.solve import drive, solve
 
 STEPS = (25, 50, 100, 200, 400)
 PAPER = ("DDIM", "S-PNDM", "F-PNDM", "FON")  # its methods of a fixed number of steps
@@ -66,12 +66,9 @@ def exact_flow(experiment, network, device, images, tolerance):
     network = copy.deepcopy(network).double()
     x = sampling.noise(range(images), device).double()
 
-    def slope(t):
-        return schedule.log_alpha_cumprod(t, nu=1)
-
     if (start := first_time(experiment)) > 0:
-        flow = dormand_prince(schedule.alpha_cumprod, slope, lambda t: t, x, start, 0.0, *2 * [tolerance])
-        for event in drive(flow, lambda query: network(query.x, query.x.new_tensor(query.t))):
+        events = dormand_prince(flow_of(schedule), x, start, 0.0, Control(rtol=tolerance, atol=tolerance))
+        for event in drive(events, lambda query: network(query.x, query.x.new_tensor(query.t))):
             if isinstance(event, Step):
                 x = event.x
     alpha = float(schedule.alpha_cumprod(0))

@@ -14,8 +14,8 @@ from pndm.config.errors import InputError
 from pndm.model import engine, load_model
 from pndm.model.blocks import GroupNorm
 from pndm.model.engine import Engine, largest_batch, resolve
-from pndm.runner.solver.methods import solve
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import solve
 
 CPU = torch.device("cpu")
 SMALL = [name for name in MANIFEST if "small" in name]

@@ -15,8 +15,9 @@ from pndm.model.engine import Engine
 from pndm.runner.folder import read_image
 from pndm.runner.random import noise
 from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.methods import METHODS, solve
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import solve
 
 from pndm.pipeline import PNDMPipeline
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, last, made_up, mixture
-from pndm.runner.solver.methods import METHODS, phi, solve
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule, eps_from
+from pndm.runner.solver.solve import solve
+from pndm.runner.solver.transfer import phi
 
 from pndm.scheduler import MethodScheduler
 

@@ -13,7 +13,7 @@ def experiment(method, steps, profile="exact", config="digits.yml"):
 
 
 @pytest.mark.parametrize(
-    "method, steps, profile, calls, entering",
+    "method, steps, profile, calls, orders",
     [
         ("DDIM", 6, "exact", [1] * 6, [1] * 6),
         ("S-PNDM", 6, "exact", [2] + [1] * 5, [2] * 6),
@@ -26,10 +26,10 @@ def experiment(method, steps, profile="exact", config="digits.yml"):
         ("FON", 5, "published", [4, 4, 4, 1, 1], [4] * 5),
     ],
 )
-def test_calls_and_orders_are_the_methods_own(method, steps, profile, calls, entering):
+def test_calls_and_orders_are_the_methods_own(method, steps, profile, calls, orders):
     found = plan.lines(experiment(method, steps, profile))
     assert [line.calls for line in found] == calls
-    assert [line.entering for line in found] == entering
+    assert [line.order for line in found] == orders
 
 
 @pytest.mark.parametrize("method", ["DDIM", "S-PNDM", "F-PNDM", "FON"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import made_up, reference_noise
-from pndm.runner.solver.methods import solve
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import solve
 
 SCHEDULE = Schedule("linear")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, of NumPy and of names to come

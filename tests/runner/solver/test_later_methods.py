@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pndm.model.guidance import Guided
 from pndm.runner.solver import weights
 from pndm.runner.solver.analytic import GaussianMixture
+from pndm.runner.solver.events import Step
 from pndm.runner.solver.grid import SPACINGS
-from pndm.runner.solver.methods import METHODS, network_calls, solve, steps_for
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import calls, drive, network_calls, solve, steps_for, trajectory
 from pndm.runner.solver.transfer import Data, Pseudo, phi
 from scipy.integrate import quad
 from scipy.optimize import brentq
@@ -42,7 +44,6 @@ ORDERS = {
     "UniPC3-bh1": 4,
     "UniPC3-bh2": 4,
 }
-silence = lambda step: torch.zeros(())  # noqa: E731
 
 
 NETWORK, NOISE = mixture(LINEAR, 3)
@@ -64,6 +65,11 @@ def slope(method, times, finer):
     return math.log2(error_at_200(method, times) / error_at_200(method, finer))
 
 
+def silence(x):
+    """Noise of zeros, for the methods that draw noise."""
+    return lambda step: torch.zeros_like(x)
+
+
 def even_in_t(steps):
     return [*SPACINGS["uniform"](steps, LINEAR), -1]
 
@@ -75,14 +81,17 @@ def even_in_lambda(steps):
     return [900.0, *LINEAR.time(values[1:steps]), 200.0, *LINEAR.time(values[steps + 1 :])]
 
 
-def test_every_later_method_has_an_order():
-    assert set(ORDERS) == set(LATER) - {"DDPM"}
+def test_the_orders_are_of_methods_in_the_table():
+    assert set(ORDERS) <= set(LATER)
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", [name for name in LATER if not METHODS[name].draws()])
 def test_order_of_convergence(method):
-    steps = 100 if ORDERS[method] == 4 else 200
-    assert slope(method, even_in_t(steps), even_in_t(2 * steps)) == pytest.approx(ORDERS[method], abs=0.2)
+    """The order in `ORDERS`; a method that is not there converges at least."""
+    order = ORDERS.get(method)
+    steps = 100 if order == 4 else 200
+    found = slope(method, even_in_t(steps), even_in_t(2 * steps))
+    assert found > 0.8 if order is None else found == pytest.approx(order, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +208,7 @@ def test_every_count_and_spacing_ends_finite_at_clean_data(method, schedule):
     x = torch.full((1, 1), 0.3, dtype=torch.float64)
     for spacing in SPACINGS:
         for steps in (1, 2, 3, 4, 17):
-            states = list(solve(method, made_up, x, schedule, steps, spacing=spacing, noise=silence))
+            states = list(solve(method, made_up, x, schedule, steps, spacing=spacing, noise=silence(x)))
             assert len(states) == steps
             assert states[-1].t == -1
             assert states[-1].x.isfinite().all(), (spacing, steps)
@@ -218,7 +227,7 @@ def test_twenty_steps_end_near_the_exact_flow(spacing):
 def test_a_thousand_steps_can_be_taken():
     x = torch.full((1, 1), 0.3, dtype=torch.float64)
     for method in ("DEIS-tAB3", "UniPC3-bh2", "DDPM"):
-        state = last(solve(method, made_up, x, LINEAR, 1000, noise=silence))
+        state = last(solve(method, made_up, x, LINEAR, 1000, noise=silence(x)))
         assert state.x.isfinite().all()
         assert state.nfe == 1000
 
@@ -278,10 +287,34 @@ def test_pf_asks_within_the_training_steps(total):
 
 @pytest.mark.parametrize("method", LATER)
 def test_network_calls_are_those_in_the_table(method):
-    expected = {"Heun": (2, -1), "DPM-Solver-2S": (2, -1), "DPM-Solver-3S": (3, -2)}.get(method, (1, 0))
+    """Every step costs what a step between two noisy times costs; the last, into clean data, costs one call."""
+    x = reference_noise()
+    between = [len(times) for times in calls(trajectory(method, x, LINEAR, 11, times=range(900, 780, -10)))]
     for steps in (1, 2, 5, 12):
-        state = last(solve(method, made_up, reference_noise(), LINEAR, steps, noise=silence))
-        assert state.nfe == network_calls(method, LINEAR, steps) == expected[0] * steps + expected[1]
+        state = last(solve(method, made_up, x, LINEAR, steps, noise=silence(x)))
+        assert state.nfe == network_calls(method, LINEAR, steps) == sum(between[: steps - 1]) + 1
+
+
+@pytest.mark.parametrize("method, stages", [("Heun", 2), ("DPM-Solver-2S", 2), ("DPM-Solver-3S", 3), ("UniPC3-bh2", 1)])
+def test_calls_of_a_step(method, stages):
+    for steps in (1, 2, 5, 12):
+        assert network_calls(method, LINEAR, steps) == stages * (steps - 1) + 1
+
+
+@pytest.mark.parametrize(
+    "method, orders",
+    [
+        ("iPNDM4", [1, 2, 3, 4, 4, 4]),
+        ("DEIS-logrhoAB2", [1, 2, 3, 3, 2, 1]),
+        ("Heun", [2, 2, 2, 2, 2, 1]),
+        ("DPM-Solver-3S", [3, 3, 3, 3, 3, 1]),
+        ("UniPC3-bh1", [1, 2, 3, 3, 2, 1]),
+        ("DDPM", [1] * 6),
+    ],
+)
+def test_a_step_says_the_order_in_force(method, orders):
+    events = drive(trajectory(method, reference_noise(), LINEAR, 6), lambda event: event.x)
+    assert [event.order for event in events if isinstance(event, Step)] == orders
 
 
 @pytest.mark.parametrize("method", FIXED)
@@ -341,7 +374,7 @@ def test_noise_is_asked_for_once_a_step_but_in_the_last():
 
 def test_ddim_with_every_noise_is_ddpm_and_with_none_is_ddim():
     noise = reference_noise()
-    draw = lambda step: torch.full((1,), float(step), dtype=torch.float64)  # noqa: E731
+    draw = lambda step: torch.full_like(noise, float(step))  # noqa: E731
     both = [
         last(solve(m, made_up, noise, LINEAR, 8, noise=draw, **o)).x for m, o in (("DDPM", {}), ("DDIM", {"eta": 1}))
     ]
@@ -355,8 +388,8 @@ def test_ddim_with_every_noise_is_ddpm_and_with_none_is_ddim():
 def test_limited_images_stay_in_range(method, limit):
     """The last step into clean data ends at the predicted image itself."""
     x = 4 * reference_noise()
-    free = last(solve(method, made_up, x, LINEAR, 6, noise=silence)).x
-    held = last(solve(method, made_up, x, LINEAR, 6, noise=silence, **limit)).x
+    free = last(solve(method, made_up, x, LINEAR, 6, noise=silence(x))).x
+    held = last(solve(method, made_up, x, LINEAR, 6, noise=silence(x), **limit)).x
     assert free.abs().max() > 1.5
     assert held.abs().max() <= 1 + 1e-12
 
@@ -364,7 +397,7 @@ def test_limited_images_stay_in_range(method, limit):
 def test_thresholding_scales_each_image_by_its_own_quantile():
     part = Data(LINEAR, threshold=0.5)
     x = torch.stack([torch.linspace(-4, 4, 101), torch.linspace(-0.5, 0.5, 101)])[:, None].double()
-    asking = part.gradient(x, 0, None)
+    asking = part.gradient(x, 0)
     next(asking)
     with pytest.raises(StopIteration) as end:
         asking.send(x * 0)
@@ -393,10 +426,14 @@ def test_guidance_counts_two_calls(method, calls):
         ({"eta": -0.1}, "from 0 to 1"),
         ({"eta": 1.1}, "from 0 to 1"),
         ({"method": "DDPM", "eta": 0.5}, "takes no option eta"),
-        ({"method": "F-PNDM", "clip": True}, "takes no option clip"),
+        ({"method": "F-PNDM", "clip": True}, r"takes no option clip; these do: DDIM, DPM-Solver\+\+2M, .*, DDPM$"),
+        ({"method": "F-PNDM", "order": 3}, "takes no option order; there are eta, clip, threshold, rtol, atol"),
+        ({"clip": 1}, "clip is 1, it must be True or False"),
+        ({"eta": "0.5"}, "eta is '0.5', it must be a number from 0 to 1"),
+        ({"eta": None}, "eta is None, it must be a number from 0 to 1"),
         ({"clip": True, "threshold": 0.9}, "exclude each other"),
         ({"threshold": 1.0}, "between 0 and 1"),
-        ({"clip": True, "profile": "published"}, "no eta, clip or threshold"),
+        ({"clip": True, "profile": "published"}, "takes no options .* clip: only with profile 'exact'"),
         ({"method": "Heun", "profile": "published"}, "DDIM, S-PNDM, F-PNDM, FON, PF alone"),
         ({"spacing": "even"}, "uniform, quad, trailing, logsnr, karras"),
         ({"spacing": "quad", "profile": "published"}, "uniform spacing alone"),
@@ -404,8 +441,19 @@ def test_guidance_counts_two_calls(method, calls):
         ({"spacing": "quad", "steps": 1001}, "from 1 to 1000"),
         ({"method": "PF", "spacing": "quad"}, "chooses its own steps"),
         *(
-            ({"times": times}, "two or more and fall")
-            for times in ([], [5], [5, 5], [5, 6], [1000, 5], [9, -1, -1], [9, -0.5, -1], [9, -2], [math.nan, 3])
+            ({"times": times}, said)
+            for times, said in (
+                ([], "times has 0 values, it must have two or more"),
+                ([5], "times has 1 values, it must have two or more"),
+                ([5, 5], r"times\[1\] is 5, it must be below the time before it, 5"),
+                ([5, 6], r"times\[1\] is 6, it must be below"),
+                ([1000, 5], r"times\[0\] is 1000, it must be from 0 to 999"),
+                ([9, -1, -1], r"times\[1\] is -1, it must be from 0 to 999; only the last may be -1"),
+                ([9, -0.5, -1], r"times\[1\] is -0.5, it must be from 0 to 999"),
+                ([9, -2], r"times\[1\] is -2, it must be from 0 to 999"),
+                ([math.nan, 3], r"times\[0\] is nan, it must be from 0 to 999"),
+                (["x", 3], "times must be a list of numbers"),
+            )
         ),
     ],
 )

@@ -10,8 +10,9 @@ from helpers import DATA, LINEAR, asked, last, made_up, mixture, reference_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pndm.runner.solver.events import NotFinite, Query, Step
-from pndm.runner.solver.methods import METHODS, solve, trajectory
+from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import solve, trajectory
 from pndm.runner.solver.transfer import phi
 from scipy.integrate import solve_ivp
 
@@ -248,13 +249,61 @@ def test_a_method_can_be_driven_from_outside():
         ({"steps": 2.5}, "whole number"),
         ({"steps": "abc"}, "whole number"),
         ({"rtol": 1e-3}, "takes no option rtol"),
-        ({"method": "PF", "rtol": 0.0}, "positive"),
+        ({"method": "PF", "rtol": 0.0}, "rtol is 0.0, it must be a number between 0 and 1"),
         ({"method": "PF", "profile": "published", "rtol": 1e-3}, "fixed tolerances"),
         ({"x": torch.zeros(1, 2, dtype=torch.float16)}, "float32 or float64"),
+        ({"method": "PF", "atol": math.inf}, "atol is inf, it must be a number above 0"),
         ({"x": torch.zeros(1, 2, dtype=torch.int64)}, "float32 or float64"),
+        ({"x": np.zeros((1, 2))}, "x is ndarray, it must be a tensor"),
+        ({"x": None}, "x is NoneType, it must be a tensor"),
+        ({"x": torch.zeros(())}, r"x is \(\), it must be \(n, …\)"),
+        ({"x": torch.zeros(0, 2)}, "one image or more"),
+        ({"schedule": [0.1, 0.2]}, "schedule is a list, it must be a Schedule"),
+        ({}, "network is None, it must be a function"),
+        ({"network": made_up, "noise": 3}, "noise is 3, it must be a function"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_network_is_called(change, said):
     arguments = {"method": "F-PNDM", "network": None, "x": torch.zeros(1, 2), "schedule": LINEAR, "steps": 10} | change
     with pytest.raises(ValueError, match=said):
         solve(**arguments)
+
+
+@pytest.mark.parametrize("method", ["DDIM", "F-PNDM", "PF"])
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (lambda x, t: x[:, :1], r"the network returned a tensor \(2, 1, 4, 4\), it must be like x, \(2, 3, 4, 4\)"),
+        (lambda x, t: x.sum(), r"the network returned a tensor \(\), it must be like x"),
+        (lambda x, t: x.numpy(), "the network returned ndarray, it must return a tensor like x"),
+        (lambda x, t: None, "the network returned NoneType"),
+    ],
+)
+def test_eps_must_be_like_x(method, answer, said):
+    with pytest.raises(ValueError, match=said):
+        last(solve(method, answer, reference_noise(), LINEAR, 5))
+
+
+def test_noise_must_be_like_x():
+    with pytest.raises(ValueError, match=r"noise\(0\) returned a tensor \(\), it must be like x, \(2, 3, 4, 4\)"):
+        last(solve("DDPM", made_up, reference_noise(), LINEAR, 5, noise=lambda step: torch.zeros(())))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_broadcasts_the_time_gets_one(method):
+    """The states are the same; only PF, whose images are at times of their own, gives each image its t."""
+    shapes = []
+
+    class Network:
+        broadcasts_time = True
+
+        def __call__(self, x, t):
+            shapes.append(tuple(t.shape))
+            return made_up(x, t)
+
+    x = reference_noise()
+    one = last(solve(method, Network(), x, LINEAR, 5, noise=x.mul))
+    each = last(solve(method, made_up, x, LINEAR, 5, noise=x.mul))
+    assert torch.equal(one.x, each.x)
+    assert one.nfe == each.nfe
+    assert set(shapes) <= ({(1,), (2,)} if method == "PF" else {(1,)})

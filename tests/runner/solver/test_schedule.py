@@ -59,6 +59,12 @@ def test_alpha_falls_between_the_steps_for_every_schedule(kind, start, end, step
         (("linear", 1e-4, 1.0), "beta_start"),
         (("linear", 1e-4, 0.02, 0), "diffusion_step"),
         (("linear", 0.5, 0.999, 1000), "ᾱ = 0"),
+        (("linear", 1e-4, 0.02, 10**9), "diffusion_step is 1000000000, it must be a whole number from 1 to 1000000"),
+        (("linear", 1e-4, 0.02, 10.5), "whole number"),
+        (("linear", 1e-320, 0.02), "β = 9.99989e-321 is too small"),
+        (("linear", "a", 0.02), "beta_start is 'a', it must be a number"),
+        (("linear", 1e-4, 0.02, 2, [0.1, None]), "betas must be one row of numbers"),
+        (("linear", 1e-4, 0.02, 2, [0.1, 1e-320]), "is too small"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, said):

@@ -1,0 +1,108 @@
+"""The released code of the paper, with its quirks: the profile "published".
+
+A profile says whose method runs: "exact" is the paper (`METHODS`), "published" the released code (`PUBLISHED`). The
+quirks are listed in docs/methods.md.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pndm.runner.solver.adaptive import Control, Flow, Times, dormand_prince
+from pndm.runner.solver.events import Combination, Gradient, Method, Query, Trajectory
+from pndm.runner.solver.grid import grid_of
+from pndm.runner.solver.multistep import Multistep
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.singlestep import improved_euler, runge_kutta
+from pndm.runner.solver.transfer import Classical, Pseudo, phi
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROFILES = ("exact", "published")
+
+
+class PublishedSchedule(Schedule):
+    """The released code's ᾱ: read one index late, and truncated at half steps. So t = −1 is ᾱ₀, not 1."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(betas=schedule.betas)
+
+    def alpha_cumprod(self, t: Any) -> Any:
+        return self.alphas_cumprod[int(t) + 1]
+
+
+class PublishedClassical(Classical):
+    """FON's slope in the released code: x − φ(x, ε, t, t−1), a φ-step over one training step."""
+
+    def gradient(self, x: "Tensor", t: float) -> Gradient:
+        eps = yield Query(x, t)
+        return self.slope(x, t, eps)
+
+    def slope(self, x: "Tensor", t: float, eps: "Tensor") -> "Tensor":
+        slope: Tensor = x - phi(x, eps, self.alpha(t), self.alpha(t - 1))
+        return slope
+
+
+class FromOrigin(PublishedClassical):
+    """The same in a Runge–Kutta step: every stage takes its slope from the x and t where the step began."""
+
+    def __init__(self, schedule: Schedule, x: "Tensor", t: float) -> None:
+        super().__init__(schedule)
+        self.x, self.t = x, t
+
+    def gradient(self, x: "Tensor", t: float) -> Gradient:
+        eps = yield Query(x, t)
+        return self.slope(self.x, self.t, eps)
+
+
+def published_runge_kutta(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
+    """Start of FON in the released code: only ε is the stage's own."""
+    return runge_kutta(FromOrigin(part.schedule, x, t), x, t, s)
+
+
+class PublishedAdaptive(Method):
+    """PF of the released code: one step size for the whole batch, tolerances of 1e-5, ᾱ in closed form.
+
+    The closed form is that of linear β between the first and the last β, whatever the schedule is. The time τ falls
+    from 1 to 1e-3; the network is told t = τ(N − 1).
+    """
+
+    adaptive = True
+
+    def trajectory(self, x: "Tensor", schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
+        total, first, last = schedule.diffusion_step, schedule.betas[0], schedule.betas[-1]
+
+        def alpha(tau: Times) -> Times:
+            level: Times = np.exp(-total * (tau * first + tau**2 / 2 * (last - first)))
+            return level
+
+        def slope(tau: Times) -> Times:
+            beta: Times = total * (first + tau * (last - first))
+            return -beta
+
+        flow = Flow(alpha, slope, clock=lambda tau: tau * (total - 1))
+        return dormand_prince(flow, x, 1.0, 1e-3, Control(rtol=1e-5, atol=1e-5, joint=True))
+
+
+PUBLISHED: dict[str, Method] = {
+    "DDIM": Multistep(order=1),
+    "S-PNDM": Multistep(order=2, start=improved_euler),
+    "F-PNDM": Multistep(order=4, start=runge_kutta),
+    "FON": Multistep(order=4, start=published_runge_kutta, part=PublishedClassical),
+    "PF": PublishedAdaptive(),
+}
+RELEASED = tuple(PUBLISHED)
+
+
+def published_counts(total: int) -> list[int]:
+    """The numbers of steps that the released code takes as it is asked to, out of `total` training steps."""
+    return [n for n in range(1, total) if total % n == 0]
+
+
+def published_grid(schedule: Schedule, steps: int) -> list[float]:
+    """The steps + 1 times of the released code. Raises ValueError for a number of steps that it cannot run."""
+    able = published_counts(schedule.diffusion_step)
+    if steps not in able:
+        raise ValueError(f"profile 'published' cannot run {steps} steps; it can run {', '.join(map(str, able))}")
+    return grid_of(schedule, steps)

@@ -1,0 +1,282 @@
+"""Run a method: `solve` with a network, `trajectory` driven by the caller, `network_calls` without a network."""
+
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pndm.runner.solver.events import Draw, Method, Query, Step, Time, Trajectory
+from pndm.runner.solver.grid import grid_of
+from pndm.runner.solver.methods import METHODS, method_named, methods_with
+from pndm.runner.solver.multistep import Multistep
+from pndm.runner.solver.options import OPTIONS, check_option
+from pndm.runner.solver.published import (
+    PROFILES,
+    PUBLISHED,
+    RELEASED,
+    PublishedSchedule,
+    published_counts,
+    published_grid,
+)
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.transfer import phi
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far."""
+
+    x: Tensor
+    t: Time
+    nfe: float
+
+
+def solve(
+    method: str,
+    network: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    schedule: Schedule,
+    steps: int,
+    profile: str = "exact",
+    noise: Callable[[int], Tensor] | None = None,
+    **options: Any,
+) -> Iterator[State]:
+    """Run a method from noise x; a generator of `State`s, one a step. The last is the result.
+
+    method: a name in `METHODS`.
+    network(x, t): x (m, …) and t (m,), in training steps 0 … N−1, of x's dtype; returns ε, a tensor like x. Two
+        attributes of it are read, if they are there. `calls`: the network calls that one evaluation counts as (1).
+        `broadcasts_time` = True: the network takes t of shape (1,) where all images are at one time.
+    x: noise (n, …), float32 or float64. The states keep its dtype and device.
+    schedule: a `Schedule` of N training steps.
+    steps: their number, 1 … N. PF chooses its own steps and ignores it.
+    profile: "exact", the paper, or "published", the released code with its quirks.
+    noise(k): standard normal noise like x for step k = 0, 1, …; for the methods that draw noise.
+    options: spacing, a name in `SPACINGS`; or, in place of spacing and steps, times: the falling list of times, the
+        images being at the last. And the method's own options, of the table `OPTIONS`.
+
+    Raises ValueError for arguments outside these, before the network is called; and if ε or noise is not like x.
+    """
+    events = trajectory(method, x, schedule, steps, profile, **options)
+    if noise is None and METHODS[method].draws(**options):
+        raise ValueError(f"method {method} draws noise in its steps; the argument noise must give it")
+    for name, value in (("network", network), ("noise", noise)):
+        if not callable(value) and (name, value) != ("noise", None):
+            raise ValueError(f"{name} is {value!r}, it must be a function")
+    return _states(events, network, len(x), noise)
+
+
+def _states(
+    events: Trajectory,
+    network: Callable[[Tensor, Tensor], Tensor],
+    images: int,
+    noise: Callable[[int], Tensor] | None,
+) -> Iterator[State]:
+    evaluated = done = 0
+
+    def answer(event: Query | Draw) -> Tensor:
+        if isinstance(event, Query):
+            return _like(event.x, network(event.x, _times(event, network)), "the network returned")
+        assert noise is not None  # `solve` has checked it
+        return _like(event.x, noise(done), f"noise({done}) returned")
+
+    for event in drive(events, answer):
+        if isinstance(event, Query):
+            evaluated += len(event.x) * getattr(network, "calls", 1)
+        elif isinstance(event, Step):
+            nfe = evaluated / images
+            yield State(event.x, event.t, int(nfe) if nfe.is_integer() else nfe)
+            done += 1
+
+
+def _times(query: Query, network: object) -> Tensor:
+    """t as the network takes it: (m,), or (1,) if all images are at one time and it broadcasts."""
+    x, t = query
+    if isinstance(t, np.ndarray):
+        return x.new_tensor(t)
+    one = x.new_full((1,), t)
+    return one if getattr(network, "broadcasts_time", False) else one.expand(len(x))
+
+
+def _like(x: Tensor, answer: Any, who: str) -> Tensor:
+    """The answer in x's dtype. Raises ValueError unless it is a tensor of x's shape."""
+    if not isinstance(answer, Tensor):
+        raise ValueError(f"{who} {type(answer).__name__}, it must return a tensor like x, {tuple(x.shape)}")
+    if answer.shape != x.shape:
+        raise ValueError(f"{who} a tensor {tuple(answer.shape)}, it must be like x, {tuple(x.shape)}")
+    return answer.to(x.dtype)
+
+
+def trajectory(
+    method: str,
+    x: Tensor,
+    schedule: Schedule,
+    steps: int,
+    profile: str = "exact",
+    spacing: str = "uniform",
+    times: Sequence[float] | None = None,
+    **options: Any,
+) -> Trajectory:
+    """The generator of queries, draws and steps behind `solve`, for callers that answer them themselves.
+
+    A `Query` is sent ε, a `Draw` noise, a `Step` None. Arguments and errors are those of `solve`.
+    """
+    line = method_named(method)
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule is a {type(schedule).__name__}, it must be a Schedule")
+    _check_state(x)
+    changed = _changed(method, options)
+    steps = whole("steps", steps)
+    custom_grid = spacing != "uniform" or times is not None
+    if line.adaptive and custom_grid:
+        raise ValueError(f"method {method} chooses its own steps and takes no spacing or times")
+
+    if profile == "published":
+        if method not in PUBLISHED:
+            raise ValueError(f"profile 'published' is of the released code, which has {', '.join(RELEASED)} alone")
+        if changed:
+            raise ValueError(
+                f"profile 'published' takes no options and has fixed tolerances; {', '.join(changed)}: only with "
+                "profile 'exact'"
+            )
+        if custom_grid:
+            raise ValueError("profile 'published' has the uniform spacing alone; spacing, times: only with 'exact'")
+        grid = [] if line.adaptive else published_grid(schedule, steps)
+        return PUBLISHED[method].trajectory(x, PublishedSchedule(schedule), grid)
+
+    grid = [] if line.adaptive else grid_of(schedule, steps, spacing, times)
+    if line.with_options is not None:
+        if not changed:
+            return line.trajectory(x, schedule, grid)
+        line = line.with_options
+    defaults = {name: OPTIONS[name].default for name in line.options}
+    return line.trajectory(x, schedule, grid, **defaults | options)
+
+
+def _check_state(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x is {type(x).__name__}, it must be a tensor (n, …) of float32 or float64")
+    if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
+        raise ValueError(f"x is {x.dtype}, it must be float32 or float64: with less the methods lose their order")
+    if not x.ndim or not len(x):
+        raise ValueError(f"x is {tuple(x.shape)}, it must be (n, …) with one image or more")
+
+
+def _changed(method: str, options: dict[str, Any]) -> list[str]:
+    """The names of the options that differ from their defaults. Raises ValueError for what the method cannot take."""
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise ValueError(f"method {method} takes no option {name}; there are {', '.join(OPTIONS)}")
+        if name not in METHODS[method].options:
+            raise ValueError(f"method {method} takes no option {name}; these do: {', '.join(methods_with(name))}")
+        check_option(name, value)
+    if options.get("clip") and options.get("threshold") is not None:
+        raise ValueError("clip and threshold exclude each other: a thresholded image is within [−1, 1]")
+    return [name for name, value in options.items() if value != OPTIONS[name].default]
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int. Raises ValueError if it is no whole number; name: what it is called."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}, it must be a whole number") from None
+
+
+def drive(events: Trajectory, answer: Callable[[Query | Draw], Tensor]) -> Iterator[Query | Draw | Step]:
+    """The events of a trajectory. `answer(event)` gives ε for each `Query` and noise for each `Draw`."""
+    reply = None
+    while True:
+        try:
+            event = events.send(reply)
+        except StopIteration:
+            return
+        yield event
+        reply = None if isinstance(event, Step) else answer(event)
+
+
+def calls(events: Trajectory) -> list[list[Time]]:
+    """The times of the network calls in each step of a trajectory, one list a step. It is driven to its end."""
+    steps: list[list[Time]] = []
+    asked: list[Time] = []
+    for event in drive(events, lambda event: event.x):
+        if isinstance(event, Query):
+            asked.append(event.t)
+        elif isinstance(event, Step):
+            steps.append(asked)
+            asked = []
+    return steps
+
+
+def nothing() -> Tensor:
+    """An x of one value, float64 (1, 1), to drive a trajectory without images."""
+    return torch.zeros(1, 1, dtype=torch.float64)
+
+
+def resume(method: str, x: Tensor, schedule: Schedule, grid: Sequence[float], done: int = 0) -> Trajectory:
+    """The trajectory over `grid` from network call number `done` on; x (n, …) is at the time of that call.
+
+    It makes the calls that the whole trajectory would still make, at the same times. The gradients of earlier calls are
+    not known. So behind the starting steps the combination begins with order 1. If the run begins inside a starting
+    step, the rest of that step is taken as DDIM steps between the times of its calls.
+    """
+    line: Method = METHODS[method]
+    steps = calls(line.trajectory(nothing(), schedule, grid))
+    while done >= len(steps[0]):
+        done -= len(steps[0])
+        steps, grid = steps[1:], grid[1:]
+    if done:
+        for t, s in pairwise([*steps[0][done:], grid[1]]):
+            eps = yield Query(x, t)
+            x = phi(x, eps, schedule.alpha_cumprod(t), schedule.alpha_cumprod(s))
+            yield Step(x, s, order=1)
+        steps, grid = steps[1:], grid[1:]
+    if isinstance(line, Multistep):
+        line = replace(line, starts=sum(len(times) > 1 for times in steps))
+    yield from line.trajectory(x, schedule, grid)
+
+
+def network_calls(method: str, schedule: Schedule, steps: int, profile: str = "exact", **options: Any) -> int:
+    """Network calls an image of a run, counted by driving it without a network. Arguments and errors as of `solve`."""
+    return sum(map(len, calls(trajectory(method, nothing(), schedule, steps, profile, **options))))
+
+
+def steps_for(method: str, nfe: int, schedule: Schedule, profile: str = "exact", **options: Any) -> int:
+    """The number of steps in which a method spends exactly `nfe` network calls an image.
+
+    Raises ValueError if there is none, with the nearest numbers of calls; and for what `solve` raises it.
+    """
+    near = steps_near(method, nfe, schedule, profile, **options)
+    for steps, spent in near:
+        if spent == nfe:
+            return steps
+    able = " or ".join(f"{spent} in {steps} steps" for steps, spent in near)
+    raise ValueError(f"method {method} cannot spend {nfe} network calls; it can spend {able}")
+
+
+def steps_near(
+    method: str, nfe: int, schedule: Schedule, profile: str = "exact", **options: Any
+) -> list[tuple[int, int]]:
+    """(steps, network calls) of a method: the most calls below `nfe`, then the fewest calls of `nfe` or more.
+
+    Either is left out where there is none. Raises ValueError for what `solve` raises it.
+    """
+    if method_named(method).adaptive:
+        raise ValueError(f"method {method} spends what its tolerances take; nfe {nfe} cannot be asked of it")
+    if options.get("times") is not None:
+        raise ValueError("nfe and times exclude each other")
+    total = schedule.diffusion_step
+    able = published_counts(total) if profile == "published" else range(1, total + 1)
+    able = able[: bisect_right(able, nfe) + 1]  # a step spends a call at least
+
+    def spent(steps: int) -> int:
+        return network_calls(method, schedule, steps, profile, **options)
+
+    place = bisect_left(able, nfe, key=spent)  # more steps spend more calls
+    return [(steps, spent(steps)) for steps in able[max(0, place - 1) : place + 1]]
