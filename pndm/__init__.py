@@ -17,22 +17,37 @@ if TYPE_CHECKING:
     from pndm.model import load_model
     from pndm.pipeline import PipelineOutput, PNDMPipeline
     from pndm.runner.measure.statistics import frechet_distance
-    from pndm.runner.solver.events import NotFinite
+    from pndm.runner.solver.events import Draw, Method, NotFinite, Query, Step
     from pndm.runner.solver.methods import METHODS
+    from pndm.runner.solver.multistep import Multistep
+    from pndm.runner.solver.options import OPTIONS, Option
     from pndm.runner.solver.schedule import Schedule
+    from pndm.runner.solver.singlestep import Singlestep
     from pndm.runner.solver.solve import State, solve, trajectory
+    from pndm.runner.solver.transfer import Classical, Data, Pseudo
     from pndm.scheduler import MethodScheduler
 
 # Public name → its module, and its name there.
 _PLACES = {
     "METHODS": ("pndm.runner.solver.methods", "METHODS"),
+    "OPTIONS": ("pndm.runner.solver.options", "OPTIONS"),
+    "Classical": ("pndm.runner.solver.transfer", "Classical"),
+    "Data": ("pndm.runner.solver.transfer", "Data"),
+    "Draw": ("pndm.runner.solver.events", "Draw"),
     "InputError": ("pndm.config.errors", "InputError"),
+    "Method": ("pndm.runner.solver.events", "Method"),
     "MethodScheduler": ("pndm.scheduler", "MethodScheduler"),
+    "Multistep": ("pndm.runner.solver.multistep", "Multistep"),
     "NotFinite": ("pndm.runner.solver.events", "NotFinite"),
+    "Option": ("pndm.runner.solver.options", "Option"),
     "PNDMPipeline": ("pndm.pipeline", "PNDMPipeline"),
     "PipelineOutput": ("pndm.pipeline", "PipelineOutput"),
+    "Pseudo": ("pndm.runner.solver.transfer", "Pseudo"),
+    "Query": ("pndm.runner.solver.events", "Query"),
     "Schedule": ("pndm.runner.solver.schedule", "Schedule"),
+    "Singlestep": ("pndm.runner.solver.singlestep", "Singlestep"),
     "State": ("pndm.runner.solver.solve", "State"),
+    "Step": ("pndm.runner.solver.events", "Step"),
     "frechet_distance": ("pndm.runner.measure.statistics", "frechet_distance"),
     "load_experiment": ("pndm.config.load", "load"),
     "load_model": ("pndm.model", "load_model"),
@@ -41,13 +56,24 @@ _PLACES = {
 }
 __all__ = [
     "METHODS",
+    "OPTIONS",
+    "Classical",
+    "Data",
+    "Draw",
     "InputError",
+    "Method",
     "MethodScheduler",
+    "Multistep",
     "NotFinite",
+    "Option",
     "PNDMPipeline",
     "PipelineOutput",
+    "Pseudo",
+    "Query",
     "Schedule",
+    "Singlestep",
     "State",
+    "Step",
     "frechet_distance",
     "load_experiment",
     "load_model",

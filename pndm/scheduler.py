@@ -3,8 +3,8 @@
     from pndm import MethodScheduler
     pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config, method="F-PNDM")
 
-The only module that needs diffusers. A method is a generator that asks for ε (`runner.method`), and here a pipeline
-answers, one network call a `step`.
+This is the only module that needs diffusers. A method is a generator that asks for ε (`pndm.runner.solver`). Here a
+pipeline answers it, one network call a `step`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,35 +35,51 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def register_to_config(init: _Init) -> _Init:
-    """diffusers' decorator, which keeps the arguments as `.config`; typed, as it is not there."""
+    """diffusers' decorator, which keeps the arguments as `.config`, with a type."""
     return registered(init)
 
 
-# The times of n steps out of N: `solve`'s own, and diffusers' three (Lin et al. 2023, Table 2), rounded as there.
-SPACINGS = {
-    "uniform": uniform,
-    "leading": lambda n, schedule: [k * (schedule.diffusion_step // n) for k in reversed(range(n))],
-    "trailing": lambda n, schedule: (np.arange(N := schedule.diffusion_step, 0, -N / n)[:n].round() - 1).tolist(),
-    "linspace": lambda n, schedule: np.linspace(0, schedule.diffusion_step - 1, n).round()[::-1].tolist(),
-}
+# Three of the spacings are diffusers' (Lin et al. 2024, table 2), rounded to whole times as there.
+
+
+def leading(n: int, schedule: Schedule) -> list[float]:
+    """k · (N // n), k = n−1 … 0."""
+    return [k * (schedule.diffusion_step // n) for k in reversed(range(n))]
+
+
+def trailing(n: int, schedule: Schedule) -> list[float]:
+    """k · N/n − 1, rounded, k = n … 1."""
+    total = schedule.diffusion_step
+    times: list[float] = (np.arange(total, 0, -total / n)[:n].round() - 1).tolist()
+    return times
+
+
+def linspace(n: int, schedule: Schedule) -> list[float]:
+    """n equally spaced times from N−1 to 0, rounded."""
+    times: list[float] = np.linspace(0, schedule.diffusion_step - 1, n).round()[::-1].tolist()
+    return times
+
+
+SPACINGS = {"uniform": uniform, "leading": leading, "trailing": trailing, "linspace": linspace}
 
 
 class MethodScheduler(SchedulerMixin, ConfigMixin):
-    """A method of `runner.method` in a diffusers pipeline: the states are those of `solve` on the same grid.
+    """A method of `METHODS` in a diffusers pipeline. The states are those of `solve` on the same grid.
 
-    method: a name in `METHODS`, but PF, whose network calls cannot be listed in advance.
+    method: a name in `METHODS`, but not PF: its network calls cannot be listed in advance.
     num_train_timesteps, beta_start, beta_end, beta_schedule (linear, scaled_linear, squaredcos_cap_v2),
-    trained_betas (in place of these), prediction_type (epsilon, v_prediction, sample): as the network was trained.
-    timestep_spacing: uniform, which is `solve`'s grid k·N/n of real numbers, or diffusers' leading, trailing and
-    linspace of whole ones. steps_offset: added to uniform and leading times.
-    set_alpha_to_one: the last step ends in clean data (t = −1, ᾱ = 1, the paper), not at ᾱ of t = 0; a step from
-    t = 0 to t = 0 is left out then.
+        trained_betas (in place of these), prediction_type (epsilon, v_prediction, sample): as the network was trained.
+    timestep_spacing: "uniform", the grid of `solve`, k·N/n, real numbers; or diffusers' "leading", "trailing",
+        "linspace", whole numbers. steps_offset: added to uniform and leading times.
+    set_alpha_to_one: True: the last step ends in clean data (t = −1, ᾱ = 1), as in the paper. False: it ends at ᾱ of
+        t = 0, and there is no step from t = 0 to t = 0.
 
-    `timesteps` lists every network call, the stages of starting steps included: more entries than steps. The state
-    is kept in float32 or better, whatever the pipeline's latents are. What a pipeline changes in the latents between
-    steps (inpainting, callbacks) the method goes on from; at a stage inside a step only the network sees it.
+    `timesteps` lists every network call. Stages of Runge–Kutta steps are calls, so there are more entries than steps.
+    The state is kept in float32 or better, whatever the pipeline's latents are. If a pipeline changes the latents
+    between steps (inpainting, callbacks), the method goes on from the changed ones. If it changes them at a stage
+    inside a step, only the network sees it.
 
-    Raises ValueError on anything else.
+    Raises ValueError for anything else.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012 (as diffusers has it)
@@ -86,14 +102,14 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if method_named(method).adaptive:
             raise ValueError(
-                f"method {method} chooses its network calls as it goes, and a scheduler lists them first; "
+                f"method {method} chooses its network calls as it goes, but a scheduler must list them first; "
                 "PNDMPipeline and solve can run it"
             )
         _one_of("beta_schedule", beta_schedule, BETAS)
         _one_of("prediction_type", prediction_type, PREDICTIONS)
         _one_of("timestep_spacing", timestep_spacing, SPACINGS)
         if rescale_betas_zero_snr:
-            raise ValueError("rescale_betas_zero_snr leaves ᾱ = 0 at the first step, from which no method here starts")
+            raise ValueError("rescale_betas_zero_snr makes ᾱ = 0 at the first step; no method here can start there")
         total = whole("num_train_timesteps", num_train_timesteps)
         self.schedule = Schedule(BETAS[beta_schedule], beta_start, beta_end, total, betas=trained_betas)
         self.betas = torch.tensor(self.schedule.betas, dtype=torch.float32)
@@ -108,12 +124,12 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Begin a run of `num_inference_steps` steps, 1 … N, or of steps at `timesteps`, falling in 0 … N−1.
+        """Begin a run of `num_inference_steps` steps, 1 … N, or of one step from each of `timesteps`, falling in 0 … N−1.
 
-        Then `.timesteps` has the time of every network call to come. Raises ValueError.
+        Afterwards `.timesteps` lists the time of every network call to come. Raises ValueError for other values.
         """
         if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("set_timesteps takes num_inference_steps or timesteps, one of them")
+            raise ValueError("set_timesteps takes either num_inference_steps or timesteps")
         nodes = self._nodes(num_inference_steps) if timesteps is None else floats("timesteps", timesteps)
         end, last = (-1.0 if self.config.set_alpha_to_one else 0.0), self.schedule.diffusion_step - 1
         falling = nodes and sorted(set(nodes), reverse=True) == nodes
@@ -125,7 +141,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             )
         self._grid = [*nodes, end] if end < nodes[-1] else nodes
         method = METHODS[self.config.method]
-        times = list(chain(*calls(method.trajectory(nothing(), self.schedule, self._grid, "exact"))))
+        times = list(chain(*calls(method.trajectory(nothing(), self.schedule, self._grid))))
         listed = torch.tensor(times, dtype=torch.int64 if all(t == int(t) for t in times) else torch.float32)
         self.timesteps, self._times = listed.to(device), listed.tolist()
         self.num_inference_steps = len(self._grid) - 1
@@ -133,7 +149,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def _nodes(self, steps):
         steps = whole("num_inference_steps", steps)
-        grid_of(self.schedule, steps, "exact")  # raises on a count that cannot be run
+        grid_of(self.schedule, steps)  # raises ValueError for a number of steps that cannot be run
         spacing = self.config.timestep_spacing
         offset = whole("steps_offset", self.config.steps_offset) if spacing in ("uniform", "leading") else 0
         return [t + offset for t in SPACINGS[spacing](steps, self.schedule)]
@@ -150,17 +166,18 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """Go on by one network call: from x at this entry of `timesteps` to x at the next, or to the result.
 
-        model_output: of the network at `sample` and `timestep`, like sample (n, C, …), or (n, 2C, …) where a network
-        gives variances too, which are not used. Returns x like sample, as `.prev_sample` or, without `return_dict`,
-        in a tuple. generator, or one for each image: of the noise that DDPM draws. eta and use_clipped_model_output are
-        DDIMScheduler's and must be off.
+        model_output: the network's output at `sample` and `timestep`, like sample (n, C, …); or (n, 2C, …) from a
+            network that predicts variances too, which are not used.
+        generator: of the noise that DDPM draws; one, or a list of one for each image.
+        eta, use_clipped_model_output: DDIMScheduler's arguments; they must be off.
 
-        Raises ValueError on other shapes or types, out of turn, and when the run is over.
+        Returns x like sample, as `.prev_sample`, or in a tuple without `return_dict`. Raises ValueError for other
+        shapes or types, for a timestep that is not the next, and when the run is over.
         """
         if eta or use_clipped_model_output:
-            raise ValueError("eta and use_clipped_model_output must be off; of the methods here DDPM has noise")
+            raise ValueError("eta and use_clipped_model_output must be off; for noise take method DDPM")
         if self.num_inference_steps is None:
-            raise ValueError("step comes after set_timesteps")
+            raise ValueError("call set_timesteps before step")
         self._check(model_output, sample)
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
         if self._step_index is None:
@@ -172,7 +189,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         else:
             if self._event.x.shape != sample.shape:
                 raise ValueError(f"sample is {tuple(sample.shape)}, the run began with {tuple(self._event.x.shape)}")
-            # The state in its own precision wherever the pipeline has left it as it was.
+            # Where the pipeline has left the latents unchanged, take the state in its own precision.
             x = torch.where(sample == self._event.x.to(sample.dtype), self._event.x, x)
             query = self._event
             if isinstance(query, Step):
@@ -206,12 +223,14 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_turn(self, timestep):
         if self._step_index >= len(self._times):
-            raise ValueError(f"all {len(self._times)} network calls of the run are made; set_timesteps begins another")
-        # On an accelerator, looking at every timestep would wait for it.
+            raise ValueError(
+                f"all {len(self._times)} network calls of the run are done; set_timesteps begins another run"
+            )
+        # Reading a timestep on an accelerator would wait for the accelerator.
         here = not torch.is_tensor(timestep) or timestep.device.type == "cpu"
         expected = self._times[self._step_index]
         if here and float(timestep) != expected:
-            raise ValueError(f"step is called for t = {float(timestep):g}, the next of timesteps is {expected:g}")
+            raise ValueError(f"step is called for t = {float(timestep):g}, but the next of timesteps is {expected:g}")
 
     @property
     def step_index(self) -> int | None:
@@ -220,22 +239,22 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
-        """Index in `timesteps` where the run begins, None if the first `step` shall tell."""
+        """Index in `timesteps` where the run begins; None: the timestep of the first `step` tells it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin the run at an entry of `timesteps` (image to image); the sample is to be as noisy as that entry."""
+        """Begin the run at an entry of `timesteps` (image to image). The sample must be as noisy as that entry says."""
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """Where t stands in `timesteps`; of several, the last, where a step begins. Raises ValueError."""
+        """The index of t in `timesteps`: the last one if t is there twice, since a step begins there. Raises ValueError."""
         found = [i for i, t in enumerate(self._times) if t == float(timestep)]
         if not found:
-            raise ValueError(f"t = {float(timestep):g} is none of timesteps")
+            raise ValueError(f"t = {float(timestep):g} is not in timesteps")
         return found[-1]
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """The sample as it is: the networks see x itself."""
+        """The sample unchanged: the networks here see x itself."""
         return sample
 
     def add_noise(

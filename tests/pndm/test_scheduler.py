@@ -332,7 +332,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         ({"num_train_timesteps": 0}, "diffusion_step is 0"),
         ({"beta_start": 0.5}, "betas must satisfy"),
         ({"trained_betas": [0.1, 1.5]}, "betas must be one row of numbers 0 < β < 1"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr leaves ᾱ = 0"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr makes ᾱ = 0"),
     ],
 )
 def test_settings_that_cannot_be(config, said):
@@ -343,16 +343,16 @@ def test_settings_that_cannot_be(config, said):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ({"num_inference_steps": 0}, "0 steps cannot be run; a whole number from 1 to 1000 can"),
-        ({"num_inference_steps": 1001}, "1001 steps cannot be run"),
+        ({"num_inference_steps": 0}, "steps is 0, it must be a whole number from 1 to 1000"),
+        ({"num_inference_steps": 1001}, "steps is 1001, it must be a whole number from 1 to 1000"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5, it must be a whole number"),
         ({"num_inference_steps": "ten"}, "num_inference_steps is 'ten', it must be a whole number"),
         ({"timesteps": [10, 20]}, r"must fall from 999 at most to 0 at least.*they are 10, 20"),
         ({"timesteps": [1000, 20]}, "must fall from 999"),
         ({"timesteps": [20, -1]}, "must fall from 999"),
         ({"timesteps": []}, "they are none"),
-        ({}, "one of them"),
-        ({"num_inference_steps": 3, "timesteps": [5]}, "one of them"),
+        ({}, "either num_inference_steps or timesteps"),
+        ({"num_inference_steps": 3, "timesteps": [5]}, "either num_inference_steps or timesteps"),
     ],
 )
 def test_steps_that_cannot_be(arguments, said):
@@ -373,7 +373,7 @@ def test_an_offset_beyond_the_last_training_step():
         ({"model_output": 1.0}, "model_output is float, it must be a tensor"),
         ({"sample": [1.0]}, "sample is list, it must be a tensor"),
         ({"sample": torch.zeros(())}, r"for a sample \(\)"),
-        ({"timestep": 500}, "t = 500 is none of timesteps"),
+        ({"timestep": 500}, "t = 500 is not in timesteps"),
         ({"eta": 0.5}, "eta and use_clipped_model_output must be off"),
         ({"use_clipped_model_output": True}, "eta and use_clipped_model_output must be off"),
     ],
@@ -381,18 +381,18 @@ def test_an_offset_beyond_the_last_training_step():
 def test_steps_out_of_turn_or_shape(change, said):
     scheduler, x = MethodScheduler(method="DDIM"), torch.zeros(2, 3, 4, 4)
     arguments = {"model_output": x, "timestep": 800, "sample": x}
-    with pytest.raises(ValueError, match="step comes after set_timesteps"):
+    with pytest.raises(ValueError, match="call set_timesteps before step"):
         scheduler.step(**arguments)
     scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match=said):
         scheduler.step(**arguments | change)
     for t in scheduler.timesteps:
         (x,) = scheduler.step(x, t, x, return_dict=False)
-    with pytest.raises(ValueError, match="all 5 network calls of the run are made; set_timesteps begins another"):
+    with pytest.raises(ValueError, match="all 5 network calls of the run are done; set_timesteps begins another run"):
         scheduler.step(x, 0, x)
     scheduler.set_timesteps(5)
     scheduler.step(x, 800, x)
-    with pytest.raises(ValueError, match="step is called for t = 200, the next of timesteps is 600"):
+    with pytest.raises(ValueError, match="step is called for t = 200, but the next of timesteps is 600"):
         scheduler.step(x, 200, x)
     with pytest.raises(ValueError, match=r"sample is \(1, 3, 4, 4\), the run began with \(2, 3, 4, 4\)"):
         scheduler.step(x[:1], 600, x[:1])
