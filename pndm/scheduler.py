@@ -124,7 +124,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Begin a run of `num_inference_steps` steps, 1 … N, or of one step from each of `timesteps`, falling in 0 … N−1.
+        """Begin a run of `num_inference_steps` steps, 1 … N, or of a step from each of `timesteps`, falling in 0 … N−1.
 
         Afterwards `.timesteps` lists the time of every network call to come. Raises ValueError for other values.
         """
@@ -223,9 +223,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_turn(self, timestep):
         if self._step_index >= len(self._times):
-            raise ValueError(
-                f"all {len(self._times)} network calls of the run are done; set_timesteps begins another run"
-            )
+            raise ValueError(f"all {len(self._times)} network calls of the run are done; set_timesteps begins another")
         # Reading a timestep on an accelerator would wait for the accelerator.
         here = not torch.is_tensor(timestep) or timestep.device.type == "cpu"
         expected = self._times[self._step_index]
@@ -247,7 +245,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """The index of t in `timesteps`: the last one if t is there twice, since a step begins there. Raises ValueError."""
+        """The index of t in `timesteps`; the last one if t is there twice, where a step begins. Raises ValueError."""
         found = [i for i, t in enumerate(self._times) if t == float(timestep)]
         if not found:
             raise ValueError(f"t = {float(timestep):g} is not in timesteps")

@@ -74,7 +74,7 @@ def grid_of(
             raise ValueError(f"spacing {spacing!r} and times exclude each other")
         return _checked(times, total)
     if not 1 <= steps <= total:
-        raise ValueError(f"steps is {steps}, it must be a whole number from 1 to {total}")
+        raise ValueError(f"{steps} steps cannot be run; a whole number from 1 to {total} can")
     return [*SPACINGS[spacing](steps, schedule), -1.0]
 
 
@@ -88,15 +88,14 @@ def floats(name: str, values: Iterable[Any]) -> list[float]:
 
 def _checked(values: Sequence[float], total: int) -> list[float]:
     times = floats("times", values)
+    rule = f"times must be two or more and fall, from {total - 1} to 0; only the last may be -1 (clean data)"
     if len(times) < 2:
-        raise ValueError(f"times has {len(times)} values, it must have two or more: the falling times of the run")
+        raise ValueError(f"{rule}; they are {times}")
     for place, t in enumerate(times):
         ends_clean = t == -1 and place == len(times) - 1
         if not 0 <= t <= total - 1 and not ends_clean:
-            raise ValueError(
-                f"times[{place}] is {t:.9g}, it must be from 0 to {total - 1}; only the last may be -1 (clean data)"
-            )
+            raise ValueError(f"{rule}; times[{place}] is {t:.9g}")
     for place, (t, s) in enumerate(pairwise(times), 1):
         if t <= s:
-            raise ValueError(f"times[{place}] is {s:.9g}, it must be below the time before it, {t:.9g}")
+            raise ValueError(f"{rule}; times[{place}] is {s:.9g} after {t:.9g}")
     return times

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -88,14 +89,14 @@ def test_the_other_kinds_of_the_page(ralston):
     """A multistep method that starts with the step; a class of one's own."""
 
     class Mean(pndm.Method):
-        """φ along ε, with half of the noise of the step's start drawn anew: no method of anyone."""
+        """φ along ε, with half of the noise of the step's start drawn anew: a method made up."""
 
         def draws(self, **options):
             return True
 
         def trajectory(self, x, schedule, grid, **options):
             part = pndm.Pseudo(schedule)
-            for t, s in zip(grid, grid[1:], strict=False):
+            for t, s in pairwise(grid):
                 eps = yield pndm.Query(x, t)
                 noise = yield pndm.Draw(x)
                 x = part.transfer(x, (eps + noise) / 2, t, s)
