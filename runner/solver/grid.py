@@ -88,7 +88,7 @@ def floats(name: str, values: Iterable[Any]) -> list[float]:
 
 def _checked(values: Sequence[float], total: int) -> list[float]:
     times = floats("times", values)
-    rule = f"times must be two or more and fall, from {total - 1} to 0; only the last may be -1 (clean data)"
+    rule = f"times must be two or more and fall from {total - 1} to 0, except the last, which may be −1 (clean data)"
     if len(times) < 2:
         raise ValueError(f"{rule}; they are {times}")
     for place, t in enumerate(times):

@@ -1,14 +1,15 @@
 """docs/add-a-method.md: its code block is a complete method, and what the page says follows by itself does."""
 
+import json
 import math
 import re
 from itertools import pairwise
 
 import pytest
 import torch
-from helpers import LINEAR, ROOT, last, made_up, mixture, reference_noise
-from pndm.config.schema import load
-from pndm.runner import plan, sample
+from helpers import LINEAR, ROOT, image_files, last, made_up, mixture, reference_noise
+from pndm.config.load import load
+from pndm.runner import plan
 from pndm.runner.solver.solve import network_calls, steps_for
 from pndm.runner.table import flow
 
@@ -28,8 +29,8 @@ def ralston():
 
 
 def experiment(steps):
-    values = load("digits.yml", {"Sample.sample_speed": ("test", steps)})
-    return values.model_copy(update={"Sample": values.Sample.model_copy(update={"method": "Ralston"})})
+    values = {"method": "Ralston", "sample_speed": steps}
+    return load("digits.yml", {f"Sample.{name}": ("test", value) for name, value in values.items()})
 
 
 def test_the_page_uses_public_names_alone():
@@ -78,11 +79,18 @@ def test_it_has_a_plan():
     assert plan.count_calls(experiment(5)) == 9
 
 
-def test_it_samples_for_an_experiment():
-    asked = experiment(5)
-    state = last(sample.states(asked, lambda x, t: made_up(x, t), sample.schedule_of(asked), range(3), "cpu"))
-    assert state.x.shape == (3, 1, 8, 8)
-    assert state.nfe == 9
+def test_it_samples_from_the_command_line(tiny, cli, tmp_path):
+    flags = ["--method", "Ralston", "--sample_speed", 5]
+    status, out, err = cli(*tiny.flags(tmp_path / "run", *flags))
+    assert (status, len(image_files(tmp_path / "run"))) == (0, 10), err
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (record["method"], record["steps"], record["nfe"]) == ("Ralston", 5, 9)
+    status, out, err = cli(*tiny.flags(tmp_path / "plan", *flags, "--plan"))
+    assert (status, err) == (0, "")
+    assert "calls an image    9" in out
+    status, _, err = cli(*tiny.flags(tmp_path / "not", *flags, "--clip"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "method Ralston takes no option clip; these do: DDIM, DPM-Solver++2M" in err
 
 
 def test_the_other_kinds_of_the_page(ralston):

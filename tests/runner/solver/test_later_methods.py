@@ -441,7 +441,7 @@ def test_guidance_counts_two_calls(method, calls):
         ({"spacing": "quad", "steps": 1001}, "from 1 to 1000"),
         ({"method": "PF", "spacing": "quad"}, "chooses its own steps"),
         *(
-            ({"times": times}, rf"times must be two or more and fall, from 999 to 0; only .* -1 .*; {said}$")
+            ({"times": times}, rf"times must be two or more and fall from 999 to 0, except the last, which may be −1 .*; {said}$")
             for times, said in (
                 ([], r"they are \[\]"),
                 ([5], r"they are \[5.0\]"),
