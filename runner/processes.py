@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
 from pndm.config.errors import InputError
 
 TIMEOUT = 30.0  # minutes

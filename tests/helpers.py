@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from fill import _uniform as uniform
-from fill import fill
-from pndm.config.load import load
+from data.fill import fill, uniform
+
+from pndm.config.schema import load
 from pndm.model import checkpoint
 from pndm.model.unet import UNet, settings_of
 from pndm.runner.solver.analytic import GaussianMixture

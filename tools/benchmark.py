@@ -67,13 +67,13 @@ def sampling(args):
     import tempfile
 
     import torch
-    from pndm.config.load import load, replaced
-    from pndm.model import checkpoint, load_model
-    from pndm.model.unet import UNet
-    from pndm.runner import sample
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
     from pndm.cli import device
+    from pndm.config.schema import load, with_sample
+    from pndm.model import checkpoint, load_model
+    from pndm.model.unet import UNet
+    from pndm.runner import sample
 
     where, inside = device("auto"), []
 
@@ -122,11 +122,11 @@ def network(args):
     a share of.
     """
     import torch
-    from pndm.config.load import load
-    from pndm.model.unet import UNet, settings_of
     from torch.utils.flop_counter import FlopCounterMode
 
     from pndm.cli import device
+    from pndm.config.schema import load
+    from pndm.model.unet import UNet, settings_of
 
     where = device("auto")
     section = load(args.config).Model
@@ -205,6 +205,7 @@ class _Worker:
 
 def _serve(name, args, where, pipe):
     import torch
+
     from pndm.model.engine import peak
 
     args = argparse.Namespace(**args)
@@ -229,7 +230,8 @@ def _contender(name, args, where):
     """A loop(network, x, steps), and its network(x, t) → ε."""
     import torch
     from diffusers import PNDMScheduler, UNet2DModel
-    from pndm.config.load import load
+
+    from pndm.config.schema import load
     from pndm.model import load_model
     from pndm.model.engine import Engine, resolve
     from pndm.model.unet import settings_of
@@ -330,10 +332,10 @@ def features(args):
     from unittest import mock
 
     import torch
-    from pndm.runner.measure.features import EXTRACTORS
     from pytorch_fid import inception
 
     from pndm.cli import device
+    from pndm.runner.measure.features import EXTRACTORS
 
     where = device("auto")
     with (
@@ -358,12 +360,12 @@ def precision(args):
     The same noise in both; rms in grey levels of 255, before rounding; distances with their jackknife errors.
     """
     import torch
-    from pndm.config.load import load, replaced
+
+    from pndm.cli import device
+    from pndm.config.schema import load, with_sample
     from pndm.runner import sample
     from pndm.runner.measure.fid import Measurement
     from pndm.runner.processes import Processes
-
-    from pndm.cli import device
 
     where = device("auto")
     measurement = Measurement.of(load("digits.yml"), where)

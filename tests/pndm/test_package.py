@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -12,58 +13,116 @@ from helpers import ROOT
 import pndm
 
 
+# Files with the names of this project's rooms, each of which raises when it is imported.
+OWN_FILES = ("config.py", "model.py", "dataset.py", "main.py", "runner.py", "tools.py")
+OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "-q"]
+
+
+def run(*command, **more):
+    """Run a command that must succeed; returns what it printed."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder that the project is installed into, from a copy, without its requirements and without a network."""
+def source(tmp_path_factory):
+    """A copy of the project's files, so that building leaves nothing in the checkout."""
     pytest.importorskip("setuptools", minversion="70.1")
-    folder = tmp_path_factory.mktemp("installed")
-    ignored = shutil.ignore_patterns(".*", "temp", "build", "tests", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, folder / "source", ignore=ignored)
-    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "-q"]
-    command = [sys.executable, "-m", "pip", "install", *flags, "--target", folder / "site", folder / "source"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder / "source")
-    return folder / "site"
+    ignored = shutil.ignore_patterns(".*", "temp", "build", "tests", "docs", "__pycache__", "*.egg-info")
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "project", ignore=ignored)
 
 
-def elsewhere(installed, tmp_path, *command):
-    """Run an installed command or Python code from a folder that has nothing of the project."""
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+def environment(folder):
+    """A new virtual environment without pip that sees the installed requirements; returns its Python."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site / "requirements.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    return python
 
 
-def test_the_installed_command_samples_from_any_folder(installed, tmp_path):
-    command = (installed / "bin" / "pndm", "--device", "cpu", "--batch_size", 10, "--total_num", 10)
-    done = elsewhere(installed, tmp_path, *command, "--sample_speed", 5)
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """An environment with a wheel that was built from an sdist; its Python."""
+    folder = tmp_path_factory.mktemp("wheel")
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    run(sys.executable, "-c", code, cwd=source)
+    (sdist,) = folder.glob("*.tar.gz")
+    python = environment(folder / "venv")
+    run(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, sdist)
+    return python
+
+
+@pytest.fixture(scope="module")
+def editable(source, tmp_path_factory):
+    """An environment with `pip install -e`; its Python."""
+    python = environment(tmp_path_factory.mktemp("editable") / "venv")
+    run(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, "-e", source)
+    return python
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Run a command from a user's folder that has modules of the rooms' names: elsewhere(part, …)."""
+    for name in OWN_FILES:
+        (tmp_path / name).write_text("raise ImportError('the file of the user')\n")
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def start(*command):
+        command = [str(part) for part in command]
+        return subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
+
+    return start
+
+
+def test_the_installed_command_samples_from_any_folder(wheel, elsewhere, tmp_path):
+    command = (wheel.parent / "pndm", "--device", "cpu", "--batch_size", 10, "--total_num", 10)
+    done = elsewhere(*command, "--sample_speed", 5)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "temp" / "sample" / "digits_F-PNDM_5").glob("0*.png"))) == 10
-    done = elsewhere(installed, tmp_path, *command, "--method", "PNDM")
+    done = elsewhere(*command, "--method", "PNDM")
     assert done.returncode == 2
-    assert done.stderr.startswith("pndm: --method: Sample.method is 'PNDM'")
+    assert done.stderr.startswith("pndm: --method: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_the_installed_package_is_whole_and_does_not_need_diffusers(installed, tmp_path):
-    code = (
-        "import sys; sys.modules['diffusers'] = None\n"
-        "import pndm, config, dataset, model, runner, main\n"
-        "pipeline = pndm.PNDMPipeline.from_pretrained('digits.yml')\n"
-        "print(pipeline(2, 3, output_type='pt').images.shape, pndm.__file__)\n"
-        "try: pndm.MethodScheduler\n"
-        "except ImportError as error: print(error)\n"
-    )
-    done = elsewhere(installed, tmp_path, "-c", code)
+USE = """
+import sys; sys.modules["diffusers"] = None
+import pndm
+pipeline = pndm.PNDMPipeline.from_pretrained("digits.yml")
+print(pipeline(2, 3, output_type="pt").images.shape)
+try: pndm.MethodScheduler
+except ImportError as error: print(error)
+print(pndm.__file__)
+"""
+
+
+@pytest.mark.parametrize("installation", ["wheel", "editable"])
+def test_the_package_is_whole_and_does_not_need_diffusers(installation, request, elsewhere, source):
+    python = request.getfixturevalue(installation)
+    done = elsewhere(python, "-c", USE)
     assert done.returncode == 0, done.stderr
-    shape, said = done.stdout.splitlines()
-    assert shape == f"torch.Size([2, 1, 8, 8]) {installed / 'pndm' / '__init__.py'}"
+    shape, said, file = done.stdout.splitlines()
+    assert shape == "torch.Size([2, 1, 8, 8])"
     assert said == "MethodScheduler needs diffusers, which is not installed: pip install diffusers"
-    for name in ("config", "dataset", "model", "pndm", "runner"):
-        there = {path.relative_to(ROOT / name) for path in (ROOT / name).rglob("*") if "__pycache__" not in path.parts}
-        assert {path for path in there if not (installed / name / path).exists()} == set()
-        assert (installed / name / "py.typed").exists()
+    assert Path(file).is_relative_to(source if installation == "editable" else python.parent.parent)
+
+
+def test_an_installation_adds_one_name_and_every_file(wheel):
+    (site,) = wheel.parent.parent.glob("lib/python*/site-packages")
+    names = {path.name.split("-")[0] for path in site.iterdir()}
+    assert names == {"pndm", "requirements.pth"}
+    for room in ("config", "dataset", "model", "pndm", "runner"):
+        there = {path.relative_to(ROOT / room) for path in (ROOT / room).rglob("*") if "__pycache__" not in path.parts}
+        inside = site / "pndm" / ("" if room == "pndm" else room)
+        assert {path for path in there if not (inside / path).exists()} == set()
+    assert (site / "pndm" / "py.typed").exists()
+
+
+def test_tools_run_as_files_after_an_editable_installation(editable, elsewhere, tmp_path):
+    done = elsewhere(editable, ROOT / "tools" / "example.py", "--steps", 2, "--out", tmp_path / "example.png")
+    assert done.returncode == 0, done.stderr
 
 
 TYPED = """

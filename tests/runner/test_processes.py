@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import ROOT
-from pndm.runner.processes import Processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pndm import cli as main
+from pndm.runner.processes import Processes
 
 PATIENCE = 300  # seconds for what takes twenty on an idle machine
 TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.log_interval=1"]
