@@ -12,7 +12,6 @@ from helpers import ROOT
 
 import pndm
 
-
 # Files with the names of this project's rooms, each of which raises when it is imported.
 OWN_FILES = ("config.py", "model.py", "dataset.py", "main.py", "runner.py", "tools.py")
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "-q"]
@@ -33,12 +32,19 @@ def source(tmp_path_factory):
     return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "project", ignore=ignored)
 
 
+def site_of(python):
+    """The site-packages of an environment."""
+    (site,) = python.parent.parent.glob("lib/python*/site-packages")
+    return site
+
+
 def environment(folder):
     """A new virtual environment without pip that sees the installed requirements; returns its Python."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "requirements.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    (site_of(python) / "requirements.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("-packages"))
+    )
     return python
 
 
@@ -110,7 +116,7 @@ def test_the_package_is_whole_and_does_not_need_diffusers(installation, request,
 
 
 def test_an_installation_adds_one_name_and_every_file(wheel):
-    (site,) = wheel.parent.parent.glob("lib/python*/site-packages")
+    site = site_of(wheel)
     names = {path.name.split("-")[0] for path in site.iterdir()}
     assert names == {"pndm", "requirements.pth"}
     for room in ("config", "dataset", "model", "pndm", "runner"):
@@ -131,14 +137,14 @@ from pndm import MethodScheduler, PNDMPipeline, Schedule, frechet_distance, load
 schedule = Schedule("linear")
 network = load_model(None, "folder")
 for state in solve("F-PNDM", network, torch.zeros(1), schedule, 20):
-    reveal_type(state)  # runner.method.State
+    reveal_type(state)  # pndm.*State
 for event in trajectory("DDIM", torch.zeros(1), schedule, 10):
-    reveal_type(event)  # runner.events.Query.*runner.events.Draw.*runner.events.Step
+    reveal_type(event)  # pndm.*Query.*Draw.*Step
 pipeline = PNDMPipeline.from_pretrained("digits.yml", device="cpu").to("cpu")
-reveal_type(pipeline)  # runner.pipeline.PNDMPipeline
+reveal_type(pipeline)  # pndm.pipeline.PNDMPipeline
 reveal_type(frechet_distance(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)))  # float
 scheduler = MethodScheduler(method="S-PNDM")
-reveal_type(scheduler)  # runner.scheduler.MethodScheduler
+reveal_type(scheduler)  # pndm.scheduler.MethodScheduler
 scheduler.set_timesteps(10)
 reveal_type(scheduler.step_index)  # int
 solve("F-PNDM", network, torch.zeros(1), schedule, "20")  # incompatible type "str"; expected "int"
@@ -149,8 +155,8 @@ Schedule(beta_start="0.1")  # incompatible type "str"; expected "float"
 """
 
 
-def test_public_names_are_typed(tmp_path):
-    """By mypy, on a user's file; the types of other packages, which it would read for a minute, left out."""
+def test_public_names_are_typed(wheel, tmp_path):
+    """By mypy, on a user's file beside an installed wheel; the types of other packages, which it would read for a minute, left out."""
     pytest.importorskip("mypy")
     others = ["torch", "numpy", "diffusers", "PIL", "scipy", "pydantic", "safetensors", "yaml", "tqdm", "sklearn"]
     settings = "[mypy]\nfollow_imports = silent\nignore_missing_imports = True\n"
@@ -158,8 +164,9 @@ def test_public_names_are_typed(tmp_path):
     (tmp_path / "mypy.ini").write_text(settings)
     (tmp_path / "user.py").write_text(TYPED)
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), "user.py"]
-    environment = os.environ | {"MYPYPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"MYPYPATH": str(site_of(wheel))}, capture_output=True, text=True
+    )
     for line, said in enumerate(TYPED.splitlines(), 1):
         if "  # " in said:
             assert re.search(rf"^user.py:{line}: .*{said.split('  # ')[1]}", done.stdout, re.M), (said, done.stdout)
