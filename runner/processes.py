@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -27,7 +28,7 @@ T = TypeVar("T")
 class Processes:
     """This process, one of `size`, by its rank. With one process no method communicates.
 
-    Methods that say "all ranks call it" wait for each other, or count calls: every rank must call them in the same order.
+    Where a method says "all ranks call it", every rank must call those methods in the same order.
     """
 
     device: torch.device
@@ -224,17 +225,30 @@ def _gpu(device: torch.device, local_rank: int | None) -> torch.device:
 
 def _join(device: torch.device, rank: int, size: int, timeout: float) -> Processes:
     patience = timedelta(minutes=timeout)
-    # torchrun hosts the store before it starts a rank: if the store does not answer soon, torchrun has ended.
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    soon = min(patience, timedelta(minutes=1)) if hosted else patience
-    store, rank, size = next(dist.rendezvous("env://", timeout=soon))
-    store.set_timeout(patience)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _find_torchrun(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
     store = _meet(store, rank, size, patience)
     if device.type == "cuda":
         dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=patience, device_id=device)
     else:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
     return Processes(device, rank, size, store, timeout)
+
+
+def _find_torchrun(host: str, port: int, tries: int = 5) -> None:
+    """Raise RuntimeError when nothing answers where torchrun hosts the store: it has been killed meanwhile.
+
+    torchrun hosts the store before it starts the ranks. PyTorch would look for it until the timeout.
+    """
+    for left in reversed(range(tries)):
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError as error:
+            if not left:
+                raise RuntimeError(f"no torchrun at {host}:{port}, connection refused: {error}") from error
+            time.sleep(1)
 
 
 def _meet(store: dist.Store, rank: int, size: int, patience: timedelta) -> dist.Store:

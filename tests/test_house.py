@@ -139,9 +139,10 @@ def test_tests_share_helpers_alone_and_use_no_private_names():
     wrong = []
     for file, tree in TESTS.items():
         for line, module in imports(tree):
-            if module.split(".")[0].startswith(("test_", "tests")) or any(map(private, module.split("."))):
+            top = module.split(".")[0]
+            if top.startswith(("test_", "tests")) or (top == "pndm" and any(map(private, module.split(".")))):
                 wrong.append(f"{file}:{line} imports {module}")
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and private(node.attr) and ast.unparse(node) != "os._exit":
+            if isinstance(node, ast.Attribute) and private(node.attr) and not ast.unparse(node).startswith("torch._"):
                 wrong.append(f"{file}:{node.lineno} uses {ast.unparse(node)}")
     assert not wrong, "\n".join(wrong)

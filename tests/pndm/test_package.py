@@ -156,7 +156,7 @@ Schedule(beta_start="0.1")  # incompatible type "str"; expected "float"
 
 
 def test_public_names_are_typed(wheel, tmp_path):
-    """By mypy, on a user's file beside an installed wheel; the types of other packages, which it would read for a minute, left out."""
+    """By mypy, on a user's file beside an installed wheel. To read the types of other packages would take a minute."""
     pytest.importorskip("mypy")
     others = ["torch", "numpy", "diffusers", "PIL", "scipy", "pydantic", "safetensors", "yaml", "tqdm", "sklearn"]
     settings = "[mypy]\nfollow_imports = silent\nignore_missing_imports = True\n"
