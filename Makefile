@@ -25,8 +25,8 @@ lint: .venv/installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf $(TYPED) && mkdir -p $(TYPED)
-	ln -s $(abspath $(wildcard pndm/*.py) pndm/py.typed config dataset model runner) $(TYPED)
-	$(BIN)/mypy $(TYPED) tools
+	ln -s $(abspath $(wildcard pndm/*.py) pndm/py.typed config dataset model runner tools) $(TYPED)
+	$(BIN)/mypy $(TYPED)
 
 # The checkout itself is installed without build isolation, which would download setuptools once more.
 .venv/installed: requirements.txt constraints.txt pyproject.toml

@@ -34,7 +34,7 @@ class Processes:
     device: torch.device
     rank: int = 0
     size: int = 1
-    store: dist.Store | None = None
+    store: Any = None  # of torch.distributed
     timeout: float = TIMEOUT
     last_beat: float = 0.0
     deals: int = 0

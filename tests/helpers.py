@@ -12,7 +12,7 @@ import torch
 import yaml
 from data.fill import fill, uniform
 
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.model import checkpoint
 from pndm.model.unet import UNet, settings_of
 from pndm.runner.solver.analytic import GaussianMixture

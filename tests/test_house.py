@@ -13,7 +13,7 @@ FLOORS = [
     ["config"],
     ["model", "dataset"],
     ["runner/measure"],
-    ["runner/build.py", "runner/folder.py", "runner/random.py", "runner/processes.py"],
+    ["runner/build.py", "runner/folder.py", "runner/random.py", "runner/processes.py", "runner/progress.py"],
     ["runner"],  # the runners: its other files
     ["runner/table"],
     ["pndm"],

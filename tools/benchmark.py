@@ -72,7 +72,7 @@ def sampling(args):
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
     from pndm.cli import device
-    from pndm.config.schema import load, with_sample
+    from pndm.config.load import load, replaced
     from pndm.model import checkpoint, load_model
     from pndm.model.unet import UNet
     from pndm.runner import sample
@@ -151,10 +151,9 @@ def precision(args):
     import torch
 
     from pndm.cli import device
-    from pndm.config.schema import load, with_sample
-    from pndm.runner import sample
+    from pndm.config.load import load, replaced
+    from pndm.runner.build import load_network, sampling_of
     from pndm.runner.measure.fid import Measurement
-    from pndm.runner.processes import Processes
 
     where = device("auto")
     measurement = Measurement.of(load("digits.yml"), where)
@@ -166,11 +165,12 @@ def precision(args):
             for name in ("fp32", "bf16"):
                 values = {"method": method, "sample_speed": steps, "precision": name, "total_num": args.images}
                 experiment = replaced(load("digits.yml"), **values)
-                sampler = sample.Sampler(experiment, Processes(where))
+                loaded, sampling = load_network(experiment, where), sampling_of(experiment)
                 measurement.reset()
-                made = []
-                for ids in sampler.batches(args.images):
-                    made.append(sampler.make(ids, len(ids))())
+                made, size = [], experiment.Sample.batch_size
+                for first in range(0, args.images, size):
+                    ids = range(first, min(first + size, args.images))
+                    made.append(sampling.launch(loaded.network, ids, where).result())
                     measurement.update(ids, made[-1])
                 images[name], card = torch.cat(made), measurement.card()
                 distance[name] = {"value": card["value"], "error": card["error"]}

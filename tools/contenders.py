@@ -17,7 +17,7 @@ def network(args):
     from torch.utils.flop_counter import FlopCounterMode
 
     from pndm.cli import device
-    from pndm.config.schema import load
+    from pndm.config.load import load
     from pndm.model.unet import UNet, settings_of
 
     where = device("auto")
@@ -112,7 +112,7 @@ def serve(name, args, where, pipe):
 
 
 def shape_of(config):
-    from pndm.config.schema import load
+    from pndm.config.load import load
 
     data = load(config).Dataset
     return data.channels, data.image_size, data.image_size
@@ -123,7 +123,7 @@ def contender(name, args, where):
     import torch
     from diffusers import PNDMScheduler, UNet2DModel
 
-    from pndm.config.schema import load
+    from pndm.config.load import load
     from pndm.model import load_model
     from pndm.model.engine import Engine, resolve
     from pndm.model.unet import settings_of

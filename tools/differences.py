@@ -11,7 +11,7 @@ import argparse
 import torch
 from diffusers import PNDMScheduler
 
-from pndm.config.schema import load
+from pndm.config.load import load
 from pndm.model import load_model
 from pndm.runner.build import checkpoint_path
 from pndm.runner.solver.schedule import Schedule

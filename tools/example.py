@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pndm import METHODS, PNDMPipeline, solve
-from pndm.runner.sample import grid, to_image
+from pndm.runner.folder import grid, to_image
 
 
 def main(argv=None):

@@ -15,7 +15,8 @@ from helpers import image_files, process
 from PIL import Image
 
 from pndm import cli as main
-from pndm.config.schema import load
+from pndm.config.load import load
+from pndm.config.schema import fingerprint
 from pndm.dataset import open_dataset
 from pndm.model import checkpoint
 from pndm.model.engine import resolve

@@ -14,7 +14,8 @@ import yaml
 from helpers import DATA, process, torchrun, workers_of
 
 from pndm import cli as main
-from pndm.config.schema import FOLDER, Table, load_table
+from pndm.config.load import FOLDER, load_table
+from pndm.config.table import Table
 from pndm.model import checkpoint
 from pndm.runner.table import figures
 from pndm.runner.table import run as reproduce
