@@ -1,31 +1,46 @@
-# make sample   install, then sample 1,000 digits with the bundled network
-# make test     install, then lint and test
+# make sample      install, then sample 1,000 digits with the bundled network
+# make test        install, then everything: lint, types, all tests (JOBS=2 at once)
+# make test-quick  the tests without those marked slow, in a minute
+# make lint        style and types
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+TYPED := build/typed/pndm
 
-.PHONY: sample test lint clean
+.PHONY: sample test test-quick lint clean
 
 sample: .venv/installed
 	$(BIN)/python main.py --runner sample --method F-PNDM --sample_speed 50
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-quick: .venv/installed-tests
+	$(PYTEST) -m "not slow"
 
 lint: .venv/installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(TYPED) && mkdir -p $(TYPED)
+	ln -s $(abspath $(wildcard pndm/*.py) pndm/py.typed config dataset model runner tools) $(TYPED)
+	$(BIN)/mypy $(TYPED)
 
-.venv/installed: requirements.txt constraints.txt
+# The checkout itself is installed without build isolation, which would download setuptools once more.
+.venv/installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt -c constraints.txt
+	$(PIP) -r requirements.txt setuptools
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/installed-tests: .venv/installed tests/requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r tests/requirements.txt -c constraints.txt
+	$(PIP) -r tests/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf .venv temp
+	rm -rf .venv build
+	find temp -mindepth 1 -not -path temp/README.md -delete

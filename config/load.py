@@ -8,12 +8,13 @@ An override is "Section.key" → (the flag or file that it comes from, value).
 from pathlib import Path
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+
 from pndm.config.errors import InputError
 from pndm.config.keys import Contradiction, Section, nearest
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
 from pndm.config.table import Cells, Table
-from pydantic import TypeAdapter, ValidationError
 
 FOLDER = Path(__file__).parent
 

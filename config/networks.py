@@ -2,8 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pndm.config.keys import Blocks, Channels, Rate, Section, Side, Widths, key, needed, whole
 from pydantic import Field
+
+from pndm.config.keys import Blocks, Channels, Rate, Section, Side, Widths, key, needed, whole
 
 SHAPE = "images network training"  # what the keys of a network decide
 

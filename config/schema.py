@@ -8,6 +8,8 @@ options of the numerical methods are declared once in `runner/solver/options.py`
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import ConfigDict, create_model, model_validator
+
 from pndm.config.keys import (
     Batch,
     Contradiction,
@@ -31,7 +33,6 @@ from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.published import PROFILES
 from pndm.runner.solver.schedule import TYPES
-from pydantic import ConfigDict, create_model, model_validator
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # The runners that have a key as a flag.

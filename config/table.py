@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
+from pydantic import ConfigDict, Field, model_validator
+
 from pndm.config.keys import Contradiction, Section, Text, key, needed, real, whole
 from pndm.runner.solver.published import PROFILES
-from pydantic import ConfigDict, Field, model_validator
 
 
 class Closed(Section):

@@ -6,6 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
 from pndm.config.errors import InputError
 from pndm.dataset.readers import READERS
 

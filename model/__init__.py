@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
     from pndm.model.unet import UNet
 
 
@@ -17,6 +18,7 @@ def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device"
     Raises InputError (a ValueError) naming the key, or the first setting or tensors that do not fit.
     """
     import torch
+
     from pndm.config.errors import InputError
     from pndm.model.checkpoint import read, state_dict_for
     from pndm.model.unet import UNet, settings_of

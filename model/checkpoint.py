@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
 from pndm.config.errors import InputError
 from pndm.config.files import aside
 from pndm.model import diffusers
 from pndm.model.families import FAMILIES, layout
 from pndm.model.unet import Settings, settings_of
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with its magic number
 

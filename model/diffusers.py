@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from pndm.config.errors import InputError
 from pndm.config.keys import Positive
 from pndm.model.unet import Settings
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from pndm.config.errors import InputError
 from pndm.config.schema import PRECISIONS
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from pndm.config.errors import InputError
 from pndm.config.load import model_section
 from pndm.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample, silu, sinusoidal_embedding
-from torch import nn
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from pndm.config.errors import InputError
 from pndm.config.schema import fingerprint
 from pndm.dataset import decode

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
+
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, load_json, save_json
 from pndm.config.schema import difference
-from torchvision.utils import make_grid
 
 GRID = 100  # images in grid.png
 DELETE = "delete the folder, or choose another folder"

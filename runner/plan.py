@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import torch
+
 from pndm.config.errors import InputError
 from pndm.dataset import open_dataset
 from pndm.model.engine import peak

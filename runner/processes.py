@@ -1,58 +1,109 @@
 """The processes of a run: one, or as many as torchrun started, each with its device."""
 
 import os
+import re
+import signal
+import socket
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
 from pndm.config.errors import InputError
 
-TIMEOUT = 30.0  # minutes
+TIMEOUT = 30.0  # minutes that a rank waits for others that do nothing
+GRACE = 30.0  # seconds for a rank to stop by itself after its torchrun has ended
+
+T = TypeVar("T")
 
 
 @dataclass
 class Processes:
-    """Who this process is among `size`. The methods do nothing that costs when there is one."""
+    """This process, one of `size`, by its rank. With one process no method communicates.
+
+    Where a method says "all ranks call it", every rank must call those methods in the same order.
+    """
 
     device: torch.device
     rank: int = 0
     size: int = 1
-    store: dist.Store | None = None
+    store: Any = None  # of torch.distributed
     timeout: float = TIMEOUT
     last_beat: float = 0.0
-
-    def restarted(self):
-        """Whether torchrun has started these processes again after one of them failed (`--max-restarts`)."""
-        # The count is that of the machine whose process failed; on the others it stays as it was.
-        return int(self.total(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))) > 0
+    deals: int = 0
 
     @property
-    def first(self):
+    def first(self) -> bool:
         return self.rank == 0
 
-    def share(self, items):
-        """This process's items: every size-th, from its rank on."""
+    def restarted(self) -> bool:
+        """Whether torchrun has restarted the ranks after one of them failed (`--max-restarts`). All ranks call it."""
+        # torchrun raises the count only on the machine where a rank failed.
+        return int(self.total(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))) > 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's items: every size-th, from its rank on."""
         return items[self.rank :: self.size]
 
-    def beat(self):
-        """Say, as often as one likes, that this process is at work, for those that wait for it."""
+    def deal(self, items: Sequence[T]) -> Iterator[T]:
+        """This rank's items, one after another: each time the first item that no rank has taken. All ranks call it.
+
+        A fast rank takes more items than a slow one. To take an item counts as a heartbeat.
+        """
+        self.deals += 1
+        return self._take(items, self.counter(f"taken by deal {self.deals}"))
+
+    def _take(self, items: Sequence[T], taken: Callable[[int], int]) -> Iterator[T]:
+        while (i := taken(1) - 1) < len(items):
+            self.beat()
+            yield items[i]
+
+    def counter(self, name: str) -> Callable[[int], int]:
+        """add(n) → the sum of what all ranks have added under this name so far. No rank waits."""
+        return _Count().add if self.size == 1 else lambda n: self.store.add(name, n)
+
+    def beat(self) -> None:
+        """Send a heartbeat to the ranks that wait, at most one a second: this rank is at work."""
         if self.size > 1 and time.monotonic() - self.last_beat > 1:
             self.last_beat = time.monotonic()
             self.store.add("beats", 1)
 
-    def wait(self, watch=lambda: None):
-        """Until all processes are here; those at work (`beat`) may take their time. `watch` is called meanwhile.
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Send heartbeats from a thread during one long call, such as a distance in 2,048 dimensions on rank 0."""
+        if self.size == 1:
+            yield
+            return
+        done = threading.Event()
 
-        Raises RuntimeError when none has been at work for `timeout` minutes.
+        def beat() -> None:
+            while not done.wait(1.1):
+                self.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def wait(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Wait until all ranks are here, for as long as those at work send heartbeats. All ranks call it.
+
+        watch: called ten times a second meanwhile. Raises RuntimeError after `timeout` minutes without a heartbeat.
         """
         if self.size == 1:
             return
-        arrived, seen, since = self.counter("arrived"), None, 0
-        expected = -(-arrived(1) // self.size) * self.size  # none comes to the next wait before all have come to this
+        arrived, seen, since = self.counter("arrived"), None, 0.0
+        expected = -(-arrived(1) // self.size) * self.size  # no rank comes to the next wait before all came to this one
         while arrived(0) < expected:
             if (beats := self.store.add("beats", 0)) != seen:
                 seen, since = beats, time.monotonic()
@@ -61,48 +112,38 @@ class Processes:
             time.sleep(0.1)
             watch()
 
-    def announce(self, flag):
-        """Begin to ask whether flag() is true of any process; returns a function with the answer.
+    def announce(self, flag: Callable[[], bool]) -> Callable[[], bool]:
+        """Begin to ask whether flag() is true on any rank; returns a function that gives the answer.
 
-        Nobody waits before that is called. Of one process it is what flag() is then.
+        Only that function waits for the other ranks. With one process it is `flag` itself. All ranks call it.
         """
         if self.size == 1:
             return flag
         told = torch.tensor([float(flag())], device=self.device)
         work = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True)
 
-        def answer():
+        def answer() -> bool:
             work.wait()
             return bool(told.item())
 
         return answer
 
-    def total(self, tensor, operation=dist.ReduceOp.SUM):
-        """The sum of a tensor over all processes, on the CPU."""
+    def total(self, tensor: torch.Tensor, operation: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+        """The sum of a tensor over all ranks, on the CPU. All ranks call it."""
         if self.size == 1:
             return tensor.cpu()
         tensor = tensor.to(self.device, copy=True)
         dist.all_reduce(tensor, operation)
         return tensor.cpu()
 
-    def least(self, tensor):
-        """The least of a tensor over all processes, on the CPU."""
+    def least(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The minimum of a tensor over all ranks, on the CPU. All ranks call it."""
         return self.total(tensor, dist.ReduceOp.MIN)
 
-    def counter(self, name):
-        """add(n) → the sum of all that any process has added under this name; none waits for another."""
-        return _Count().add if self.size == 1 else lambda n: self.store.add(name, n)
+    def from_others(self, tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Send this rank's tensors to rank 0. Rank 0 gets those of the other ranks, rank by rank. All ranks call it.
 
-    def deal(self, items):
-        """This process's items, one after another: each the next that no process has taken yet."""
-        taken = self.counter("taken")
-        while (i := taken(1) - 1) < len(items):
-            yield items[i]
-
-    def from_others(self, tensors):
-        """For the first process: every other's tensors, process by process; the others send theirs.
-
-        They may differ in shape from process to process, not in number, dtype or number of dimensions.
+        Shapes may differ between ranks. The number of tensors, their dtypes and numbers of dimensions may not.
         """
         for rank in range(1, self.size):
             if self.rank == rank:
@@ -112,7 +153,7 @@ class Processes:
             elif self.first:
                 yield [self._receive(tensor, rank).cpu() for tensor in tensors]
 
-    def _receive(self, like, rank):
+    def _receive(self, like: torch.Tensor, rank: int) -> torch.Tensor:
         shape = torch.zeros(like.ndim, dtype=torch.int64, device=self.device)
         dist.recv(shape, rank)
         tensor = torch.empty(shape.tolist(), dtype=like.dtype, device=self.device)
@@ -121,18 +162,99 @@ class Processes:
 
 
 class _Count:
-    def __init__(self):
+    def __init__(self) -> None:
         self.total = 0
 
-    def add(self, n):
+    def add(self, n: int) -> int:
         self.total += n
         return self.total
 
 
-def _meet(store, rank, size):
-    """The part of a store that is only for the `size` processes that were started together.
+@contextmanager
+def processes(device: torch.device, timeout: float | None = None) -> Iterator[Processes]:
+    """The ranks that torchrun started, joined (NCCL on GPUs, gloo on CPUs); without torchrun, this process alone.
 
-    torchrun keeps its store when it starts processes again, and in it the addresses of the dead.
+    timeout: minutes (default 30) that a rank waits for others that do nothing; then all end. Raises InputError when
+    torchrun's variables are wrong, when there are more ranks than GPUs, and when another rank no longer answers.
+    """
+    size = environment_number("WORLD_SIZE", 1)
+    rank, local_rank = (environment_number(name, 0) for name in ("RANK", "LOCAL_RANK"))
+    if device.type == "cuda":
+        device = _gpu(device, local_rank if size > 1 else None)
+    if size == 1:
+        yield Processes(device)
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(f"WORLD_SIZE is {size}, but {' and '.join(missing)} are not set; torchrun sets them all")
+    environment_number("MASTER_PORT", 0)
+    _stop_with_torchrun()
+    try:
+        team = _join(device, rank, size, timeout or TIMEOUT)
+        yield team
+        team.wait()
+        team.total(torch.zeros(1))  # rank 0 may host the store: no rank ends before all have read it
+    except RuntimeError as error:
+        if _lost(error):
+            raise InputError(f"another process did not answer ({str(error).splitlines()[0]})") from error
+        raise
+    # Only NCCL's group is taken down, and not after an error, when other ranks may be gone. gloo's teardown sometimes
+    # hangs or aborts: there the process ends with the group in place (`pndm.cli.command`).
+    if device.type == "cuda":
+        dist.destroy_process_group()
+
+
+def environment_number(name: str, default: int) -> int:
+    """A variable that torchrun sets, as a number from 0. Raises InputError."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdecimal()):
+        raise InputError(f"the environment variable {name} is {text!r}; torchrun sets it to a whole number from 0")
+    return int(text)
+
+
+def _gpu(device: torch.device, local_rank: int | None) -> torch.device:
+    """The GPU of a local rank, or the one that `device` names, made current. Raises InputError."""
+    if local_rank is not None:
+        device = torch.device("cuda", local_rank)
+    if device.index is not None:
+        if device.index >= (there := torch.cuda.device_count()):
+            raise InputError(f"more processes than the {there} GPUs of this machine (torchrun's --nproc_per_node)")
+        torch.cuda.set_device(device)
+    return device
+
+
+def _join(device: torch.device, rank: int, size: int, timeout: float) -> Processes:
+    patience = timedelta(minutes=timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _find_torchrun(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    store = _meet(store, rank, size, patience)
+    if device.type == "cuda":
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=patience, device_id=device)
+    else:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    return Processes(device, rank, size, store, timeout)
+
+
+def _find_torchrun(host: str, port: int, tries: int = 5) -> None:
+    """Raise RuntimeError when nothing answers where torchrun hosts the store: it has been killed meanwhile.
+
+    torchrun hosts the store before it starts the ranks. PyTorch would look for it until the timeout.
+    """
+    for left in reversed(range(tries)):
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError as error:
+            if not left:
+                raise RuntimeError(f"no torchrun at {host}:{port}, connection refused: {error}") from error
+            time.sleep(1)
+
+
+def _meet(store: dist.Store, rank: int, size: int, patience: timedelta) -> dist.Store:
+    """The part of the store that belongs to the `size` ranks that were started together.
+
+    torchrun keeps its store when it restarts the ranks. The store then still holds the addresses of the dead ranks.
     """
     me = uuid.uuid4().hex
     if rank == 0:
@@ -141,41 +263,33 @@ def _meet(store, rank, size):
             name = store.get(f"{me}/{other}").decode()
             store.set(f"{name}/first", me)
         return dist.PrefixStore(me, store)
+    end = time.monotonic() + patience.total_seconds()
     while not store.check([f"{me}/first"]):
-        first = store.get("first").decode()  # maybe still of the last one, who answers no more
+        first = store.get("first").decode()  # may be that of a dead rank 0, which never answers
         store.set(f"{first}/{rank}", me)
+        if time.monotonic() > end:
+            raise RuntimeError("timed out waiting for rank 0")
         time.sleep(0.01)
     return dist.PrefixStore(store.get(f"{me}/first").decode(), store)
 
 
-@contextmanager
-def processes(device, timeout=None):
-    """A `Processes` for this one, joined with the others if torchrun started several (NCCL on GPUs, gloo on CPUs).
-
-    A process that waits longer than `timeout` minutes (30) for others that are not at work ends with an error, and
-    torchrun ends them all. Raises InputError when there are fewer GPUs than processes.
-    """
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if device.type == "cuda":
-        if size > 1:
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        if device.index is not None:
-            if device.index >= (there := torch.cuda.device_count()):
-                raise InputError(f"--nproc_per_node: more processes than the {there} GPUs of this machine")
-            torch.cuda.set_device(device)
-    if size == 1:
-        yield Processes(device)
+def _stop_with_torchrun() -> None:
+    """Watch torchrun, the parent process. When it has been killed, stop this rank: as by Ctrl-C, else by force."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    patience = timedelta(minutes=timeout or TIMEOUT)
-    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
-    store = _meet(store, rank, size)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
-    team = Processes(device, rank, size, store, timeout or TIMEOUT)
-    yield team
-    team.wait()
-    team.total(torch.zeros(1))  # not before all have read that in the store, which may be the first process's
-    # Not after an error, when the others may be gone, and not with gloo, whose teardown now and then hangs or aborts:
-    # there the process ends with the group in place (main.py).
-    if device.type == "cuda":
-        dist.destroy_process_group()
+    torchrun = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == torchrun:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(GRACE)  # a rank that waits for another in PyTorch's code sees no signal
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether an error says that another rank, or the store, does not answer. gloo raises plain RuntimeErrors."""
+    said = re.search(r"timed? ?out|connection (closed|reset|refused)|broken pipe|peer", str(error), re.IGNORECASE)
+    return isinstance(error, dist.DistError) or said is not None

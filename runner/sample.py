@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
+
 from pndm.config.errors import InputError
 from pndm.config.files import save_json
 from pndm.config.load import replaced

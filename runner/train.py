@@ -19,6 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
 from pndm.config.errors import InputError
 from pndm.config.files import aside
 from pndm.dataset import encode, open_dataset
@@ -32,10 +37,6 @@ from pndm.runner.measure.fid import Measurement
 from pndm.runner.processes import processes
 from pndm.runner.random import generator
 from pndm.runner.solver.events import NotFinite
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 KEEP = 3  # checkpoints
 

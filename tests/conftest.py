@@ -18,6 +18,33 @@ if "CI" in os.environ:
     hypothesis.settings.load_profile("ci")
 
 
+# Tests that one worker of pytest-xdist runs one after another, the longest group first. Those of "processes" start
+# several ranks each, which would take the cores from each other. The others share what their module makes once.
+GROUPS = {
+    "test_processes.py": "processes",
+    "test_train.py": "train",
+    "test_sample.py": "sample",
+    "test_run.py": "table",
+}
+ORDER = {group: i for i, group in enumerate(GROUPS.values())}
+# Beside every test that starts a process: what `make test-quick` leaves out.
+SLOW = {"test_train.py", "test_run.py", "test_processes.py", "test_fid.py", "test_bundled.py", "test_benchmark.py"}
+SLOW |= {"test_example.py", "test_package.py"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    groups = {}
+    for item in items:
+        names, file = item.function.__code__.co_names, item.path.name
+        if group := "processes" if "torchrun" in names else GROUPS.get(file):
+            groups[item] = ORDER[group]
+            item.add_marker(pytest.mark.xdist_group(group))
+        if file in SLOW or {"process", "torchrun", "subprocess"} & set(names):
+            item.add_marker("slow")
+    items.sort(key=lambda item: groups.get(item, len(GROUPS)))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return Tiny(tmp_path_factory.mktemp("tiny"))

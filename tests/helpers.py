@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from fill import _uniform as uniform
-from fill import fill
+from data.fill import fill, uniform
+
 from pndm.config.load import load
 from pndm.model import checkpoint
 from pndm.model.unet import UNet, settings_of
@@ -128,7 +127,19 @@ def process(*flags, launcher=(), **more):
     """Start main.py in a process of its own, with pipes; `launcher`: arguments between Python and main.py."""
     command = [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, **({"cwd": ROOT, "preexec_fn": attended} | more))
+    return subprocess.Popen(command, **pipes, **({"preexec_fn": attended} | more))
+
+
+def torchrun(count, *flags, launcher=(), **more):
+    """Start main.py on `count` processes of this machine, in a session of their own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *launcher]
+    return process(*flags, launcher=launcher, **({"start_new_session": True} | more))
+
+
+def workers_of(run):
+    """Process ids of what a torchrun has started; they are in sessions of their own and outlive it."""
+    found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
 
 
 def attended():
@@ -139,8 +150,3 @@ def attended():
 def image_files(folder):
     """Name → bytes of the images in a run's folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
-
-
-def one_thread():
-    """The environment in which the tests' processes run."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from pndm.model.engine import Engine
 from pndm.runner.measure.statistics import frechet_distance
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
 from pndm.config.errors import InputError
 from pndm.config.keys import Section
 from pndm.config.load import FOLDER, load

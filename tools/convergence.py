@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.grid import uniform
 from pndm.runner.solver.methods import METHODS

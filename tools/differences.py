@@ -10,11 +10,11 @@ import argparse
 
 import torch
 from diffusers import PNDMScheduler
+
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.runner.build import checkpoint_path
 from pndm.runner.solver.schedule import Schedule
-
 from pndm.scheduler import MethodScheduler
 
 # What differs in each row: keys of both schedulers, keys of PNDMScheduler alone, keys of MethodScheduler alone, steps.

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from pndm.runner.folder import grid, to_image
 
 from pndm import METHODS, PNDMPipeline, solve
+from pndm.runner.folder import grid, to_image
 
 
 def main(argv=None):

@@ -35,6 +35,7 @@ class Extractor:
     def __call__(self, images):
         """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
         import torch
+
         from pndm.model.engine import tf32
 
         with torch.inference_mode(), tf32(False):
@@ -57,6 +58,7 @@ def inception(shape, device, path):
     Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299 in the network.
     """
     import pytorch_fid.inception as package
+
     from pndm.model.checkpoint import sha256
 
     file = _inception_file(path, package.FID_WEIGHTS_URL)
@@ -79,8 +81,9 @@ def network(name, dimension, load, size, mean, std):
 
     def extractor(shape, device, path):
         import torch
-        from pndm.model.checkpoint import sha256
         from torch.nn.functional import interpolate
+
+        from pndm.model.checkpoint import sha256
 
         net, file = load(path)
         net = net.eval().to(device)

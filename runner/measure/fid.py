@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from pndm.config.errors import InputError
 from pndm.config.files import save_json
 from pndm.dataset import batches, open_dataset
@@ -19,7 +21,6 @@ from pndm.dataset.readers import array, plain_folder
 from pndm.model.checkpoint import sha256
 from pndm.runner.measure.features import EXTRACTORS, is_fid
 from pndm.runner.measure.statistics import METRICS, NEAREST, Moments, Statistics, frechet_distance, standard_error
-from tqdm import tqdm
 
 # Images below which a distance is marked weak, since its bias falls as one over their number. A dataset's split is
 # all there is of the data, however small.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from pndm.config.errors import InputError
 from pndm.config.files import aside
 

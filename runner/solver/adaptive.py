@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pndm.runner.solver.events import Gradient, Method, NotFinite, Query, Step, Trajectory
 from pndm.runner.solver.transfer import flow
 from pndm.runner.solver.weights import combine
 
 if TYPE_CHECKING:
-    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
+
+    from pndm.runner.solver.schedule import Schedule
 
 Times: TypeAlias = NDArray[np.float64]
 

@@ -10,8 +10,9 @@ from pndm.runner.solver.events import Draw, Method, Step, Trajectory
 from pndm.runner.solver.transfer import Data
 
 if TYPE_CHECKING:
-    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
+
+    from pndm.runner.solver.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
+
+    from pndm.runner.solver.schedule import Schedule
 
 
 Time: TypeAlias = "float | NDArray[np.float64]"  # of all images, or one each

@@ -11,8 +11,9 @@ from pndm.runner.solver.transfer import Data, Pseudo
 from pndm.runner.solver.weights import Rule, combine, equal_steps
 
 if TYPE_CHECKING:
-    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
+
+    from pndm.runner.solver.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from pndm.runner.solver.adaptive import Control, Flow, Times, dormand_prince
 from pndm.runner.solver.events import Combination, Gradient, Method, Query, Trajectory
 from pndm.runner.solver.grid import grid_of

@@ -15,8 +15,9 @@ from pndm.runner.solver.transfer import Pseudo
 from pndm.runner.solver.weights import combine
 
 if TYPE_CHECKING:
-    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
+
+    from pndm.runner.solver.schedule import Schedule
 
 StepFunction: TypeAlias = "Callable[[Pseudo, Tensor, float, float], Combination]"
 

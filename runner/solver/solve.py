@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from pndm.runner.solver.events import Draw, Method, Query, Step, Time, Trajectory
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS, method_named, methods_with
@@ -24,7 +26,6 @@ from pndm.runner.solver.published import (
 )
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import phi
-from torch import Tensor
 
 
 class State(NamedTuple):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pndm.runner.solver.events import Gradient, Query
 
 if TYPE_CHECKING:
-    from pndm.runner.solver.schedule import Schedule
     from torch import Tensor
+
+    from pndm.runner.solver.schedule import Schedule
 
 
 def phi(x: Any, eps: Any, alpha_t: float, alpha_s: float) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 from PIL import Image
+
 from pndm.config.files import aside
 from pndm.runner.solver.published import RELEASED
 from pndm.runner.table.flow import order

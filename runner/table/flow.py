@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import torch
+
 from pndm.model.engine import tf32
 from pndm.runner.build import sampling_of
 from pndm.runner.solver.adaptive import Control, dormand_prince, flow_of

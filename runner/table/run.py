@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from tqdm import tqdm
+
 from pndm.config.errors import InputError
 from pndm.config.files import aside, load_json, save_json
 from pndm.config.load import find, load, replaced
@@ -32,7 +34,6 @@ from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.table import figures, report, results
 from pndm.runner.table import flow as convergence
-from tqdm import tqdm
 
 KEEP = 16  # images of a cell left as files, for the grids
 ADAPTIVE = 200  # network calls an image assumed of an adaptive method that has not run yet

@@ -3,6 +3,7 @@ import yaml
 from helpers import DATA, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pndm.config.errors import InputError
 from pndm.config.load import load, parse_set
 from pndm.config.schema import Experiment

@@ -13,12 +13,13 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
 from pndm.config.errors import InputError
 from pndm.config.schema import DatasetSection
 from pndm.dataset import batches, open_dataset
 from pndm.dataset.readers import Recipe, _alone, array, close_databases, plain_folder
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 
 def section(name, path, size, channels=3, **more):

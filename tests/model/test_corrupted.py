@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import published_section, published_weights
+from safetensors.torch import save as to_safetensors
+
 from pndm.config.errors import InputError
 from pndm.model import load_model
-from safetensors.torch import save as to_safetensors
 
 NAME = "iddpm_small"
 

@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from helpers import evaluate, published_section
+
 from pndm.config.errors import InputError
 from pndm.model import load_model
 from pndm.model.checkpoint import read

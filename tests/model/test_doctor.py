@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import published_section, published_weights
+from safetensors import safe_open
+
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read
-from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent.parent
 

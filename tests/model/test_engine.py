@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers import MANIFEST, evaluate, network_input, published_section, published_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pndm.config.errors import InputError
 from pndm.model import engine, load_model
 from pndm.model.blocks import GroupNorm

@@ -9,14 +9,14 @@ import time
 import pytest
 import torch
 from helpers import evaluate, published_section, published_weights
+from torch import nn
+
+from pndm import cli as main
 from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read, save
 from pndm.model.unet import settings_of
-from torch import nn
-
-from pndm import cli as main
 
 
 def shifted(tensors, by=1.0):

@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from helpers import DATA, MANIFEST, image_size, network_input, published_section, published_weights
+
 from pndm.config.load import FOLDER, load
 from pndm.model import load_model
 from pndm.model.checkpoint import closest

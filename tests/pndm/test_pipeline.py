@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import last
+
 from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.dataset import decode
 from pndm.model import checkpoint, load_model
 from pndm.model.engine import Engine
+from pndm.pipeline import PNDMPipeline
 from pndm.runner.folder import read_image
 from pndm.runner.random import noise
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
-
-from pndm.pipeline import PNDMPipeline
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import pytest
 from helpers import ROOT
+
 from pndm.config.load import load
 from pndm.runner import plan
 from pndm.runner.build import sampling_of

@@ -14,22 +14,15 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import ROOT
-from pndm.runner.processes import Processes
+from helpers import ROOT, image_files, torchrun, workers_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pndm import cli as main
+from pndm.config.errors import InputError
+from pndm.runner.processes import Processes, processes
 
 PATIENCE = 300  # seconds for what takes twenty on an idle machine
 TRAIN = ["--runner", "train", "--device", "cpu", "--set", "Train.log_interval=1"]
-
-
-def torchrun(count, *flags, launcher=()):
-    """Start main.py on `count` processes of this machine."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *launcher]
-    command = [*torchrun, str(ROOT / "main.py"), *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
 def train_state(folder):
@@ -76,21 +69,11 @@ def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_pa
     assert len(losses(alone)) == 9
 
 
-def files(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("[0-9]*.png")}
-
-
 def count_images(folder):
     return sum(1 for _ in folder.glob("[0-9]*.png"))
 
 
-def workers_of(run):
-    """Process ids of what a torchrun has started; they are in sessions of their own and outlive it."""
-    found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
-
-
-SAMPLE = ["--total_num", 400, "--sample_speed", 20]
+SAMPLE = ["--total_num", 200, "--sample_speed", 20]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +88,8 @@ def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, und
     run = torchrun(count, *tiny.flags(tmp_path / "run", *SAMPLE))
     out, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, err
-    assert out.count("400 images by F-PNDM") == 1
-    assert files(tmp_path / "run") == files(undisturbed)
+    assert out.count("200 images by F-PNDM") == 1
+    assert image_files(tmp_path / "run") == image_files(undisturbed)
     mine, theirs = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "run", undisturbed))
     assert mine["world_size"] == count
     assert mine["nfe"] == theirs["nfe"]
@@ -120,7 +103,7 @@ def test_stochastic_sampling_does_not_depend_on_the_number_of_processes(tiny, cl
     assert cli(*tiny.flags(tmp_path / "alone", *flags))[0] == 0
     run = torchrun(2, *tiny.flags(tmp_path / "run", *flags))
     assert run.wait(timeout=PATIENCE) == 0
-    assert files(tmp_path / "run") == files(tmp_path / "alone")
+    assert image_files(tmp_path / "run") == image_files(tmp_path / "alone")
 
 
 def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, undisturbed):
@@ -140,9 +123,9 @@ def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, un
             kills += 1
         run.communicate()
     assert kills >= 5, "a fast machine may be done before the last"
-    assert files(folder).items() <= files(undisturbed).items()
+    assert image_files(folder).items() <= image_files(undisturbed).items()
     assert main.main([str(flag) for flag in tiny.flags(folder, *SAMPLE)]) == 0
-    assert files(folder) == files(undisturbed)
+    assert image_files(folder) == image_files(undisturbed)
 
 
 def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny, cli, tmp_path, undisturbed):
@@ -155,7 +138,7 @@ def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny,
     run.communicate(timeout=PATIENCE)
     assert run.returncode != 0
     assert cli(*tiny.flags(folder, *SAMPLE))[0] == 0
-    assert files(folder) == files(undisturbed)
+    assert image_files(folder) == image_files(undisturbed)
 
 
 def test_processes_that_die_are_replaced(tiny, tmp_path, undisturbed):
@@ -170,8 +153,8 @@ def test_processes_that_die_are_replaced(tiny, tmp_path, undisturbed):
         os.kill(started[victim], signal.SIGKILL)
     err = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode == 0, err
-    assert files(folder) == files(undisturbed)
-    assert json.loads((folder / "result.json").read_text())["images"] == 400
+    assert image_files(folder) == image_files(undisturbed)
+    assert json.loads((folder / "result.json").read_text())["images"] == 200
 
 
 def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, tmp_path):
@@ -239,3 +222,64 @@ def test_wrong_input_ends_all_processes_with_one_line_from_the_first(tiny, tmp_p
     assert run.returncode != 0
     assert err.count("Sample.method is 'nothing'") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_adds_nothing_to_that_line(tiny, tmp_path):
+    command = [sys.executable, ROOT / "tools" / "launch.py", "--standalone", "--nproc_per_node=2", ROOT / "main.py"]
+    command += tiny.flags(tmp_path / "run", "--method", "nothing")
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "Sample.method is 'nothing'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("when", ["starting", "sampling"])
+def test_processes_whose_torchrun_was_killed_end_too(tiny, tmp_path, when):
+    run = torchrun(2, *tiny.flags(tmp_path / "run", "--total_num", 100_000))
+    while len(workers_of(run)) < 2 and run.poll() is None:
+        time.sleep(0.01)
+    while when == "sampling" and count_images(tmp_path / "run") < 8 and run.poll() is None:
+        time.sleep(0.01)
+    run.kill()
+    err = run.communicate(timeout=PATIENCE)[1]  # the workers hold the pipe until they have ended
+    assert "Traceback" not in err, err
+    assert count_images(tmp_path / "run") < 100_000
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "abc"}, "RANK is 'abc'"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR and MASTER_PORT are not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+    ],
+)
+def test_wrong_variables_of_torchrun_are_named(monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said), processes(torch.device("cpu")):
+        pass
+
+
+def test_every_item_is_dealt_to_one_process():
+    """The fast one gets more of them, and a second deal begins anew."""
+    first, second = teams(timeout=60)
+    slow, fast = first.deal(range(5)), second.deal(range(5))
+    assert [next(slow), *fast] == [0, 1, 2, 3, 4]
+    assert [*slow] == []
+    assert [*second.deal("ab"), *first.deal("ab")] == ["a", "b"]
+
+
+def test_a_process_in_one_long_call_is_waited_for():
+    first, second = teams(timeout=2.5)
+
+    def work():
+        with first.at_work():
+            time.sleep(5)
+        first.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    second.wait()
+    thread.join()

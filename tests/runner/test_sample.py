@@ -6,15 +6,15 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import image_files, process
 from PIL import Image
+
+from pndm import cli as main
 from pndm.config.load import load
 from pndm.config.schema import fingerprint
 from pndm.dataset import open_dataset
@@ -23,27 +23,9 @@ from pndm.model.engine import resolve
 from pndm.runner.measure.statistics import frechet_distance
 from pndm.runner.random import generator, noise
 
-from pndm import cli as main
-
-
-def files(folder):
-    """Name → bytes of the images in a folder."""
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
-
 
 def images(folder):
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]).astype(int)
-
-
-def process(*flags, **more):
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, **({"preexec_fn": attended} | more))
-
-
-def attended():
-    """In a new process: let Ctrl-C work, which a shell switches off for what it runs in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
@@ -78,7 +60,7 @@ def test_distance_is_that_of_the_written_images(tiny, cli, tmp_path):
 def test_bytes_do_not_depend_on_how_many_images_are_made(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "few", "--total_num", 6))
     cli(*tiny.flags(tmp_path / "many", "--total_num", 11))
-    few, many = files(tmp_path / "few"), files(tmp_path / "many")
+    few, many = image_files(tmp_path / "few"), image_files(tmp_path / "many")
     assert len(few) == 6
     assert few.items() <= many.items()
 
@@ -124,7 +106,7 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
     kept = (tmp_path / "grown" / "000001.png").stat().st_mtime_ns
     assert cli(*tiny.flags(tmp_path / "grown", "--total_num", 11))[0] == 0
     cli(*tiny.flags(tmp_path / "once", "--total_num", 11))
-    assert files(tmp_path / "grown") == files(tmp_path / "once")
+    assert image_files(tmp_path / "grown") == image_files(tmp_path / "once")
     assert (tmp_path / "grown" / "000001.png").stat().st_mtime_ns == kept
     assert json.loads((tmp_path / "grown" / "result.json").read_text())["images"] == 11
 
@@ -133,13 +115,13 @@ def test_a_stochastic_image_has_noise_of_its_own_in_every_step(tiny, cli, tmp_pa
     """Among fewer, among more, continued, and in batches of another size: the same, and other with another seed."""
     flags = ["--method", "DDPM", "--nfe", 5, "--precision", "fp32"]
     cli(*tiny.flags(tmp_path / "many", *flags, "--total_num", 11))
-    many = files(tmp_path / "many")
+    many = image_files(tmp_path / "many")
     for name, more in (("few", []), ("seed", ["--seed", 1])):
         cli(*tiny.flags(tmp_path / name, *flags, *more, "--total_num", 6))
-    assert files(tmp_path / "few").items() <= many.items()
-    assert not files(tmp_path / "seed").items() & many.items()
+    assert image_files(tmp_path / "few").items() <= many.items()
+    assert not image_files(tmp_path / "seed").items() & many.items()
     cli(*tiny.flags(tmp_path / "few", *flags, "--total_num", 11))
-    assert files(tmp_path / "few") == many
+    assert image_files(tmp_path / "few") == many
     cli(*tiny.flags(tmp_path / "one", *flags, "--total_num", 11, "--batch_size", 1))
     assert np.abs(images(tmp_path / "one") - images(tmp_path / "many")).max() <= 1
     cli(*tiny.flags(tmp_path / "ddim", "--method", "DDIM", "--nfe", 5, "--total_num", 11))
@@ -165,13 +147,13 @@ def test_images_do_not_depend_on_the_batch_size_beyond_rounding(tiny, cli, tmp_p
 
 def test_missing_images_come_back_with_the_same_bytes(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "run"))
-    before = files(tmp_path / "run")
+    before = image_files(tmp_path / "run")
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     kept = (tmp_path / "run" / "000008.png").stat().st_mtime_ns
     for name in ("000001.png", "000002.png", "000007.png"):
         (tmp_path / "run" / name).unlink()
     assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
-    assert files(tmp_path / "run") == before
+    assert image_files(tmp_path / "run") == before
     assert (tmp_path / "run" / "000008.png").stat().st_mtime_ns == kept
     again = json.loads((tmp_path / "run" / "result.json").read_text())
     assert again["frechet"] == record["frechet"]
@@ -245,14 +227,14 @@ STOPPED = ["--total_num", 80, "--sample_speed", 50]
 def undisturbed(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main.main([str(flag) for flag in tiny.flags(folder, *STOPPED)]) == 0
-    return files(folder)
+    return image_files(folder)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny, cli, tmp_path, undisturbed, stop):
     flags = tiny.flags(tmp_path / "run", *STOPPED)
     run = process(*flags)
-    while len(files(tmp_path / "run")) < 8 and run.poll() is None:
+    while len(image_files(tmp_path / "run")) < 8 and run.poll() is None:
         time.sleep(0.01)
     run.send_signal(stop)
     since = time.monotonic()
@@ -262,12 +244,12 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
         assert run.returncode == 130
         assert err.startswith("main.py: interrupted")
         assert err.count("\n") == 1
-    done = files(tmp_path / "run")
+    done = image_files(tmp_path / "run")
     assert 8 <= len(done) < 80
     assert done.items() <= undisturbed.items()
     assert not (tmp_path / "run" / "result.json").exists()
     assert cli(*flags)[0] == 0
-    assert files(tmp_path / "run") == undisturbed
+    assert image_files(tmp_path / "run") == undisturbed
     assert not list((tmp_path / "run").glob(".*"))
 
 
@@ -343,7 +325,7 @@ def test_a_full_disk_ends_in_one_line_with_whole_files_kept(tiny, tmp_path, size
 
 def test_a_folder_removed_under_a_run_ends_it_in_one_line(tiny, tmp_path):
     run = process(*tiny.flags(tmp_path / "run", *STOPPED))
-    while len(files(tmp_path / "run")) < 8 and run.poll() is None:
+    while len(image_files(tmp_path / "run")) < 8 and run.poll() is None:
         time.sleep(0.01)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     err = run.communicate()[1]

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.ema import EMA
 from pndm.runner.processes import Processes
 from pndm.runner.train import Trainer, _order
-from safetensors import safe_open
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
 

@@ -6,10 +6,10 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
+from pndm.tools import example
+
 
 def test_example(tmp_path, capsys):
-    import example
-
     example.main(["--method", "S-PNDM", "--steps", "5", "--out", str(tmp_path / "new" / "example.png")])
     *_, state, difference, _ = capsys.readouterr().out.splitlines()
     assert state.startswith("t =   -1.0, 6 network calls")
@@ -19,7 +19,7 @@ def test_example(tmp_path, capsys):
 
 def test_differences(monkeypatch, capsys):
     pytest.importorskip("diffusers")
-    import differences
+    from pndm.tools import differences
 
     rows = {name: (*keys, counts[:1]) for name, (*keys, counts) in differences.ROWS.items()}
     monkeypatch.setattr(differences, "ROWS", rows)

@@ -1,8 +1,9 @@
 """A page's numbers are rewritten between the marks, and nothing else of it."""
 
 import pytest
-import results
 from helpers import ROOT
+
+from pndm.tools import results
 
 
 @pytest.fixture

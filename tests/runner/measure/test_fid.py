@@ -12,6 +12,7 @@ import pytest
 import scipy.linalg
 import torch
 from PIL import Image
+
 from pndm.runner.measure import features
 from pndm.runner.measure.features import EXTRACTORS
 from pndm.runner.measure.fid import Measurement

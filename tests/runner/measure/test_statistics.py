@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pndm.config.errors import InputError
 from pndm.runner.measure.statistics import ROWS, Moments, Statistics, frechet_distance, standard_error
 

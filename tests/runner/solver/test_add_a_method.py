@@ -8,12 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import LINEAR, ROOT, image_files, last, made_up, mixture, reference_noise
+
+import pndm
 from pndm.config.load import load
 from pndm.runner import plan
 from pndm.runner.solver.solve import network_calls, steps_for
 from pndm.runner.table import flow
-
-import pndm
 
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
 

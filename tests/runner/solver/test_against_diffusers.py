@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import made_up, reference_noise
+
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
 

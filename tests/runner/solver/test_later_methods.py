@@ -10,6 +10,9 @@ import torch
 from helpers import LINEAR, asked, last, made_up, mixture, reference_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.optimize import brentq
+
 from pndm.model.guidance import Guided
 from pndm.runner.solver import weights
 from pndm.runner.solver.analytic import GaussianMixture
@@ -19,8 +22,6 @@ from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import calls, drive, network_calls, solve, steps_for, trajectory
 from pndm.runner.solver.transfer import Data, Pseudo, phi
-from scipy.integrate import quad
-from scipy.optimize import brentq
 
 COSINE = Schedule("cosine")
 FIXED = [name for name, method in METHODS.items() if not method.adaptive]
@@ -441,7 +442,10 @@ def test_guidance_counts_two_calls(method, calls):
         ({"spacing": "quad", "steps": 1001}, "from 1 to 1000"),
         ({"method": "PF", "spacing": "quad"}, "chooses its own steps"),
         *(
-            ({"times": times}, rf"times must be two or more and fall from 999 to 0, except the last, which may be −1 .*; {said}$")
+            (
+                {"times": times},
+                rf"times must be two or more and fall from 999 to 0, except the last, which may be −1 .*; {said}$",
+            )
             for times, said in (
                 ([], r"they are \[\]"),
                 ([5], r"they are \[5.0\]"),

@@ -9,12 +9,13 @@ import torch
 from helpers import DATA, LINEAR, asked, last, made_up, mixture, reference_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+
 from pndm.runner.solver.events import NotFinite, Query, Step
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve, trajectory
 from pndm.runner.solver.transfer import phi
-from scipy.integrate import solve_ivp
 
 REFERENCE = np.load(DATA / "trajectories.npz")
 FIXED = ["DDIM", "S-PNDM", "F-PNDM", "FON"]

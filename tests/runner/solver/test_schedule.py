@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from helpers import DATA
+
 from pndm.runner.solver.schedule import Schedule
 
 REFERENCE = np.load(DATA / "trajectories.npz")

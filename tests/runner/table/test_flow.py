@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from pndm.config.load import load
 from pndm.runner.build import schedule_of
 from pndm.runner.random import noise

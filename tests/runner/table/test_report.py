@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.table import figures, report
 from pndm.runner.table import flow as convergence

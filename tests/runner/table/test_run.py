@@ -6,22 +6,20 @@ import os
 import re
 import signal
 import statistics
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import yaml
-from helpers import DATA, ROOT
+from helpers import DATA, process, torchrun, workers_of
+
+from pndm import cli as main
 from pndm.config.load import FOLDER, load_table
 from pndm.config.table import Table
 from pndm.model import checkpoint
 from pndm.runner.table import figures
 from pndm.runner.table import run as reproduce
 from pndm.runner.table.results import Row, markdown
-
-from pndm import cli as main
 
 TABLE = {
     "methods": ["DDIM", "F-PNDM", {"label": "PF 1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}],
@@ -107,16 +105,6 @@ def test_only_what_is_missing_is_run(table, cli, undrawn, tmp_path):
     assert len(json.loads((tmp_path / "table/cells.json").read_text())) == count
 
 
-def start(flags, launcher=()):
-    command = [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, flags)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
 SMALL = {"methods": ["DDIM", "F-PNDM"], "profiles": ["exact"], "images": 40}
 
 
@@ -142,17 +130,16 @@ def undisturbed(tiny, tmp_path_factory):
 def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturbed, tmp_path):
     """Two processes that share the cells, of which one dies, and torchrun ends the other; then one process."""
     flags = table(**SMALL)
-    run = start(flags, TORCHRUN)
+    run = torchrun(2, *flags)
     while len(written(tmp_path / "table")) < 3 and run.poll() is None:
         time.sleep(0.005)
-    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
+    os.kill(workers_of(run)[-1], signal.SIGKILL)
     run.communicate(timeout=300)
     assert run.returncode != 0
     before = written(tmp_path / "table")
     assert 3 <= len(before) < len(undisturbed)
     assert not (tmp_path / "table/report.html").exists()
-    again = start(flags)
+    again = process(*flags)
     err = again.communicate(timeout=300)[1]
     assert again.returncode == 0, err
     assert before.items() <= written(tmp_path / "table").items()
@@ -161,7 +148,7 @@ def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturb
 
 
 def test_processes_share_the_cells(table, undisturbed, tmp_path):
-    run = start(table(**SMALL), TORCHRUN)
+    run = torchrun(2, *table(**SMALL))
     err = run.communicate(timeout=300)[1]
     assert run.returncode == 0, err
     assert cells(tmp_path / "table") == undisturbed
