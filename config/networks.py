@@ -17,12 +17,13 @@ class DDIMModel(Section):
     image_size: Side = needed("height and width in pixels", SHAPE)
     in_channels: Channels = needed("colour channels", SHAPE)
     out_ch: Channels = needed("channels of the output", SHAPE)
-    ch: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
+    ch: Channels = needed("channels of the finest level, a multiple of norm_groups", SHAPE)
     ch_mult: Widths = needed("channels of each level, in units of ch", SHAPE)
     num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
     attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
     dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
     resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
+    norm_groups: Channels = key(32, "groups of every group norm; ch must be a multiple of it", SHAPE)
 
 
 class IDDPMModel(Section):

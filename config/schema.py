@@ -63,7 +63,7 @@ class ScheduleSection(Section):
 
 
 class DatasetSection(Section):
-    dataset: Literal["DIGITS", "CIFAR10", "CELEBA", "LSUN", "FFHQ", "FOLDER"] = needed(
+    dataset: Literal["DIGITS", "FASHION", "CIFAR10", "CELEBA", "LSUN", "FFHQ", "FOLDER"] = needed(
         "which images", "distance training"
     )
     category: Text | None = key(None, "LSUN: bedroom, church_outdoor, …", "distance training")
@@ -89,14 +89,19 @@ class DatasetSection(Section):
 
 class TrainSection(Section):
     epoch: Positive = key(1000, "passes over the dataset")
+    steps: Positive | None = key(None, "number of steps, instead of epoch")
     loss_type: Literal["linear", "square"] = key(
         "square", "|ε − ε_θ| (linear) or its square, summed over the image", "training"
     )
     ema: bool = key(True, "keep an exponential moving average of the weights", "training")
     ema_rate: Rate = key(0.999, "its decay a step; less in the first steps, (1+n)/(10+n)", "training")
-    precision: Literal["fp32", "bf16"] = key(
-        "fp32", "bf16: the network computes in bfloat16, weights stay float32", "training"
+    loss_weight: real(ge=1) = key(
+        1.0, "γ: time t weighs min(1/ᾱ_t, γ) in the loss; 1: all times weigh the same", "training"
     )
+    precision: Literal[PRECISIONS] = key(
+        "auto", "of the network, whose weights stay float32: fp32, tf32, bf16; auto: bf16 where it is fast"
+    )
+    compile: bool = key(False, "compile the network: a minute, then faster on GPUs")
     micro_batch: Positive | None = key(None, "images a process runs at once; the rest of the batch accumulates")
     warmup: whole(0, 10**9) = key(0, "steps over which the learning rate rises to lr", "training")
     seed: Seed = key(0, "seed of weights, order, times, noise and dropout", "training", "train", "S")
@@ -113,6 +118,9 @@ class OptimSection(Section):
     eps: real(gt=0) = key(1e-8, "Adam's ε", "training")
     amsgrad: bool = key(False, "Adam's AMSGrad variant", "training")
     weight_decay: real(ge=0) = key(0.0, "L2 penalty", "training")
+    decay: real(ge=0, le=1) = key(
+        0.0, "share of the training, at its end, over which the learning rate falls to 0 linearly"
+    )
     grad_clip: real(gt=0) | None = key(None, "largest norm of the gradient", "training")
 
 

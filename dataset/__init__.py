@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pndm.config.errors import InputError
-from pndm.dataset.readers import READERS
+from pndm.dataset.readers import KNOWN, READERS
 
 
 def open_dataset(section):
@@ -23,6 +23,11 @@ def open_dataset(section):
     return images
 
 
+def count_images(section):
+    """The number of images of a `Dataset` section; nothing is downloaded. Raises InputError when files are missing."""
+    return KNOWN.get(section.dataset) or len(open_dataset(section))
+
+
 def batches(images, size):
     """(ids, uint8 images (n, C, H, W)) of all `images` in order, decoded ahead by threads, two batches at most.
 
@@ -33,7 +38,9 @@ def batches(images, size):
     def stack(ids, futures):
         for i, future in zip(ids, futures, strict=True):
             if (found := future.result().shape) != shape:
-                raise InputError(f"image {i} is {tuple(found)}, image 0 {tuple(shape)}; all must be of one shape")
+                raise InputError(
+                    f"{images.name(i)} is {tuple(found)}, {images.name(0)} {tuple(shape)}; all must be of one shape"
+                )
         return ids, torch.stack([future.result() for future in futures])
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -1,9 +1,11 @@
 """Readers of the datasets' own files, with the recipes of the paper's released code."""
 
 import contextlib
+import gzip
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from pndm.config.errors import InputError
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DEFAULT = Path("temp/dataset")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Images:
 
     def __getitem__(self, i):
         return self.read(self.items[i])
+
+    def name(self, i):
+        """What messages call image i: its file, where it has one of its own."""
+        return str(self.items[i]) if isinstance(self.items[i], Path) else f"image {i}"
 
 
 @dataclass(frozen=True)
@@ -98,16 +105,32 @@ def cifar10(section):
     from torchvision.datasets import CIFAR10
 
     root = _root(section)
-    there = root.exists()
     try:
-        with _alone(root), contextlib.redirect_stdout(io.StringIO()):
+        with _filled(root):
             data = CIFAR10(root, train=True, download=not (root / CIFAR10.base_folder).exists()).data
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            there or root.rmdir()
         raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
     images = torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
     return Images(images, torch.as_tensor, {"dataset": "CIFAR10", "split": "train"} | Recipe().record)
+
+
+def fashion(section):
+    """The 60,000 training images of Fashion-MNIST, 28×28 grey (Xiao et al. 2017); downloaded when they are not there.
+
+    Read from Dataset.path; else from temp/dataset/FASHION or Debian's folder; the file may be compressed (.gz).
+    """
+    from torchvision.datasets import FashionMNIST
+
+    root = _root(section)
+    folders = [root, root / "FashionMNIST" / "raw", *([] if section.path else [DEBIAN])]
+    if not (file := _idx_file(folders)):
+        try:
+            with _filled(root / "FashionMNIST" / "raw"):
+                FashionMNIST(root, train=True, download=True)
+        except (OSError, RuntimeError) as error:
+            raise _missing(section, "train-images-idx3-ubyte.gz, from github.com/zalandoresearch", error) from None
+        file = _idx_file(folders)
+    return Images(_idx(file), torch.as_tensor, {"dataset": "FASHION", "split": "train"} | Recipe().record)
 
 
 def celeba(section):
@@ -166,15 +189,24 @@ def folder(section):
     return Images(files, recipe.open, {"dataset": "FOLDER", "path": str(root), "split": "all"} | recipe.record)
 
 
-READERS = {"DIGITS": digits, "CIFAR10": cifar10, "CELEBA": celeba, "LSUN": lsun, "FFHQ": ffhq, "FOLDER": folder}
+READERS = {
+    "DIGITS": digits,
+    "FASHION": fashion,
+    "CIFAR10": cifar10,
+    "CELEBA": celeba,
+    "LSUN": lsun,
+    "FFHQ": ffhq,
+    "FOLDER": folder,
+}
+KNOWN = {"FASHION": 60_000, "CIFAR10": 50_000}  # images of the datasets that are downloaded
 
 
 def image_files(path, pattern="*"):
     """The image files of a folder, sorted; of a sampling run's folder the numbered images alone, not its grid."""
     path = Path(path)
     if (path / "run.json").exists():
-        return sorted(path.glob("[0-9]*.png"))
-    return sorted(file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES)
+        return sorted(file for file in path.glob("[0-9]*.png") if file.is_file())
+    return sorted(file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def plain_folder(path):
@@ -253,12 +285,48 @@ if hasattr(os, "register_at_fork"):  # where there are forks
     os.register_at_fork(before=close_databases)
 
 
+def _idx_file(folders):
+    """The first file of Fashion-MNIST's training images in `folders`, or None."""
+    names = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+
+
+def _idx(file):
+    """The images of an IDX file as uint8 (n, 1, H, W): four big-endian numbers (2051, n, H, W), then the pixels."""
+    try:
+        content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
+        magic, *shape = np.frombuffer(content, ">i4", 4).tolist()
+        pixels = np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{file}: not readable as images in IDX format ({error})") from None
+    if magic != 2051:
+        raise InputError(f"{file}: not images in IDX format (it begins with {magic}, not 2051)")
+    return torch.from_numpy(pixels[:, None].copy())
+
+
 def _open_in(folder, recipe, name):
     return recipe.open(folder / name)
 
 
 def _from_array(image):
     return torch.from_numpy(np.array(image.transpose(2, 0, 1)))  # a copy, since a file's own array is read-only
+
+
+@contextlib.contextmanager
+def _filled(folder):
+    """While inside, a dataset is downloaded to a folder, by one process and in silence.
+
+    After an error, the folders made for it are removed, unless something is in them.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _alone(folder), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -20,10 +20,10 @@ def sinusoidal_embedding(t, channels, cosine_first=False, shift=1):
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups, or at most a quarter of the channels (`narrow`)."""
+    """`groups` groups, 32 as a rule; `narrow`: of four channels each, 32 groups at most."""
 
-    def __init__(self, channels, eps, narrow=False):
-        super().__init__(min(channels // 4, 32) if narrow else 32, channels, eps=eps)
+    def __init__(self, channels, eps, narrow=False, groups=32):
+        super().__init__(min(channels // 4, 32) if narrow else groups, channels, eps=eps)
 
     def forward(self, x):  # (n, C, H, W) → the same
         if x.device.type != "cpu" or torch.is_grad_enabled():
@@ -95,10 +95,10 @@ class ResBlock(nn.Module):
         super().__init__()
         s = settings
         self.scale_shift, self.rescale, self.resample = s.scale_shift, s.skip_rescale, resample
-        self.norm1 = GroupNorm(in_channels, s.norm_eps, s.narrow_groups)
+        self.norm1 = GroupNorm(in_channels, s.norm_eps, s.narrow_groups, s.norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.temb_proj = nn.Linear(4 * s.channels, out_channels * (2 if s.scale_shift else 1))
-        self.norm2 = GroupNorm(out_channels, s.norm_eps, s.narrow_groups)
+        self.norm2 = GroupNorm(out_channels, s.norm_eps, s.narrow_groups, s.norm_groups)
         self.dropout = nn.Dropout(s.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         needed = in_channels != out_channels or resample
@@ -129,7 +129,7 @@ class Attention(nn.Module):
     def __init__(self, channels, heads, settings):
         super().__init__()
         self.heads, self.rescale = heads, settings.skip_rescale
-        self.norm = GroupNorm(channels, settings.norm_eps, settings.narrow_groups)
+        self.norm = GroupNorm(channels, settings.norm_eps, settings.narrow_groups, settings.norm_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj_out = nn.Linear(channels, channels)
 

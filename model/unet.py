@@ -38,6 +38,7 @@ class Settings:
     scale_shift: bool = False
     norm_eps: float = 1e-6
     narrow_groups: bool = False
+    norm_groups: int = 32
     skip_rescale: bool = False
     resample: str = "conv"
 
@@ -112,7 +113,7 @@ class UNet(nn.Module):
             c = out
         self.up = nn.ModuleList(reversed(levels))
 
-        self.norm_out = GroupNorm(c, s.norm_eps, s.narrow_groups)
+        self.norm_out = GroupNorm(c, s.norm_eps, s.narrow_groups, s.norm_groups)
         self.conv_out = nn.Conv2d(c, s.out_channels, 3, padding=1)
         self.inner = None
 
@@ -218,6 +219,7 @@ def settings_of(config):
             attention_up="every" if ddim else "last",
             dropout=c.dropout,
             narrow_groups=deep,
+            norm_groups=c.norm_groups if ddim else 32,
             skip_rescale=deep and c.skip_rescale,
             resample="block" if deep else "conv" if c.resamp_with_conv else "mean",
         )
@@ -231,7 +233,9 @@ def settings_of(config):
             if heads < 1 or width % heads:
                 raise InputError(f"the Model's {width} channels at level {level} cannot be shared by {heads} heads")
     widest = 2 * settings.channels * max(settings.multipliers)
-    groups = 4 if settings.narrow_groups and widest < 132 else 32  # a group of four channels, until there are 32 groups
+    groups = (
+        4 if settings.narrow_groups and widest < 132 else settings.norm_groups
+    )  # narrow: a group of four channels, until there are 32 groups
     if settings.channels % groups:
         raise InputError(f"the Model's channels are {settings.channels}; a multiple of {groups} is needed")
     return settings

@@ -15,17 +15,19 @@ from typing import NamedTuple
 import torch
 
 from pndm.config.errors import InputError
-from pndm.dataset import open_dataset
+from pndm.dataset import count_images
 from pndm.model.engine import peak
 from pndm.model.unet import UNet, settings_of
 from pndm.runner import sample
 from pndm.runner.build import load_network, network_key, sampling_of
+from pndm.runner.checkpoints import KEEP
 from pndm.runner.measure.statistics import GROUPS
+from pndm.runner.preview import check
 from pndm.runner.solver.events import Query, Step
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.published import PublishedSchedule
 from pndm.runner.solver.solve import calls, drive, steps_near
-from pndm.runner.train import KEEP, batches_of, check
+from pndm.runner.train import steps_of
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes
@@ -201,14 +203,15 @@ def print_totals(runs, meter):
 
 def show_training(experiment, device):
     """Print the plan of a training run; a training step is taken as three network calls."""
-    train, data = experiment.Train, experiment.Dataset
+    data = experiment.Dataset
     check(experiment)
-    images = open_dataset(data)
-    count, steps = len(images), train.epoch * batches_of(images, data)
+    count = count_images(data)
+    steps = steps_of(experiment, count)
+    passes = steps * data.batch_size / count
     network = UNet(settings_of(experiment.Model)).to(device).eval()
     parameters = sum(p.numel() for p in network.parameters())
     seconds = 3 * steps * data.batch_size * calibrate(network, experiment, device).seconds
-    print(f"steps             {steps:,} of {data.batch_size} images, {train.epoch:,} passes over {count:,} images")
+    print(f"steps             {steps:,} of {data.batch_size} images, {passes:,.4g} passes over {count:,} images")
     print(f"parameters        {parameters:,}")
     print(f"time              {_duration(seconds)}, a step taken as three network calls, {sample.device_name(device)}")
     print(f"disk              {_size((4 * KEEP + 2) * 4 * parameters)}: {KEEP} checkpoints and two averages")

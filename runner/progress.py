@@ -11,18 +11,20 @@ EVERY = 30.0  # seconds between two lines
 class Progress:
     """Counts the work that all processes of a team have done; the first of them shows it.
 
-    total: the amount of work; unit: what it is counted in; name: what the run does. Used as a context.
+    total: the amount of work, of which `initial` was done before; unit: what it is counted in; name: what the run does.
+    Used as a context.
     """
 
-    def __init__(self, team, total, unit, name):
-        self.team, self.total, self.unit, self.name = team, total, unit, name
+    def __init__(self, team, total, unit, name, initial=0):
+        self.team, self.total, self.unit, self.name, self.initial = team, total, unit, name, initial
         self.count = team.counter(f"progress {name}")
         self.mine, self.done, self.extra = 0, 0, ""
         self.begun = self.told = self.said = time.monotonic()
 
     def __enter__(self):
         quiet = not (self.team.first and sys.stderr is not None and sys.stderr.isatty())
-        self.bar = tqdm(total=self.total, unit=self.unit, desc=self.name, dynamic_ncols=True, disable=quiet)
+        more = {"dynamic_ncols": True, "disable": quiet}
+        self.bar = tqdm(total=self.total, initial=self.initial, unit=self.unit, desc=self.name, **more)
         return self
 
     def __exit__(self, kind, error, trace):
@@ -37,7 +39,7 @@ class Progress:
         now = time.monotonic()
         if now - self.told < 0.2 and not force:
             return
-        self.done, self.mine, self.told = self.count(self.mine), 0, now
+        self.done, self.mine, self.told = self.initial + self.count(self.mine), 0, now
         self.bar.n = self.done
         if self.bar.disable:
             self._line(now)
@@ -48,7 +50,6 @@ class Progress:
     def _line(self, now):
         if self.team.first and sys.stderr is not None and now - self.said > EVERY:
             self.said = now
-            meter = tqdm.format_meter(
-                self.done, self.total, now - self.begun, ncols=0, prefix=self.name, unit=self.unit, postfix=self.extra
-            )
+            how = {"ncols": 0, "prefix": self.name, "unit": self.unit, "postfix": self.extra, "initial": self.initial}
+            meter = tqdm.format_meter(self.done, self.total, now - self.begun, **how)
             print(meter, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ part of its counter, so that no two names share numbers and nothing needs to be 
 
 import numpy as np
 
-STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4}
+STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4, "image": 5}
 
 
 def generator(seed, stream, index, step=0):

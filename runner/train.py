@@ -4,308 +4,242 @@
     python main.py --runner train --config digits.yml --train_path temp/train --restart
     torchrun --nproc_per_node=8 main.py --runner train --config ddim_cifar10.yml --train_path temp/train
 
-Everything random in step n follows from the seed and n alone, for the whole batch, of which each process takes
-its part: a restart needs no stored random state and continues bit for bit, and the number of processes changes
-the result by rounding alone. The folder holds the last checkpoints (`train-STEP.ckpt`, everything needed to
-continue), `ema.safetensors` (the averaged network, for --model_path), `best.safetensors` (the average with the
-least distance so far) and TensorBoard's files.
+A restart continues bit for bit (on the same machine), and the number of processes changes the result by rounding
+alone: `batches` says why. `checkpoints` says what is in the folder, beside TensorBoard's files.
 """
 
 import contextlib
-import itertools
 import signal
-import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from pndm.config.errors import InputError
-from pndm.config.files import aside
-from pndm.dataset import encode, open_dataset
-from pndm.model import checkpoint
+from pndm.dataset import open_dataset
 from pndm.model.ema import EMA
-from pndm.model.engine import tf32
+from pndm.model.engine import resolve, tf32
 from pndm.model.unet import UNet, settings_of
-from pndm.runner.build import sampling_of, schedule_of
-from pndm.runner.folder import grid
-from pndm.runner.measure.fid import Measurement
+from pndm.runner.batches import Batches
+from pndm.runner.build import schedule_of
+from pndm.runner.checkpoints import TrainFolder
+from pndm.runner.preview import Preview, check, comparable
 from pndm.runner.processes import processes
+from pndm.runner.progress import Progress
 from pndm.runner.random import generator
-from pndm.runner.solver.events import NotFinite
+from pndm.runner.trainlog import Log, Meter
 
-KEEP = 3  # checkpoints
+FIRST_GRID = 100  # steps before the first grid of images
+POLL = 20  # steps between two looks at whether any process is told to stop, on GPUs
 
 
-def run(experiment, device, folder, restart=False, timeout=None):
+def run(experiment, device, folder, restart=False, timeout=None, minutes=None):
     """Train `experiment` (a validated `Experiment`) on `device` in `folder` (a path). Raises InputError.
 
-    timeout: minutes that a process waits for another. When torchrun restarts the processes, they continue.
+    timeout: minutes that a process waits for another. minutes: after these the run ends with a checkpoint, as if it
+    were finished. When torchrun starts the processes again after a failure, they continue.
     """
     with processes(device, timeout) as team:
-        restart = restart or (team.restarted() and any(Path(folder).glob("train-*.ckpt")))
-        Trainer(experiment, team, Path(folder), restart).train()
+        path = Path(folder)
+        restart = restart or (team.restarted() and any(path.glob("train-*.ckpt")))
+        Trainer(experiment, team, path, restart).train(minutes)
 
 
-def check(experiment):
-    """Raise InputError if the sampling that training does on the way cannot be done."""
-    sampling_of(experiment)
-    train, settings = experiment.Train, experiment.Sample
-    if settings.batch_size == "auto":
-        raise InputError("Sample.batch_size: auto is for --runner sample; training needs a number")
-    if train.distance_num and (train.distance_num < 2 or settings.features == "none"):
-        raise InputError("Train.distance_num: needs at least 2 images, and Sample.features")
+def batches_of(count, section):
+    """The number of whole batches in `count` images, by a `Dataset` section. Raises InputError if there is none."""
+    if count < section.batch_size:
+        raise InputError(f"batch_size {section.batch_size} is above the {count} images", "Dataset.batch_size")
+    return count // section.batch_size
 
 
-def batches_of(images, dataset):
-    """The number of whole batches of a `Dataset` section in its images. Raises InputError if there is none."""
-    if len(images) < dataset.batch_size:
-        raise InputError(f"Dataset.batch_size {dataset.batch_size} is above the {len(images)} images")
-    return len(images) // dataset.batch_size
+def steps_of(experiment, count):
+    """The number of steps of a training on `count` images. Raises InputError if there is not one batch of them."""
+    batches = batches_of(count, experiment.Dataset)
+    return experiment.Train.steps or experiment.Train.epoch * batches
 
 
 class Trainer:
-    """State of one training run: network, average, optimizer, and the number of steps done."""
+    """One training run: network, average, optimizer, and `done`, the number of steps done."""
 
     def __init__(self, experiment, team, folder, restart=False):
-        self.experiment, self.team, self.folder = experiment, team, folder
-        self.device = team.device
-        files = sorted(folder.glob("train-*.ckpt"), reverse=True)
-        if files and not restart:
-            raise InputError(f"--train_path: {folder} holds a training run; --restart continues it")
-        if restart and not files:
-            raise InputError(f"--restart: no train-STEP.ckpt in {folder} to continue from")
-        dataset, train = experiment.Dataset, experiment.Train
-        self.schedule, self.sampling = schedule_of(experiment), sampling_of(experiment)
+        self.experiment, self.team, self.device = experiment, team, team.device
+        self.folder = TrainFolder(folder, restart)
+        train, n = experiment.Train, experiment.Dataset.batch_size
+        self.schedule = schedule_of(experiment)
         check(experiment)
-        self.images = open_dataset(dataset)
-        self.batches = batches_of(self.images, dataset)
-        if dataset.batch_size < team.size:
-            raise InputError(f"Dataset.batch_size {dataset.batch_size} is below the {team.size} processes")
-        cuts = [rank * dataset.batch_size // team.size for rank in (team.rank, team.rank + 1)]
-        self.part = slice(*cuts)  # this process's images of every batch
-
-        self.measurement = Measurement.of(experiment, self.device) if train.distance_num else None
+        self.precision = resolve(train.precision, self.device)
+        self.images = open_dataset(experiment.Dataset)
+        self.steps = steps_of(experiment, len(self.images))
+        if n < team.size:
+            raise InputError(f"batch_size {n} is below the {team.size} processes", "Dataset.batch_size")
+        self.part = tuple(rank * n // team.size for rank in (team.rank, team.rank + 1))
+        self.stop = _Stop(team)
+        self.preview = Preview(experiment, team, self._attend)
 
         torch.manual_seed(train.seed)
         self.network = UNet(settings_of(experiment.Model)).to(self.device)
+        if self.device.type == "cuda":  # on CPUs the gradients of group norms are slow in this layout
+            self.network.to(memory_format=torch.channels_last)
         self.ema = EMA(self.network, train.ema_rate if train.ema else 0.0)
         self.optimizer = _optimizer(self.network, experiment.Optim)
-        self.step, self.best = 0, float("inf")
+        self.done, self.best = 0, float("inf")
         if restart:
-            self._load(files)
-        self.parallel = self.network
+            self.folder.load(experiment, self._take)
+        self.parallel = torch.compile(self.network, dynamic=False) if train.compile else self.network
         if team.size > 1:
-            self.parallel = DistributedDataParallel(self.network)
+            self.parallel = DistributedDataParallel(self.parallel)
+        self.alphas = torch.from_numpy(self.schedule.alphas_cumprod).float().to(self.device)
+        self.meter = Meter(self.schedule.diffusion_step, self.device)
 
-    def train(self):
-        """Train to the end of the last epoch; raises KeyboardInterrupt, with a checkpoint kept, when told to stop."""
-        train, dataset, first = self.experiment.Train, self.experiment.Dataset, self.team.first
-        total = train.epoch * self.batches
-        self.folder.mkdir(parents=True, exist_ok=True)
-        order = itertools.islice(_order(len(self.images), dataset.batch_size, train.seed), self.step, total)
-        mine = (batch[self.part] for batch in order)
-        loader = DataLoader(self.images, batch_sampler=mine, num_workers=dataset.num_workers)
-        quiet = None if first else True
-        progress = tqdm(loader, initial=self.step, total=total, unit="step", dynamic_ncols=True, disable=quiet)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(tf32(False))
-            stop = stack.enter_context(_soft_stop(self.team))
-            stops = self.team.announce(lambda: stop.asked)
-            log = None
-            if first:
-                log = stack.enter_context(contextlib.closing(SummaryWriter(self.folder, purge_step=self.step + 1)))
-            for images in progress:
-                loss, norm = self._step(images)
-                stopped, stops = stops(), self.team.announce(lambda: stop.asked)
-                logs = self.step % train.log_interval == 0
-                saves = self.step % train.checkpoint_interval == 0 or self.step == total or stopped
-                if (logs or saves) and not norm.isfinite():
-                    raise InputError(f"the gradient is not finite at step {self.step}; a smaller Optim.lr may help")
-                if logs:
-                    loss = self.team.total(loss).item()
-                    progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    if first:
-                        log.add_scalar("loss", loss, self.step)
-                        log.add_scalar("gradient_norm", norm, self.step)
-                        log.add_scalar("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
-                if self.step % train.sample_interval == 0:
-                    self._sample(log)
-                if first and saves:
-                    self._save()
-                if stopped:
-                    raise KeyboardInterrupt
+    def train(self, minutes=None):
+        """Train to the last step, or for `minutes`; both end with a checkpoint.
 
-    def _step(self, images):
-        """One step on this process's uint8 images (n, C, H, W) of the batch.
-
-        Returns this process's share of the loss and the gradient's norm, tensors on the device.
+        Raises KeyboardInterrupt, with a checkpoint kept, when told to stop.
         """
+        if self.done >= self.steps:
+            if self.team.first:
+                print(f"{self.folder.path}: all {self.done:,} steps are done")
+            return
+        e, team = self.experiment, self.team
+        end = time.monotonic() + 60 * minutes if minutes else float("inf")
+        batches = Batches(
+            self.images, e.Dataset, e.Train.seed, len(self.alphas), self.part, self.device, self.done, self.steps
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(tf32(self.precision == "tf32"))
+            stack.enter_context(self.stop)
+            if team.first:
+                stack.enter_context(self.folder)
+            self.progress = stack.enter_context(Progress(team, self.steps, " steps", "training", self.done))
+            log = stack.enter_context(Log(self.folder.path, e, team, self.progress))
+            for batch in stack.enter_context(contextlib.closing(iter(batches))):
+                norm = self.step(batch)
+                self.progress.add(int(team.first))
+                late = team.first and time.monotonic() > end
+                stopped = self._agreed(late)
+                self._look(log, norm, stopped)
+                if stopped:
+                    break
+        if team.total(torch.tensor(float(self.stop.asked))):
+            raise KeyboardInterrupt
+
+    def step(self, batch):
+        """One step on this process's `Batch`; returns the gradient's norm, a tensor on the device."""
         train, optim = self.experiment.Train, self.experiment.Optim
-        n, total = self.experiment.Dataset.batch_size, self.schedule.diffusion_step
-        rng = generator(train.seed, "batch", self.step)
-        # Antithetic times, as in the released code: half are drawn, half mirrored.
-        times = rng.integers(0, total, n // 2 + 1)
-        times = np.concatenate([times, total - 1 - times])[:n][self.part]
-        x0 = self._augment(images, rng).to(self.device)
-        eps = torch.from_numpy(rng.standard_normal((n, *x0.shape[1:]), np.float32)[self.part]).to(self.device)
-        alpha = torch.from_numpy(self.schedule.alphas_cumprod[times]).float().to(self.device)[:, None, None, None]
-        x, t = alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps, torch.from_numpy(times).to(self.device)
-        torch.manual_seed(int(generator(train.seed, "dropout", self.step).integers(2**62)) + self.team.rank)
+        alpha = self.alphas[batch.t][:, None, None, None]
+        weight = (1 / alpha).clamp(max=train.loss_weight)
+        x = alpha.sqrt() * batch.x0 + (1 - alpha).sqrt() * batch.eps
+        torch.manual_seed(int(generator(train.seed, "dropout", self.done).integers(2**62)) + self.team.rank)
 
         self.network.train()
         self.optimizer.zero_grad()
-        losses = []
         size = train.micro_batch or len(x)
         for first in range(0, len(x), size):
-            micro = slice(first, first + size)
+            part = slice(first, first + size)
             # Processes exchange gradients once a step, in the last backward pass.
             waiting = self.team.size > 1 and first + size < len(x)
             with self.parallel.no_sync() if waiting else contextlib.nullcontext():
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                    error = self.parallel(x[micro], t[micro]).float() - eps[micro]
-                loss = (error.abs() if train.loss_type == "linear" else error**2).sum() / n
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    error = self.parallel(x[part], batch.t[part]).float() - batch.eps[part]
+                size_of_error = error.abs() if train.loss_type == "linear" else error**2
+                loss = (weight[part] * size_of_error).sum() / self.experiment.Dataset.batch_size
                 (loss * self.team.size).backward()  # DistributedDataParallel averages over processes
-            losses.append(loss.detach())
+            self.meter.add(batch.t[part], error.detach(), loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or float("inf"))
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * min(1.0, (self.step + 1) / max(1, train.warmup))
+            group["lr"] = self.rate()
         self.optimizer.step()
-        self.step += 1
-        self.ema.update(self.network, self.step)
-        return sum(losses), norm
+        self.done += 1
+        self.ema.update(self.network, self.done)
+        return norm
 
-    def _augment(self, images, rng):
-        """This process's images as the network sees them, flipped and dequantized; draws for the whole batch."""
-        d = self.experiment.Dataset
-        n, shape = d.batch_size, tuple(images.shape[1:])
-        if d.random_flip:
-            flip = torch.from_numpy(rng.random(n)[self.part] < 0.5)
-            images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        levels = images.float()
-        if d.uniform_dequantization:
-            levels = (levels + torch.from_numpy(rng.random((n, *shape), np.float32)[self.part])) * (255 / 256)
-        if d.gaussian_dequantization:
-            levels = levels + 2.55 * torch.from_numpy(rng.standard_normal((n, *shape), np.float32)[self.part])
-        return encode(levels, d)
+    def rate(self):
+        """The learning rate of the coming step: it rises over `warmup` steps and falls over the last `decay` of all."""
+        optim = self.experiment.Optim
+        rise = (self.done + 1) / max(1, self.experiment.Train.warmup)
+        fall = (self.steps - self.done) / (optim.decay * self.steps) if optim.decay else 1.0
+        return optim.lr * min(1.0, rise, fall)
 
-    @torch.inference_mode()
-    def _sample(self, log):
-        """Write a grid of the average's images, and their distance if `distance_num` says so; keep the best average.
+    def _attend(self):
+        """While images are made: show that the run is alive; returns whether it is told to stop."""
+        self.progress.add()
+        return self.stop.asked
 
-        The images are those a sampling run of the experiment would make; every process makes its share.
-        """
-        e = self.experiment
-        failed = False
-        try:
-            if log:
-                log.add_image("sample", grid(torch.cat([images for _, images in self._images(range(64))])), self.step)
-            for ids, images in self._images(range(e.Train.distance_num), self.team.share):
-                self.measurement.update(ids, images)
-        except NotFinite as error:
-            failed = True
-            print(f"no sample at step {self.step}: {error}", file=sys.stderr)
-        if not e.Train.distance_num:
+    def _agreed(self, late):
+        """Whether the run ends after this step: a process was told to stop, or the time is over (`late`)."""
+        if self.team.size > 1 and self.device.type == "cuda" and self.done % POLL:
+            return False
+        return self.team.announce(lambda: self.stop.asked or late)()
+
+    def _look(self, log, norm, stopped):
+        """After a step: write scalars, make images, keep a checkpoint, each when it is due."""
+        train, done = self.experiment.Train, self.done
+        logs = done % train.log_interval == 0
+        saves = done % train.checkpoint_interval == 0 or done == self.steps or stopped
+        if (logs or saves) and not norm.isfinite():
+            raise InputError(f"the gradient is not finite at step {done}; a smaller Optim.lr may help", "Optim.lr")
+        if logs:
+            log.scalars(done, self.meter, norm, self.optimizer.param_groups[0]["lr"])
+        measures = done % train.sample_interval == 0
+        if not stopped and (measures or done == FIRST_GRID < train.sample_interval):
+            with log.busy():
+                self._sample(log, measures and train.distance_num)
+        if self.team.first and saves:
+            self._save()
+
+    def _sample(self, log, measures):
+        """Log a grid of the average's images, and their distance; keep the average with the least distance."""
+        network, grid = self.ema.network, None
+        if self.team.first:
+            log.saying("images for the grid")
+            grid = self.preview.grid(network)
+            log.image(self.done, grid)
+        if not measures:
             return
-        if self.team.total(torch.tensor(float(failed))):
-            self.measurement.reset()
+        log.saying(f"distance of {self.experiment.Train.distance_num:,} images")
+        value = self.preview.distance(network, skip=self.team.first and grid is None)
+        if value is None:
             return
-        self.measurement.gather(self.team)
-        if log:
-            value = self.measurement.card()["value"]
-            log.add_scalar(f"frechet_{e.Sample.features}", value, self.step)
-            if value < self.best:
-                self.best = value
-                self._save_average("best.safetensors")
-        self.measurement.reset()
-
-    def _images(self, ids, share=lambda batches: batches):
-        """(ids, images) by the average, batch after batch of those that `share` leaves."""
-        size = self.experiment.Sample.batch_size
-        for first in share(range(0, len(ids), size)):
-            batch = ids[first : first + size]
-            yield batch, self.sampling.launch(self.ema.network, batch, self.device).result()
-
-    def _measured(self):
-        """What makes two distances of averages comparable."""
-        e = self.experiment
-        beside = {"model_path", "inception_path", "total_num", "keep", "precision", "compile"}
-        return {"distance_num": e.Train.distance_num, **e.Sample.model_dump(exclude=beside)}
+        log.scalar(self.done, f"frechet_{self.experiment.Sample.features}", value)
+        if value < self.best:
+            self.best = value
+            self.folder.save_network("best.safetensors", network, self.experiment, self.done)
 
     def _save(self):
         state = {
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
+            "step": self.done,
             "best": self.best,
-            "measured": self._measured(),
+            "measured": comparable(self.experiment),
             "experiment": self.experiment.model_dump(),
         }
-        with aside(self.folder / f"train-{self.step:08d}.ckpt") as file, open(file, "wb") as handle:
-            try:
-                torch.save(state, handle)
-            except RuntimeError as error:  # what PyTorch's writer makes of an error of the file's, a full disk say
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        self._save_average("ema.safetensors")
-        for old in sorted(self.folder.glob("train-*.ckpt"))[:-KEEP]:
-            old.unlink()
+        self.folder.save(state)
+        self.folder.save_network("ema.safetensors", self.ema.network, self.experiment, self.done)
 
-    def _save_average(self, name):
-        e = self.experiment
-        sections = {name: getattr(e, name).model_dump() for name in ("Schedule", "Dataset", "Model")}
-        metadata = {"weights": "EMA" if e.Train.ema else "raw", "step": self.step, **sections}
-        checkpoint.save(self.folder / name, self.ema.network.state_dict(), metadata)
-
-    def _load(self, files):
-        """Continue from the first of `files` that is whole."""
-        for file in files:
-            try:
-                self._take(checkpoint.unpickle(file), file)
-                break
-            except _Different:
-                raise
-            except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-                if not isinstance(error, InputError):
-                    error = InputError(f"{file}: not a checkpoint of a training run, or damaged")
-                if file == files[-1]:
-                    raise error from None
-                print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
-
-    def _take(self, state, file):
-        """Go on from a checkpoint's `state`. Raises _Different where it is of another run."""
-        for section, mine in self.experiment.model_dump().items():
-            for name, value in mine.items():
-                theirs = state["experiment"].get(section, {}).get(name)
-                if theirs != value and section != "Sample" and name not in _FREE:
-                    raise _Different(f"--restart: {section}.{name} is {value!r}, {file} was trained with {theirs!r}")
+    def _take(self, state):
+        """Continue from a checkpoint's `state`."""
         self.network.load_state_dict(state["model"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        if state.get("measured", self._measured()) == self._measured():
+        self.done = state["step"]
+        mine = comparable(self.experiment)
+        if state.get("measured", mine) == mine:
             self.best = state["best"]
 
 
-class _Different(InputError):
-    """A checkpoint is sound, and of another run."""
-
-
-class _soft_stop:
+class _Stop:
     """While in this context, the first SIGINT or SIGTERM sets `asked`, so that the step under way is finished.
 
-    A second one ends a process that is alone. Of several, each is told by torchrun as well as by whoever told that.
+    A second one ends a process that is alone. One of several may be told twice, by the user and by torchrun.
     """
 
     def __init__(self, team):
-        self.team = team
+        self.team, self.asked = team, False
 
     def __enter__(self):
-        self.asked = False
         self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -317,27 +251,6 @@ class _soft_stop:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-# What may differ between the parts of one training run.
-_FREE = {
-    "epoch",
-    "micro_batch",
-    "log_interval",
-    "sample_interval",
-    "checkpoint_interval",
-    "distance_num",
-    "num_workers",
-    "path",
-}
-
-
-def _order(count, batch_size, seed):
-    """Batches of image numbers, epoch after epoch; the images left over at the end of one are skipped."""
-    for epoch in itertools.count():
-        order = generator(seed, "order", epoch).permutation(count)
-        for first in range(0, count - batch_size + 1, batch_size):
-            yield order[first : first + batch_size].tolist()
 
 
 def _optimizer(network, optim):

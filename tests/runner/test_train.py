@@ -18,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.ema import EMA
+from pndm.runner.batches import augment, draw, image_order
 from pndm.runner.processes import Processes
-from pndm.runner.train import Trainer, _order
+from pndm.runner.train import Trainer
 
 SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
 
@@ -56,6 +57,13 @@ def state(folder):
 
 def trainer(tiny, folder, **values):
     return Trainer(experiment(tiny, **values), Processes(torch.device("cpu")), folder)
+
+
+def loss_of(run):
+    """Take a step on the first 64 images; the mean over them of the loss, summed over the pixels."""
+    run.step(draw(run.images[:64], run.experiment.Dataset, 0, run.done, range(64), 1000))
+    loss, _ = run.meter.result(run.team)
+    return loss
 
 
 def assert_same(a, b):
@@ -133,8 +141,7 @@ def test_loss_is_the_formula(tiny, tmp_path, kind, monkeypatch):
         return forward(x, t) * 0
 
     monkeypatch.setattr(run.network, "forward", zero)
-    loss, _ = run._step(run.images[:64])
-    assert loss.item() == pytest.approx(64 * (1.0 if kind == "square" else np.sqrt(2 / np.pi)), rel=0.1)
+    assert loss_of(run) == pytest.approx(64 * (1.0 if kind == "square" else np.sqrt(2 / np.pi)), rel=0.1)
     assert seen["x"].shape == (64, 1, 8, 8)
     times = seen["t"]
     assert torch.equal(times[33:], 999 - times[:31])  # antithetic
@@ -142,7 +149,7 @@ def test_loss_is_the_formula(tiny, tmp_path, kind, monkeypatch):
 
 def test_training_lowers_the_loss(tiny, tmp_path):
     run = trainer(tiny, tmp_path, Optim_lr=2e-3)
-    losses = [run._step(run.images[:64])[0].item() for _ in range(60)]
+    losses = [loss_of(run) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -150,7 +157,7 @@ def test_learning_rate_warms_up(tiny, tmp_path):
     run = trainer(tiny, tmp_path, Train_warmup=4, Optim_lr=0.1)
     rates = []
     for _ in range(6):
-        run._step(run.images[:64])
+        loss_of(run)
         rates.append(run.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
@@ -169,7 +176,7 @@ def test_average_follows_its_formula():
 
 
 def test_every_epoch_shows_every_image_once_in_its_own_order():
-    order = _order(10, 5, seed=3)
+    order = image_order(10, 5, seed=3)
     epochs = [next(order) + next(order) for _ in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -180,7 +187,7 @@ def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization)
     values = {f"Dataset_{dequantization}_dequantization": True, "Dataset_random_flip": True}
     run = trainer(tiny, tmp_path, Dataset_batch_size=500, **values)
     images = run.images[:500]
-    x = run._augment(images, np.random.default_rng(0))
+    x = augment(images, run.experiment.Dataset, [np.random.default_rng(i) for i in range(500)])
     plain = images.float() / 127.5 - 1
     flipped = (x - plain.flip(3)).abs().amax((1, 2, 3)) < (x - plain).abs().amax((1, 2, 3))
     assert 0.4 < flipped.float().mean() < 0.6
@@ -193,7 +200,7 @@ def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization)
 @pytest.mark.parametrize(
     "more, said",
     [
-        ([], "--restart continues it"),
+        ([], "holds a training run; restart continues it"),
         (["--restart", "--set", "Optim.lr=0.5"], "Optim.lr is 0.5"),
         (["--restart", "--set", "Model.ch=64"], "Model.ch is 64"),
     ],
@@ -214,8 +221,8 @@ def test_wrong_input_is_named(tiny, cli, tmp_path):
         (["--total_num", "5"], "--total_num does not go with --runner train"),
         (["--plan", "--eta", "0.5"], "takes no option eta"),
         (["--plan", "--batch_size", "1798"], "above the 1797 images"),
-        (["--set", "Sample.batch_size=auto"], "Sample.batch_size: auto is for --runner sample"),
-        (["--set", "Train.distance_num=1"], "Train.distance_num: needs at least 2 images"),
+        (["--set", "Sample.batch_size=auto"], "batch_size auto is for sampling; training needs a number"),
+        (["--set", "Train.distance_num=1"], "distance_num needs at least 2 images"),
         (["--set", "Train.distance_num=4", "--set", "Sample.features=none"], "and Sample.features"),
     ):
         status, _, err = cli(*flags(tiny, tmp_path / "new", 1), *more)
@@ -229,7 +236,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, straight, cli, t
     newest(tmp_path / "run").write_bytes(newest(straight).read_bytes()[:-5000])
     status, _, err = cli(*flags(tiny, tmp_path / "run", 4, "--restart"))
     assert status == 0
-    assert "going on from the checkpoint before it" in err
+    assert "the run continues from the checkpoint before it" in err
     assert err.count("\n") == 1
     assert_same(state(tmp_path / "run")["model"], state(straight)["model"])
 
@@ -244,7 +251,7 @@ def test_a_foreign_checkpoint_gives_way_to_the_one_before(tiny, straight, cli, t
         torch.save(content, foreign)
     status, _, err = cli(*flags(tiny, tmp_path / "run", 4, "--restart"))
     assert (status, err.count("\n")) == (0, 1)
-    assert f"{foreign}: " in err and "going on from the checkpoint before it" in err
+    assert f"{foreign}: " in err and "the run continues from the checkpoint before it" in err
 
 
 def test_only_the_last_checkpoints_are_kept(straight):
@@ -261,7 +268,7 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     with safe_open(tmp_path / "run" / "best.safetensors", "pt") as file:
         assert json.loads(file.metadata()["record"])["step"] == best
     assert state(tmp_path / "run")["best"] == pytest.approx(values[best], rel=1e-6)
-    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30, "--precision", "fp32"]
+    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30]
     assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
     record = json.loads((tmp_path / "images" / "result.json").read_text())
     assert record["frechet"]["value"] == pytest.approx(values[best], rel=1e-5)
@@ -282,7 +289,7 @@ def test_an_average_that_cannot_be_sampled_from_does_not_end_the_run(tiny, cli, 
     more = ["--set", "Optim.lr=1e30", "--set", "Train.distance_num=4", "--set", "Sample.sample_speed=4"]
     status, _, err = cli(*flags(tiny, tmp_path, 2, *more))
     assert status == 0
-    assert err.count("no sample at step 5: ε is not finite") == 1
+    assert err.count("no images of the averaged network: ε is not finite") == 1
 
 
 def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_kept(tiny, straight, tmp_path):
@@ -300,7 +307,7 @@ def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_kept(tiny, straig
 
 def test_bfloat16_computes_the_same_within_its_precision(tiny, tmp_path):
     runs = [trainer(tiny, tmp_path, Train_precision=precision) for precision in ("fp32", "bf16")]
-    losses = [[run._step(run.images[:64])[0].item() for _ in range(5)] for run in runs]
+    losses = [[loss_of(run) for _ in range(5)] for run in runs]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert {value.dtype for value in runs[1].network.state_dict().values()} == {torch.float32}

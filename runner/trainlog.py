@@ -1,0 +1,121 @@
+"""What a training run tells: scalars and images for TensorBoard, and the bar."""
+
+import contextlib
+import time
+from itertools import pairwise
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+EDGES = (0.0, 0.1, 0.4, 0.7, 0.9, 1.0)  # of the ranges of t, as shares of T
+
+
+class Meter:
+    """Sums over the images of several steps: the loss, and by range of t, ε's squared error and its mean's.
+
+    times: T. Everything stays on the device until `result`.
+    """
+
+    def __init__(self, times, device):
+        edges = [round(edge * times) for edge in EDGES]
+        self.names = [f"{low}-{high - 1}" for low, high in pairwise(edges)]
+        self.inner = torch.tensor(edges[1:-1], device=device)
+        self.ranges = torch.zeros(3, len(self.names), device=device)  # images, Σ error², Σ (mean error)²
+        self.loss = torch.zeros(1, device=device)
+
+    def add(self, t, error, loss):
+        """Take in images at t (n,): their error of ε (n, C, H, W), and their share of the loss, a number."""
+        square, mean = (error**2).mean((1, 2, 3)), error.mean((1, 2, 3))
+        values = torch.stack([torch.ones_like(square), square, mean**2])
+        self.ranges.index_add_(1, torch.bucketize(t, self.inner, right=True), values)
+        self.loss += loss
+
+    def result(self, team):
+        """(Σ loss, {range: (ε's mean squared error a pixel, root mean square of ε's mean error)}) of all processes.
+
+        Ranges without images are left out. The sums begin anew.
+        """
+        loss, *sums = team.total(torch.cat([self.loss, self.ranges.flatten()])).tolist()
+        self.loss.zero_()
+        self.ranges.zero_()
+        n = len(self.names)
+        rows = zip(self.names, sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)
+        return loss, {name: (square / k, (mean / k) ** 0.5) for name, k, square, mean in rows if k}
+
+
+class Log:
+    """Writes to TensorBoard, in the first process, and to the bar; used as a context.
+
+    The events file appears with the first value, so that a run that fails before leaves none.
+    """
+
+    def __init__(self, folder, experiment, team, progress):
+        self.folder, self.team, self.progress, self.writer = folder, team, progress, None
+        self.batch = experiment.Dataset.batch_size
+        data = experiment.Dataset
+        self.said = ""
+        self.pixels = data.channels * data.image_size**2
+        self.since, self.counted = time.monotonic(), progress.initial
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.writer:
+            self.writer.close()
+
+    def scalars(self, step, meter, norm, rate):
+        """Log what was seen since the last time: a mean over those steps; `norm` and `rate` are of step `step`."""
+        total, ranges = meter.result(self.team)
+        if not self.team.first:
+            return
+        steps, now = step - self.counted, time.monotonic()
+        loss = total / steps / self.pixels
+        speed = steps * self.batch / max(now - self.since, 1e-9)
+        self.since, self.counted = now, step
+        self.said = f"loss {loss:.4f}, {speed:.0f} images/s"
+        self.progress.add(extra=self.said)
+        self.scalar(step, "loss", loss)
+        self.scalar(step, "gradient_norm", norm)
+        self.scalar(step, "learning_rate", rate)
+        self.scalar(step, "images_per_second", speed)
+        for name, (square, mean) in ranges.items():
+            self.scalar(step, f"error_by_t/{name}", square)
+            self.scalar(step, f"mean_error_by_t/{name}", mean)
+        if (busy := _gpu_busy(self.team.device)) is not None:
+            self.scalar(step, "gpu_utilisation", busy)
+
+    def scalar(self, step, name, value):
+        """Log one value."""
+        self._open(step).add_scalar(name, value, step)
+
+    def image(self, step, image):
+        """Log a grid, uint8 (3, H, W); None: there is none."""
+        if image is not None:
+            self._open(step).add_image("sample", image, step)
+
+    def saying(self, what):
+        """Let the bar say what takes the time now."""
+        self.progress.add(extra=what, force=True)
+
+    @contextlib.contextmanager
+    def busy(self):
+        """While inside, something else than steps is done: the time does not count for the speed."""
+        begun = time.monotonic()
+        yield
+        self.since += time.monotonic() - begun
+        self.progress.add(extra=self.said)
+
+    def _open(self, step):
+        self.writer = self.writer or SummaryWriter(self.folder, purge_step=step)
+        return self.writer
+
+
+def _gpu_busy(device):
+    """Per cent of the last second in which the GPU was busy; None where nothing says it."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device)
+    except (ModuleNotFoundError, RuntimeError):
+        return None
