@@ -1,18 +1,9 @@
 """What keys are made of: types with their ranges, what a key decides, and `Section`, which knows its keys."""
 
 import difflib
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DECIDES = {
     "images": "what the images of a sampling run are",
@@ -41,63 +32,41 @@ def nearest(name, known):
     return resembling(name, known) or f"; known are {', '.join(known)}"
 
 
-def _not_a_bool(value):
-    if isinstance(value, bool):
-        raise ValueError("it must be a number, not yes or no")
-    return value
-
-
-def one_of(known):
-    """A check that a value is a name in `known`, a table that may grow while the program runs."""
-
-    def check(name):
-        if name not in known:
-            raise ValueError(f"it must be one of {', '.join(known)}{resembling(name, known)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _auto_or_number(value, number):
-    return value if value == "auto" else number(value)
-
-
-def whole(least, most):
-    return Annotated[int, BeforeValidator(_not_a_bool), Field(ge=least, le=most)]
-
-
-def real(**limits):
-    return Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False, **limits)]
-
-
 def _split(value):
     return value.split(",") if isinstance(value, str) else value
 
 
-Positive = whole(1, 10**9)
-Side = whole(1, 2**13)  # pixels
-Channels = whole(1, 2**14)
-Widths = Annotated[list[whole(1, 64)], Field(min_length=1, max_length=12)]
-Blocks = whole(1, 64)
-Seed = whole(0, 2**63 - 1)
-Rate = real(ge=0, lt=1)
-Text = Annotated[str, Field(min_length=1)]
-Times = Annotated[list[real()], BeforeValidator(_split)]
+Width = Annotated[int, Field(ge=1, le=64)]
+Widths = Annotated[list[Width], Field(min_length=1, max_length=12)]
+Side = Annotated[int, Field(ge=1, le=2**13)]
+Count = Annotated[int, Field(ge=1, le=2**16)]
+Times = Annotated[list[float], BeforeValidator(_split)]
 Metrics = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(_split)]
-Batch = Annotated[
-    whole(1, 2**16), WrapValidator(_auto_or_number), PlainSerializer(lambda value: value, return_type=int | str)
-]
+
+NUMBERS = (int, float, int | None, float | None)
+# Ranges, as `key` takes them.
+POSITIVE = {"ge": 1, "le": 10**9}
+SIDE = {"ge": 1, "le": 2**13}  # pixels
+CHANNELS = {"ge": 1, "le": 2**14}
+BLOCKS = {"ge": 1, "le": 64}
+SEED = {"ge": 0, "lt": 2**63}
+RATE = {"ge": 0, "lt": 1}
+TEXT = {"min_length": 1}
 
 
-def key(default, meaning, decides="", runners="", metavar=None):
-    """A key with a default. runners: those that have it as a flag, whose value is called `metavar` in the help."""
-    extra = {"decides": decides.split(), "runners": runners.split(), "metavar": metavar}
-    return Field(default, description=meaning, json_schema_extra=extra)
+def key(default, meaning, decides="", runners="", metavar=None, among=None, **limits) -> Any:
+    """A key with a default.
+
+    decides: words of `DECIDES`. runners: those that have the key as a flag; the help calls its value `metavar`. among:
+    a table of the names that are allowed; it may grow while the program runs. limits: those of pydantic's Field.
+    """
+    extra = {"decides": decides.split(), "runners": runners.split(), "metavar": metavar, "among": among}
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 
-def needed(meaning, decides=""):
+def needed(meaning, decides="", **limits) -> Any:
     """A key without a default."""
-    return key(..., meaning, decides)
+    return key(..., meaning, decides, **limits)
 
 
 class Section(BaseModel):
@@ -107,9 +76,26 @@ class Section(BaseModel):
     `fixed`: keys with the only value that is possible here.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     ignored: ClassVar[frozenset] = frozenset()
     fixed: ClassVar[dict] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data):
+        for name, item in cls.model_fields.items():
+            value = data.get(name) if isinstance(data, dict) else None
+            if isinstance(value, bool) and item.annotation in NUMBERS:
+                raise Contradiction(f"{name} is {value}; it must be a number, not yes or no", name)
+        return data
+
+    @field_validator("*")
+    @classmethod
+    def _names(cls, value, info):
+        known = (cls.model_fields[info.field_name].json_schema_extra or {}).get("among")
+        if known is not None and value is not None and value not in known:
+            raise ValueError(f"it must be one of {', '.join(known)}{resembling(value, known)}")
+        return value
 
     @model_validator(mode="after")
     def _known(self):

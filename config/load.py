@@ -102,7 +102,7 @@ def find(name, argument, folder=FOLDER):
             return path
     known = sorted(path.name for path in folder.glob("*.yml"))
     where = folder.relative_to(FOLDER.parent)
-    raise InputError(f"no file {name}, here or in {where}/{nearest(name, known)}", argument)
+    raise InputError(f"no file {name}, here or in {where}/, which has {', '.join(known)}", argument)
 
 
 def read(path, what):

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pndm.config.keys import Blocks, Channels, Rate, Section, Side, Widths, key, needed, whole
+from pndm.config.keys import BLOCKS, CHANNELS, RATE, SIDE, Section, Side, Widths, key, needed
 
 SHAPE = "images network training"  # what the keys of a network decide
 
@@ -14,46 +14,46 @@ class DDIMModel(Section):
     fixed: ClassVar[dict] = {"type": "simple"}
 
     struc: Literal["DDIM"] = needed("family", SHAPE)
-    image_size: Side = needed("height and width in pixels", SHAPE)
-    in_channels: Channels = needed("colour channels", SHAPE)
-    out_ch: Channels = needed("channels of the output", SHAPE)
-    ch: Channels = needed("channels of the finest level, a multiple of norm_groups", SHAPE)
+    image_size: int = needed("height and width in pixels", SHAPE, **SIDE)
+    in_channels: int = needed("colour channels", SHAPE, **CHANNELS)
+    out_ch: int = needed("channels of the output", SHAPE, **CHANNELS)
+    ch: int = needed("channels of the finest level, a multiple of norm_groups", SHAPE, **CHANNELS)
     ch_mult: Widths = needed("channels of each level, in units of ch", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    num_res_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
     attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
     resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
-    norm_groups: Channels = key(32, "groups of every group norm; ch must be a multiple of it", SHAPE)
+    norm_groups: int = key(32, "groups of every group norm; ch must be a multiple of it", SHAPE, **CHANNELS)
 
 
 class IDDPMModel(Section):
     fixed: ClassVar[dict] = {"dims": 2, "use_checkpoint": False}
 
     struc: Literal["iDDPM"] = needed("family", SHAPE)
-    in_channels: Channels = needed("colour channels", SHAPE)
-    model_channels: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
-    out_channels: Channels = needed("channels of the output: ε, then variances, which are not used", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    in_channels: int = needed("colour channels", SHAPE, **CHANNELS)
+    model_channels: int = needed("channels of the finest level, a multiple of 32", SHAPE, **CHANNELS)
+    out_channels: int = needed("channels of the output: ε, then variances, which are not used", SHAPE, **CHANNELS)
+    num_res_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
     attention_resolutions: list[Side] = needed("downsampling rates with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
     channel_mult: Widths = needed("channels of each level, in units of model_channels", SHAPE)
     conv_resample: bool = key(True, "convolutions where the resolution changes", SHAPE)
     use_scale_shift_norm: bool = key(False, "the embedding scales and shifts the second norm", SHAPE)
-    num_heads: Channels = key(1, "attention heads", SHAPE)
-    num_heads_upsample: whole(-1, 2**14) = key(-1, "attention heads on the way up; −1: num_heads", SHAPE)
+    num_heads: int = key(1, "attention heads", SHAPE, **CHANNELS)
+    num_heads_upsample: int = key(-1, "attention heads on the way up; −1: num_heads", SHAPE, ge=-1, le=2**14)
 
 
 class PFModel(Section):
     fixed: ClassVar[dict] = {"nonlinearity": "swish", "conditional": True, "centered": True}
 
     struc: Literal["PF"] = needed("family", SHAPE)
-    image_size: Side = needed("height and width in pixels", SHAPE)
-    num_channels: Channels = needed("colour channels", SHAPE)
-    nf: Channels = needed("channels of the finest level, a multiple of 32", SHAPE)
+    image_size: int = needed("height and width in pixels", SHAPE, **SIDE)
+    num_channels: int = needed("colour channels", SHAPE, **CHANNELS)
+    nf: int = needed("channels of the finest level, a multiple of 32", SHAPE, **CHANNELS)
     ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    num_res_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
     attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
     resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
 
 
@@ -70,13 +70,13 @@ class PFDeepModel(Section):
     }
 
     struc: Literal["PF_deep"] = needed("family", SHAPE)
-    image_size: Side = needed("height and width in pixels", SHAPE)
-    num_channels: Channels = needed("colour channels", SHAPE)
-    nf: Channels = needed("channels of the finest level", SHAPE)
+    image_size: int = needed("height and width in pixels", SHAPE, **SIDE)
+    num_channels: int = needed("colour channels", SHAPE, **CHANNELS)
+    nf: int = needed("channels of the finest level", SHAPE, **CHANNELS)
     ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
-    num_res_blocks: Blocks = needed("residual blocks a level", SHAPE)
+    num_res_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
     attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: Rate = key(0.0, "dropout in the residual blocks, in training", "training")
+    dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
     skip_rescale: bool = key(True, "residual sums divided by √2", SHAPE)
 
 

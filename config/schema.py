@@ -6,26 +6,23 @@ options of the numerical methods are declared once in `runner/solver/options.py`
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, create_model, model_validator
 
 from pndm.config.keys import (
-    Batch,
+    POSITIVE,
+    RATE,
+    SEED,
+    SIDE,
+    TEXT,
     Contradiction,
+    Count,
     Metrics,
-    Positive,
-    Rate,
     Section,
-    Seed,
-    Side,
-    Text,
     Times,
     key,
     needed,
-    one_of,
-    real,
-    whole,
 )
 from pndm.config.networks import MODELS, ModelSection
 from pndm.runner.solver.grid import SPACINGS
@@ -45,11 +42,11 @@ class ScheduleSection(Section):
     )
     fixed: ClassVar[dict] = {"predict_xstart": False, "use_kl": False}
 
-    type: Literal[TYPES] = key("linear", "how β grows with t", "images training")
-    beta_start: real(gt=1e-12, lt=1) = key(1e-4, "β at the first training step (linear, quad)", "images training")
-    beta_end: real(gt=1e-12, lt=1) = key(0.02, "β at the last training step (linear, quad)", "images training")
-    diffusion_step: whole(1, 10**5) = key(1000, "number of training steps", "images training")
-    noise_schedule: Literal[TYPES] | None = key(None, "released iDDPM file: repeats `type`")
+    type: str = key("linear", "how β grows with t", "images training", among=TYPES)
+    beta_start: float = key(1e-4, "β at the first training step (linear, quad)", "images training", gt=1e-12, lt=1)
+    beta_end: float = key(0.02, "β at the last training step (linear, quad)", "images training", gt=1e-12, lt=1)
+    diffusion_step: int = key(1000, "number of training steps", "images training", ge=1, le=10**5)
+    noise_schedule: str | None = key(None, "released iDDPM file: repeats `type`", among=TYPES)
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -66,19 +63,19 @@ class DatasetSection(Section):
     dataset: Literal["DIGITS", "FASHION", "CIFAR10", "CELEBA", "LSUN", "FFHQ", "FOLDER"] = needed(
         "which images", "distance training"
     )
-    category: Text | None = key(None, "LSUN: bedroom, church_outdoor, …", "distance training")
-    path: Text | None = key(None, "folder of the files; default temp/dataset/NAME", "distance")
-    image_size: Side = needed("height and width in pixels", "images distance training")
+    category: str | None = key(None, "LSUN: bedroom, church_outdoor, …", "distance training", **TEXT)
+    path: str | None = key(None, "folder of the files; default temp/dataset/NAME", "distance", **TEXT)
+    image_size: int = needed("height and width in pixels", "images distance training", **SIDE)
     channels: Literal[1, 3] = needed("colour channels", "images distance training")
-    batch_size: whole(1, 2**20) = key(
-        64, "images in a training batch, of all processes together", "training", "train", "B"
+    batch_size: int = key(
+        64, "images in a training batch, of all processes together", "training", "train", "B", ge=1, le=2**20
     )
     random_flip: bool = key(False, "training: mirror half of the images", "training")
     rescaled: bool = key(True, "the network sees [−1, 1], not [0, 1]", "images training")
     logit_transform: bool = key(False, "the network sees logits of [0, 1]", "images training")
     uniform_dequantization: bool = key(False, "training: add uniform noise of one grey level", "training")
     gaussian_dequantization: bool = key(False, "training: add normal noise of deviation 0.01", "training")
-    num_workers: whole(0, 1024) = key(0, "processes that read training images")
+    num_workers: int = key(0, "processes that read training images", ge=0, le=1024)
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -88,54 +85,54 @@ class DatasetSection(Section):
 
 
 class TrainSection(Section):
-    epoch: Positive = key(1000, "passes over the dataset")
-    steps: Positive | None = key(None, "number of steps, instead of epoch")
+    epoch: int = key(1000, "passes over the dataset", **POSITIVE)
+    steps: int | None = key(None, "number of steps, instead of epoch", **POSITIVE)
     loss_type: Literal["linear", "square"] = key(
         "square", "|ε − ε_θ| (linear) or its square, summed over the image", "training"
     )
     ema: bool = key(True, "keep an exponential moving average of the weights", "training")
-    ema_rate: Rate = key(0.999, "its decay a step; less in the first steps, (1+n)/(10+n)", "training")
-    loss_weight: real(ge=1) = key(
-        1.0, "γ: time t weighs min(1/ᾱ_t, γ) in the loss; 1: all times weigh the same", "training"
+    ema_rate: float = key(0.999, "its decay a step; less in the first steps, (1+n)/(10+n)", "training", **RATE)
+    loss_weight: float = key(
+        1.0, "γ: time t weighs min(1/ᾱ_t, γ) in the loss; 1: all times weigh the same", "training", ge=1
     )
-    precision: Literal[PRECISIONS] = key(
-        "auto", "of the network, whose weights stay float32: fp32, tf32, bf16; auto: bf16 where it is fast"
+    precision: str = key(
+        "auto",
+        "of the network, whose weights stay float32: fp32, tf32, bf16; auto: bf16 where it is fast",
+        among=PRECISIONS,
     )
     compile: bool = key(False, "compile the network: a minute, then faster on GPUs")
-    micro_batch: Positive | None = key(None, "images a process runs at once; the rest of the batch accumulates")
-    warmup: whole(0, 10**9) = key(0, "steps over which the learning rate rises to lr", "training")
-    seed: Seed = key(0, "seed of weights, order, times, noise and dropout", "training", "train", "S")
-    log_interval: Positive = key(50, "steps between scalars")
-    sample_interval: Positive = key(2000, "steps between sample grids")
-    distance_num: whole(0, 10**8) = key(0, "images of the distance measured at each sample grid; 0: none")
-    checkpoint_interval: Positive = key(2000, "steps between checkpoints")
+    micro_batch: int | None = key(None, "images a process runs at once; the rest of the batch accumulates", **POSITIVE)
+    warmup: int = key(0, "steps over which the learning rate rises to lr", "training", ge=0, le=10**9)
+    seed: int = key(0, "seed of weights, order, times, noise and dropout", "training", "train", "S", **SEED)
+    log_interval: int = key(50, "steps between scalars", **POSITIVE)
+    sample_interval: int = key(2000, "steps between sample grids", **POSITIVE)
+    distance_num: int = key(0, "images of the distance measured at each sample grid; 0: none", ge=0, le=10**8)
+    checkpoint_interval: int = key(2000, "steps between checkpoints", **POSITIVE)
 
 
 class OptimSection(Section):
     optimizer: Literal["adam", "sgd"] = key("adam", "torch.optim's; sgd has momentum 0.9", "training")
-    lr: real(gt=0) = key(2e-4, "learning rate", "training")
-    beta1: Rate = key(0.9, "Adam's first decay; the second is 0.999", "training")
-    eps: real(gt=0) = key(1e-8, "Adam's ε", "training")
+    lr: float = key(2e-4, "learning rate", "training", gt=0)
+    beta1: float = key(0.9, "Adam's first decay; the second is 0.999", "training", **RATE)
+    eps: float = key(1e-8, "Adam's ε", "training", gt=0)
     amsgrad: bool = key(False, "Adam's AMSGrad variant", "training")
-    weight_decay: real(ge=0) = key(0.0, "L2 penalty", "training")
-    decay: real(ge=0, le=1) = key(
-        0.0, "share of the training, at its end, over which the learning rate falls to 0 linearly"
+    weight_decay: float = key(0.0, "L2 penalty", "training", ge=0)
+    decay: float = key(
+        0.0, "share of the training, at its end, over which the learning rate falls to 0 linearly", ge=0, le=1
     )
-    grad_clip: real(gt=0) | None = key(None, "largest norm of the gradient", "training")
+    grad_clip: float | None = key(None, "largest norm of the gradient", "training", gt=0)
 
 
 class _Sampling(Section):
     ignored = frozenset({"mpi4py"})
     fixed: ClassVar[dict] = {"last_only": True}
 
-    method: Annotated[str, one_of(METHODS)] = key(
-        "F-PNDM", f"numerical method: {', '.join(METHODS)}", "images", METHOD, "M"
+    method: str = key("F-PNDM", f"numerical method: {', '.join(METHODS)}", "images", METHOD, "M", among=METHODS)
+    sample_speed: int = key(50, "number of steps", "", METHOD, "N", ge=1, le=10**5)
+    nfe: int | None = key(
+        None, "network calls an image, exactly; instead of sample_speed", "", METHOD, "N", ge=1, le=10**6
     )
-    sample_speed: whole(1, 10**5) = key(50, "number of steps", "", METHOD, "N")
-    nfe: whole(1, 10**6) | None = key(None, "network calls an image, exactly; instead of sample_speed", "", METHOD, "N")
-    spacing: Annotated[str, one_of(SPACINGS)] = key(
-        "uniform", f"spacing of the times: {', '.join(SPACINGS)}", "images", METHOD, "S"
-    )
+    spacing: str = key("uniform", f"spacing of the times: {', '.join(SPACINGS)}", "images", METHOD, "S", among=SPACINGS)
     times: Times | None = key(
         None,
         "the falling times themselves, instead of sample_speed and spacing; a last −1 is clean data",
@@ -143,42 +140,56 @@ class _Sampling(Section):
         METHOD,
         "T,…",
     )
-    profile: Literal[PROFILES] = key(
-        "exact", "exact: what the paper says; published: the released code with its quirks", "images", METHOD, "P"
+    profile: str = key(
+        "exact",
+        "exact: what the paper says; published: the released code with its quirks",
+        "images",
+        METHOD,
+        "P",
+        among=PROFILES,
     )
-    seed: Seed = key(0, "seed of the noise of every image", "images", "sample plan", "S")
-    total_num: whole(1, 10**8) = key(1000, "number of images", "distance", RUN, "K")
-    batch_size: Batch = key(128, "images a network call; auto: what the memory takes", "images", RUN, "B")
-    precision: Literal[PRECISIONS] = key(
-        "auto", "of the network: fp32, tf32, bf16; auto: bf16 where it is fast", "network", RUN, "P"
+    seed: int = key(0, "seed of the noise of every image", "images", "sample plan", "S", **SEED)
+    total_num: int = key(1000, "number of images", "distance", RUN, "K", ge=1, le=10**8)
+    batch_size: Count | Literal["auto"] = key(
+        128, "images a network call; auto: what the memory takes", "images", RUN, "B"
+    )
+    precision: str = key(
+        "auto", "of the network: fp32, tf32, bf16; auto: bf16 where it is fast", "network", RUN, "P", among=PRECISIONS
     )
     compile: bool = key(False, "compile the network: half a minute, then faster", "images network", RUN)
-    keep: whole(0, 10**8) | None = key(None, "images left as files, the first K; all by default", "", RUN, "K")
-    model_path: Text | None = key(None, "checkpoint to sample from", "network", RUN, "F")
-    features: Text = key(
-        "none", "features of the Fréchet distance, or none; inception gives FID", "distance", MEASURE, "F"
+    keep: int | None = key(None, "images left as files, the first K; all by default", "", RUN, "K", ge=0, le=10**8)
+    model_path: str | None = key(None, "checkpoint to sample from", "network", RUN, "F", **TEXT)
+    features: str = key(
+        "none", "features of the Fréchet distance, or none; inception gives FID", "distance", MEASURE, "F", **TEXT
     )
     metrics: Metrics = key(
-        [], "distances beside it: kid, prdc, or kid,prdc; they keep features in memory", "distance",
-        "sample reproduce fid", "M",
-    )  # fmt: skip
-    statistics: Text | None = key(
-        None, "statistics file to measure against; the dataset by default", "distance", "sample reproduce", "FILE"
+        [],
+        "distances beside it: kid, prdc, or kid,prdc; they keep features in memory",
+        "distance",
+        "sample reproduce fid",
+        "M",
     )
-    inception_path: Text | None = key(
-        None, "pytorch-fid's Inception weights; the hub's cache by default", "", MEASURE, "FILE"
+    statistics: str | None = key(
+        None,
+        "statistics file to measure against; the dataset by default",
+        "distance",
+        "sample reproduce",
+        "FILE",
+        **TEXT,
+    )
+    inception_path: str | None = key(
+        None, "pytorch-fid's Inception weights; the hub's cache by default", "", MEASURE, "FILE", **TEXT
     )
 
 
 def _option(option):
     """The key of a method's option."""
-    kind = bool if option.type is bool else real(**option.limits)
-    if option.default is None:
-        kind = kind | None
-    return kind, key(option.default, option.meaning, "images", METHOD, None if option.type is bool else "X")
+    kind = option.type if option.default is not None else option.type | None
+    metavar = None if option.type is bool else "X"
+    return kind, key(option.default, option.meaning, "images", METHOD, metavar, **option.limits)
 
 
-SampleSection = create_model(
+SampleSection: Any = create_model(
     "SampleSection", __base__=_Sampling, **{name: _option(option) for name, option in OPTIONS.items()}
 )
 

@@ -4,8 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pndm.config.keys import Contradiction, Section, Text, key, needed, real, whole
-from pndm.runner.solver.published import PROFILES
+from pndm.config.keys import Contradiction, Section, key, needed
+
+Steps = Annotated[int, Field(ge=1, le=10**5)]
+Calls = Annotated[int, Field(ge=1, le=10**6)]
+Positive = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1)]
+Mapping = Annotated[dict, Field(min_length=1)]
 
 
 class Closed(Section):
@@ -15,7 +20,7 @@ class Closed(Section):
 
 
 class Value(Closed):
-    value: real() = needed("a distance of the paper")
+    value: float = needed("a distance of the paper")
     basis: Literal["quoted", "confirmed", "inferred"] = needed(
         "read in one text that quotes the paper, in two or more, or with the row deduced"
     )
@@ -23,29 +28,29 @@ class Value(Closed):
 
 class PaperSection(Closed):
     fid: dict[str, dict[int | Literal["best"], Value]] = key({}, "label → steps → FID; what is not known is left out")
-    seconds_per_step: dict[str, real(gt=0)] = key({}, "label → seconds a step, of a whole batch")
+    seconds_per_step: dict[str, Positive] = key({}, "label → seconds a step, of a whole batch")
 
 
 class Cells(Closed):
     """Some cells of a table: all combinations of methods, steps (or network calls), profiles and seeds."""
 
-    steps: list[whole(1, 10**5)] = key([], "numbers of steps")
-    nfe: list[whole(1, 10**6)] = key(
+    steps: list[Steps] = key([], "numbers of steps")
+    nfe: list[Calls] = key(
         [], "numbers of network calls, instead of steps; a method that cannot spend one takes the most calls below it"
     )
-    profiles: Annotated[list[Literal[PROFILES]], Field(min_length=1)] = key(["exact"], "profiles")
-    seeds: whole(1, 1000) = key(1, "number of seeds: 0, 1, …")
+    profiles: list[Literal["exact", "published"]] = key(["exact"], "profiles", min_length=1)
+    seeds: int = key(1, "number of seeds: 0, 1, …", ge=1, le=1000)
 
 
 class Table(Cells):
     experiment: str = needed("the experiment: a path, or a file of config/")
-    methods: Annotated[list[Text | Annotated[dict, Field(min_length=1)]], Field(min_length=1)] = needed(
-        "a method's name, or a mapping of Sample keys that may add `label` and an `experiment` of its own"
+    methods: list[Name | Mapping] = needed(
+        "a method's name, or a mapping of Sample keys that may add `label` and an `experiment` of its own", min_length=1
     )
-    images: whole(2, 10**8) = needed("images a cell")
+    images: int = needed("images a cell", ge=2, le=10**8)
     sample: dict = key({}, "Sample keys of all cells")
     more: list[Cells] = key([], "further cells, of the same methods")
-    flow: whole(0, 10**6) = key(8, "images whose distance to the exact flow is measured; 0: none")
+    flow: int = key(8, "images whose distance to the exact flow is measured; 0: none", ge=0, le=10**6)
     paper: PaperSection = key(PaperSection(), "the paper's values")
 
     @model_validator(mode="after")

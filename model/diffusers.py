@@ -3,17 +3,17 @@
 import json
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pndm.config.errors import InputError
-from pndm.config.keys import Positive
 from pndm.model.unet import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
 BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
+Positive = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class Config(BaseModel):

@@ -334,7 +334,7 @@ def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
         (["--seeds", "one"], "--seeds: 'one' is not a number"),
         (["--total_num", "1"], "--total_num: a distance needs at least 2 images"),
         (["--flow", "-1"], "--flow: '-1' is not a whole number"),
-        (["--table", "nothing"], "--table: no file nothing.yml, here or in config/tables/; did you mean digits.yml?"),
+        (["--table", "nothing"], "--table: no file nothing.yml, here or in config/tables/, which has celeba.yml"),
         (["--config", "digits.yml"], "--config: digits.yml: a table names its experiments"),
         (["--method", "DDIM"], "--method does not go with --runner reproduce"),
         (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),
