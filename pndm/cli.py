@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
@@ -21,6 +22,10 @@ from pndm.config.load import load, load_table, parse_set, place_of
 from pndm.config.schema import flags
 from pndm.runner.solver.events import NotFinite
 
+if TYPE_CHECKING:
+    import torch
+
+Arguments: TypeAlias = argparse.Namespace
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
 CONFIG = "digits.yml"
 OUT_OF_MEMORY = "the device is out of memory; a smaller --batch_size may fit"
@@ -54,21 +59,21 @@ OWN = {
 class Parser(argparse.ArgumentParser):
     """Ends with one line on an error."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: -"):
             given = message.split()[2].partition("=")[0]
             message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"
         raise SystemExit(complain(message.removeprefix("argument ")))
 
 
-def count(text):
+def count(text: str) -> int:
     """A whole number, not below 0."""
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 0")
     return int(text)
 
 
-def minutes(text):
+def minutes(text: str) -> float:
     """A positive number of minutes."""
     try:
         value = float(text)
@@ -79,13 +84,13 @@ def minutes(text):
     return value
 
 
-def rank():
+def rank() -> int:
     """The rank of this process, where torchrun started several."""
     text = os.environ.get("RANK", "0")
     return int(text) if text.isdecimal() else 0
 
 
-def complain(message):
+def complain(message: object) -> int:
     """Print one line on stderr; returns the exit status of wrong input."""
     if rank():
         # Rank 0 says what is wrong for all. It ends first, and torchrun ends this process during the sleep.
@@ -98,7 +103,7 @@ def complain(message):
     return 2
 
 
-def parser():
+def parser() -> Parser:
     """The parser of the command line. Flags that set a key are made from the schema."""
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     what = ", ".join(f"{name} ({meaning})" for name, meaning in RUNNERS.items())
@@ -128,7 +133,7 @@ def parser():
     return p
 
 
-def overrides_of(args):
+def overrides_of(args: Arguments) -> dict[str, tuple[str, Any]]:
     """What the flags set in the experiment, as `load` takes it. Raises InputError."""
     overrides = {}
     for item in args.set:
@@ -155,12 +160,12 @@ def overrides_of(args):
     return overrides
 
 
-def experiment(args):
+def experiment(args: Arguments) -> Any:
     """The validated experiment that the flags describe. Raises InputError."""
     return load(args.config or CONFIG, overrides_of(args))
 
 
-def place(args, keys):
+def place(args: Arguments, keys: tuple[str, ...]) -> str:
     """What stands in front of an error about `keys`: the flag that set one of them, or the experiment's file."""
     own = next((key for key in keys if "." not in key), None)
     if own:
@@ -174,7 +179,7 @@ def place(args, keys):
     return f"{found}: " if keys and found else ""
 
 
-def reproduce(args):
+def reproduce(args: Arguments) -> int:
     """The runner reproduce; returns the exit status."""
     from pndm.runner.table import run as table_run
 
@@ -193,7 +198,7 @@ def reproduce(args):
     return 2 if failed else 0
 
 
-def device(name):
+def device(name: str) -> "torch.device":
     """The torch device of that name; `auto` is a GPU if there is one. Raises InputError when this machine has none."""
     import torch
 
@@ -212,7 +217,7 @@ def device(name):
     return torch.device(name)
 
 
-def image_path(args, settings):
+def image_path(args: Arguments, settings: Any) -> Path:
     """Default folder of a sampling run: its name has what people compare."""
     from pndm.runner.solver.options import OPTIONS
 
@@ -230,7 +235,7 @@ def image_path(args, settings):
     return Path("temp/sample") / "_".join(parts)
 
 
-def distance(args, resolved):
+def distance(args: Arguments, resolved: Any) -> None:
     """The runners fid and stats, on paths, or on the experiment's dataset."""
     from pndm.dataset import open_dataset
     from pndm.dataset.readers import plain_folder
@@ -255,7 +260,7 @@ def distance(args, resolved):
     fid.make_statistics(images, features, where, args.out or f"temp/stats/{name}.npz", settings.inception_path)
 
 
-def dispatch(args):
+def dispatch(args: Arguments) -> int:
     """Call the runner; returns the exit status."""
     if args.runner == "reproduce":
         return reproduce(args)
@@ -281,7 +286,7 @@ def dispatch(args):
     return 0
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit status: 2 for wrong input, 130 for an interruption."""
     open_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -313,7 +318,7 @@ def main(argv=None):
         raise
 
 
-def open_streams():
+def open_streams() -> None:
     """Let every message through: to a stream that is closed, and in an encoding that lacks its signs."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -323,7 +328,7 @@ def open_streams():
             stream.reconfigure(errors="backslashreplace")
 
 
-def command():
+def command() -> None:
     """The installed command `pndm`, and main.py."""
     status = main()
     try:

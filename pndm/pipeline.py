@@ -8,10 +8,11 @@ images = pipeline(batch_size=16, num_inference_steps=20).images
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pndm.config.errors import InputError
@@ -26,26 +27,32 @@ from pndm.runner.solver.schedule import Schedule, eps_from
 from pndm.runner.solver.solve import solve, whole
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-SECTIONS = {"Schedule", "Dataset", "Model"}  # of an experiment, that a pipeline is made of
+SECTIONS = ("Schedule", "Dataset", "Model")  # the sections of an experiment that make a pipeline
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class PipelineOutput(NamedTuple):
-    """images: a list of n PIL images, an array (n, H, W, C) or a tensor (n, C, H, W), the latter two in [0, 1]."""
+    """images: a list of n PIL images; or an array (n, H, W, C) or a tensor (n, C, H, W), both in [0, 1]."""
 
-    images: list[Image] | np.ndarray | torch.Tensor
+    images: "list[Image] | NDArray[np.float32] | torch.Tensor"
 
 
 class PNDMPipeline:
-    """A network, its noise schedule and what its images look like; called, it samples by `runner.method.solve`.
+    """A network, its noise schedule, and what its images look like. Call it to sample; it runs `solve`.
 
-    network(x, t): x (n, C, H, W), t (n,) in training steps; returns ε like x, or what `prediction` names:
-    "v_prediction" or "sample" (`runner.schedule.eps_from`). shape: (C, H, W). decode: from the network's x to [0, 1];
-    default from [−1, 1].
+    network(x, t): x (n, C, H, W), t (n,) in training steps. It returns ε like x, or what `prediction` names:
+        "v_prediction" or "sample".
+    schedule: the `Schedule` that the network was trained with.
+    shape: (C, H, W) of the images.
+    decode: from the network's x to images in [0, 1]; by default from [−1, 1].
+    device: where the noise goes and the work is done. Raises ValueError if PyTorch cannot use it.
     """
 
     def __init__(
         self,
-        network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        network: Network,
         schedule: Schedule,
         shape: tuple[int, int, int],
         decode: Callable[[torch.Tensor], torch.Tensor] = lambda x: ((x + 1) / 2).clamp(0, 1),
@@ -63,47 +70,37 @@ class PNDMPipeline:
         device: str | torch.device = "cpu",
         precision: str = "fp32",
     ) -> "PNDMPipeline":
-        """A pipeline from what is at `source`: whatever `--model_path` takes, or an experiment (NAME.yml), whose
-        checkpoint is loaded then.
+        """A pipeline from an experiment (NAME.yml), or from a checkpoint: a file, a folder, or a name on the hub.
 
-        config: the experiment (NAME.yml or a dict of its sections) for a checkpoint that does not say its schedule
-        and image size. The folder of a diffusers pipeline says them, and so do this project's training files.
-        precision: of the network, as of `--precision`: "fp32", "tf32", "bf16", or "auto", which PF is not to be run in.
+        config: for a checkpoint that does not say its schedule and image size, the experiment that does: NAME.yml or
+        a dict of its sections. Folders of diffusers say them, and so do this project's training files.
+        precision: of the network: "fp32", "tf32", "bf16" or "auto" (bf16 where it is fast). PF needs "fp32".
         Raises InputError (a ValueError).
         """
         where = _device(device)
-
-        def engine(network):
-            return Engine(network.float(), where, resolve(precision, where))
-
-        experiment = None
         if not isinstance(source, (str, Path)):
             raise InputError(f"from_pretrained takes a path or a name, not {source!r}")
-        if Path(source).suffix in (".yml", ".yaml"):
-            if config is not None:
-                raise InputError(f"{source} is an experiment and takes no config; config is for a checkpoint")
-            experiment = load(str(source))
-            source = experiment.Sample.model_path
-        elif config is not None:
-            experiment = validate(config, "config") if isinstance(config, dict) else load(str(config))
-        weights = checkpoint.read(checkpoint_path(source and str(source)))
-        if experiment is None and weights.record.keys() >= SECTIONS:
+        experiment, path = _experiment(source, config)
+        weights = checkpoint.read(checkpoint_path(path))
+        if experiment is None and all(name in weights.record for name in SECTIONS):
             experiment = validate({name: weights.record[name] for name in SECTIONS}, source)
         training = diffusers.training_of(weights.path)
         prediction = training.prediction if training else "epsilon"
+        network = load_model(experiment and experiment.Model, weights).float()
         if experiment is not None:
             data, schedule = experiment.Dataset, schedule_of(experiment)
-            network = engine(load_model(experiment.Model, weights))
             shape = (data.channels, data.image_size, data.image_size)
-            return cls(network, schedule, shape, partial(to_unit, section=data), prediction, device)
-        if training is None or training.size is None:
-            raise InputError(f"{source}: does not say its noise schedule and image size; config= must, as NAME.yml")
-        network = load_model(None, weights)
-        shape, schedule = (network.settings.in_channels, *training.size), Schedule(**training.schedule)
-        return cls(engine(network), schedule, shape, prediction=prediction, device=device)
+            decoded: dict[str, Any] = {"decode": partial(to_unit, section=data)}
+        elif training is not None and training.size is not None:
+            shape, schedule = (network.settings.in_channels, *training.size), Schedule(**training.schedule)
+            decoded = {}
+        else:
+            raise InputError(f"{source}: does not say its noise schedule and image size; give them as config=NAME.yml")
+        engine = Engine(network, where, resolve(precision, where))
+        return cls(engine, schedule, shape, prediction=prediction, device=where, **decoded)
 
     def to(self, device: str | torch.device) -> "PNDMPipeline":
-        """Move the network, and with it the work, to a device; returns this pipeline."""
+        """Move the network, and with it the work, to a device. Returns this pipeline."""
         self.device = _device(device)
         if isinstance(self.network, (torch.nn.Module, Engine)):
             self.network.to(self.device)
@@ -113,20 +110,21 @@ class PNDMPipeline:
         self,
         batch_size: int = 1,
         num_inference_steps: int = 50,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
         method: str = "F-PNDM",
         callback: Callable[[int, Any, torch.Tensor], Any] | None = None,
         **options: Any,
     ) -> PipelineOutput | tuple[Any]:
-        """Sample `batch_size` images; their noise is PyTorch's, from `generator` or one generator for each image.
+        """Sample `batch_size` images.
 
-        method, num_inference_steps and options (profile, rtol, …) are those of `runner.method.solve`. output_type:
-        "pil", "np" or "pt", see `PipelineOutput`; without return_dict, a tuple of the images alone.
-        callback(step, t, x) is called after every step, step = 0, 1, …, x (n, C, H, W) as the network sees it.
+        generator: of the noise, one for all images or one for each; None: PyTorch's default generator.
+        output_type: "pil", "np" or "pt", see `PipelineOutput`. return_dict: if False, a tuple of the images alone.
+        callback(step, t, x): called after every step = 0, 1, …; x (n, C, H, W) as the network sees it.
+        method, num_inference_steps, options (profile, spacing, rtol, …): those of `solve`.
 
-        Raises ValueError on other arguments, before the network is called, and NotFinite if it returns NaN or infinity.
+        Raises ValueError for other arguments, before the network is called; NotFinite if it returns NaN or infinity.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
@@ -135,8 +133,9 @@ class PNDMPipeline:
         n = whole("batch_size", batch_size)
         x = self._noise(n, generator)
         options = {"noise": lambda step: self._noise(n, generator), **options}
+        network = self.network if self.prediction == "epsilon" else self._eps
         with torch.no_grad():
-            for step, state in enumerate(solve(method, self._eps, x, self.schedule, num_inference_steps, **options)):
+            for step, state in enumerate(solve(method, network, x, self.schedule, num_inference_steps, **options)):
                 if callback:
                     callback(step, state.t, state.x)
         if not state.x.isfinite().all():
@@ -144,37 +143,54 @@ class PNDMPipeline:
         images = _output(self.decode(state.x), output_type)
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _eps(self, x, t):
-        output = self.network(x, t)
-        if self.prediction == "epsilon":
-            return output
-        alpha = x.new_tensor(self.schedule.alpha_cumprod(t.cpu().double().numpy()))
-        return eps_from(output, x, alpha.reshape(-1, *[1] * (x.ndim - 1)), self.prediction)
+    def _eps(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """ε of a network that predicts something else."""
+        alpha = x.new_tensor(self.schedule.alpha_cumprod(t.cpu().double().numpy())).reshape(-1, *[1] * (x.ndim - 1))
+        eps: torch.Tensor = eps_from(self.network(x, t), x, alpha, self.prediction)
+        return eps
 
-    def _noise(self, n, generator):
+    def _noise(self, n: int, generator: Generators) -> torch.Tensor:
+        """Standard normal noise (n, C, H, W) on the pipeline's device. Raises ValueError."""
         if n < 1:
             raise ValueError(f"batch_size is {n}, it must be at least 1")
-        several = isinstance(generator, (list, tuple))
-        given = generator if several else [generator] * (generator is not None)
-        if not all(isinstance(one, torch.Generator) for one in given):
+        if generator is None or isinstance(generator, torch.Generator):
+            return self._draw(n, generator)
+        if not isinstance(generator, (list, tuple)) or not all(isinstance(g, torch.Generator) for g in generator):
             raise ValueError("generator must be a torch.Generator, or a list of one for each image")
-        if several and len(given) != n:
-            raise ValueError(f"generator has {len(given)} for {n} images")
-        return torch.cat([self._draw(1, one) for one in given]) if several else self._draw(n, generator)
+        if len(generator) != n:
+            raise ValueError(f"generator has {len(generator)} for {n} images")
+        return torch.cat([self._draw(1, one) for one in generator])
 
-    def _draw(self, n, generator):
+    def _draw(self, n: int, generator: torch.Generator | None) -> torch.Tensor:
         where = self.device if generator is None else generator.device
         return torch.randn(n, *self.shape, generator=generator, device=where).to(self.device)
 
 
-def _device(name):
+def _experiment(source: str | Path, config: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
+    """The experiment, None where none is given, and the checkpoint that belongs to `source`."""
+    if Path(source).suffix in (".yml", ".yaml"):
+        if config is not None:
+            raise InputError(f"{source} is an experiment and takes no config; config is for a checkpoint")
+        experiment = load(str(source))
+        return experiment, experiment.Sample.model_path
+    if config is None:
+        return None, str(source)
+    return validate(config, "config") if isinstance(config, dict) else load(str(config)), str(source)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device of that name. Raises InputError (a ValueError) if PyTorch knows none, or cannot use it here."""
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise InputError(f"device {name!r} is none of PyTorch's; cpu, cuda, cuda:1, mps are, say") from None
+        raise InputError(f"device {name!r} is not one of PyTorch's, such as cpu, cuda, cuda:1, mps") from None
+    module = getattr(torch, device.type, None)
+    if device.type != "cpu" and not (module is not None and module.is_available()):
+        raise InputError(f"device {name!r} is not there: PyTorch finds no {device.type} device on this machine")
+    return device
 
 
-def _output(images, kind):
+def _output(images: torch.Tensor, kind: str) -> Any:
     """Images (n, C, H, W) in [0, 1] as `PipelineOutput` has them."""
     if kind == "pil":
         return [to_image(image) for image in (images * 255).round().to(torch.uint8).cpu()]

@@ -10,7 +10,7 @@ calibration with the experiment's network.
 import sys
 import time
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -201,7 +201,7 @@ def print_totals(runs, meter):
     print(f"disk              {_size(disk)} at most")
 
 
-def show_training(experiment, device):
+def show_training(experiment: Any, device: torch.device) -> None:
     """Print the plan of a training run; a training step is taken as three network calls."""
     data = experiment.Dataset
     check(experiment)

@@ -202,7 +202,7 @@ class TestFromPretrained:
             (None, "digits.yml", "from_pretrained takes a path or a name, not None"),
             ("nothing.yml", None, "no file nothing.yml"),
             ("nothing.ckpt", "digits.yml", "no file nothing.ckpt"),
-            ("model/digits.safetensors", None, "does not say its noise schedule and image size; config= must"),
+            ("model/digits.safetensors", None, "does not say its noise schedule and image size; give them as config="),
             ("model/digits.safetensors", "nothing.yml", "no file nothing.yml"),
             ("model/digits.safetensors", "ddim_cifar10.yml", "does not fit the Model section"),
             ("model/digits.safetensors", {}, "config: Schedule is missing"),
@@ -214,3 +214,9 @@ class TestFromPretrained:
         with pytest.raises(InputError, match=said) as caught:
             PNDMPipeline.from_pretrained(source, config)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="device 'cuda' is not there: PyTorch finds no cuda device on this machine"):
+        PNDMPipeline.from_pretrained("digits.yml", device="cuda")
