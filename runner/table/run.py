@@ -106,7 +106,7 @@ class Bench:
 
     def __init__(self, team, cells, folder):
         self.team, self.single, self.folder = team, Processes(team.device), folder
-        self.networks, self.measurements = {}, {}
+        self.networks, self.measurements, self.identities = {}, {}, {}
         for cell in cells:
             checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
         for cell in cells:
@@ -139,12 +139,16 @@ class Bench:
 
     def record(self, cell):
         """The record of a cell, None if there is none yet. Raises InputError if the folder is another table's."""
-        file, sampler = self.path(cell) / "result.json", self.sampler(cell)
+        file = self.path(cell) / "result.json"
+        if cell.name not in self.identities:
+            sampler = self.sampler(cell)
+            self.identities[cell.name] = sampler.identity, sampler.fingerprint
+        identity, whole = self.identities[cell.name]
         if file.exists():
-            record = _read(file)
-            held, mine = record["fingerprint"], sampler.fingerprint
+            record, mine = _read(file), whole
+            held = record["fingerprint"]
         else:
-            record, mine = None, sampler.identity
+            record, mine = None, identity
             held = held_identity(self.path(cell)) or mine
         if found := difference(held, mine):
             raise InputError(f"{self.folder} holds another table ({found}); choose another folder", "image_path")

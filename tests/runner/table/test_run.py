@@ -70,7 +70,7 @@ def test_a_cell_is_the_sampling_run_with_its_settings(table, tiny, cli, undrawn,
     status, out, err = cli(*table(images=18, steps=[5], more=[]))
     assert status == 0
     assert "10 cells, 0 of them finished" in out
-    assert "left out, PF 1e-2: profile 'published' has fixed tolerances" in err
+    assert "left out, PF 1e-2: profile 'published' takes no options and has fixed tolerances" in err
     made = cells(tmp_path / "table")
     assert len(made) == 10
     for name, flags in {
