@@ -166,6 +166,7 @@ def figure_of(lines, xlabel, ylabel, title, ticks=None, rings=(), names=None):
     size = (4.8, 4.8) if columns == 1 else (6.2, down * (2.5 + 0.19 * most))
     figure = Figure(size, layout="constrained")
     panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).flat
+    legend = {"fontsize": 9, "frameon": False}
     for panel, (family, labels) in zip(panels, groups, strict=False):
         looks = {label: _look(n, (names or {}).get(label, label)) for n, label in enumerate(labels)}
         for line in lines:
@@ -175,18 +176,26 @@ def figure_of(lines, xlabel, ylabel, title, ticks=None, rings=(), names=None):
             panel.scatter(*zip(*rings, strict=True), label="best", **ring)
         panel.set_title(family, fontsize=10)
         finish(panel, ticks)
+        shown = _in_order(panel, [look["label"] for look in looks.values()])
         if columns > 1:
-            panel.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.1), borderaxespad=0)
+            panel.legend(*shown, loc="upper center", bbox_to_anchor=(0.45, -0.1), borderaxespad=0, **legend)
     for panel in panels:
         panel.set_visible(False)
     if columns == 1:
         figure.axes[0].set(xlabel=xlabel, ylabel=ylabel)
-        figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=2, title=title, title_fontsize=9)
+        figure.legend(*shown, loc="outside lower center", ncols=2, title=title, title_fontsize=9, **legend)
     else:
         figure.supxlabel(xlabel, fontsize=10)
         figure.supylabel(ylabel, fontsize=10)
         figure.suptitle(f"{title}; grey: the other methods", fontsize=10)
     return figure
+
+
+def _in_order(panel, names):
+    """The legend's handles and texts in the order of `names`, the rings last."""
+    found = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    texts = [name for name in [*names, "best"] if name in found]
+    return [found[text] for text in texts], texts
 
 
 def _look(n, name):

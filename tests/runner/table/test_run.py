@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import yaml
-from helpers import DATA, process, torchrun, workers_of
+from helpers import DATA, ROOT, process, torchrun, workers_of
 
 from pndm import cli as main
 from pndm.config.files import alone
@@ -364,6 +364,17 @@ def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
     before = written(tmp_path / "table")
     assert cli(*flags)[0] == 0
     assert written(tmp_path / "table") == before
+
+
+def test_the_plan_in_docs_is_the_output_of_its_command(cli):
+    flags = ["--method", "F-PNDM", "--sample_speed", "10"]
+    status, out, _ = cli("--runner", "plan", *flags, "--device", "cpu")
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    assert status == 0
+    assert f"    python main.py --runner plan {' '.join(flags)}\n" in page
+    plan = out.partition("time  ")[0].splitlines()
+    assert len(plan) == 14
+    assert "".join(f"    {line}\n" for line in plan) in page
 
 
 @pytest.mark.parametrize(
