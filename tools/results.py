@@ -2,7 +2,8 @@
 
     python tools/results.py temp/reproduce/digits docs/results-digits.md
 
-Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, every cell in cells.csv.
+Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, all cells in cells.csv. Figures that
+the table no longer has are deleted.
 """
 
 import argparse
@@ -17,13 +18,15 @@ BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
 
 
 def put(folder, page):
-    """Rewrite what stands between the marks of `page` with the results in `folder`. Raises ValueError without marks."""
+    """Write the results in `folder` between the marks of `page`. Raises ValueError where the page has no marks."""
     text = page.read_text(encoding="utf-8")
     if not text.find(BEGIN) < text.find(END) or BEGIN not in text:
         raise ValueError(f"{page}: {BEGIN.strip()} and {END.strip()} do not stand in it")
     beside = page.with_suffix("")
     beside.mkdir(exist_ok=True)
     shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
+    for old in [*beside.glob("*.svg"), *beside.glob("*.png")]:
+        old.unlink()
     lines = []
     for png in sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
         figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")

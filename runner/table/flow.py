@@ -1,18 +1,27 @@
-"""How far methods are from the exact flow, and the orders with which they approach it."""
+"""How far methods are from the exact flow, and the orders with which they approach it.
+
+The exact flow is the solution of the probability flow equation from the noise of an image.
+"""
 
 import copy
+import json
+import math
+import sys
 
 import numpy as np
 import torch
 
+from pndm.config.files import aside, save_json
 from pndm.model.engine import tf32
-from pndm.runner.build import sampling_of
+from pndm.runner.build import network_key, read_network, sampling_of
+from pndm.runner.progress import Progress
 from pndm.runner.solver.adaptive import Control, dormand_prince, flow_of
 from pndm.runner.solver.analytic import GaussianMixture
-from pndm.runner.solver.events import Step
+from pndm.runner.solver.events import NotFinite, Step
 from pndm.runner.solver.solve import drive, solve
 
 STEPS = (25, 50, 100, 200, 400)
+IMAGES = 4  # of the exact flow that are kept for the figures
 PAPER = ("DDIM", "S-PNDM", "F-PNDM", "FON")  # its methods of a fixed number of steps
 
 
@@ -25,7 +34,7 @@ def problem(schedule, components):
 
 
 def analytic(schedule, components=3, steps=STEPS, methods=PAPER):
-    """Method → its distances at t = 200 from the exact flow, from the same point, one for each of `steps`."""
+    """Method → its distances at t = 200 from the exact flow of a Gaussian mixture, one for each of `steps`."""
     network, start = problem(schedule, components)
     end = network.flow(start, 999, 200)
     starts = {n: network.flow(start, 999, 1000 - 1000 / n) for n in steps}
@@ -49,7 +58,7 @@ def order(counts, errors):
 
 @torch.inference_mode()
 def distance_to_flow(experiment, network, device, ends):
-    """Distance of the images that the experiment makes, before they are rounded to bytes, from `ends` (n, C, H, W)."""
+    """The distance from `ends` (n, C, H, W) of the experiment's images, before they are rounded to bytes."""
     with tf32(False):
         *_, state = sampling_of(experiment).states(network, range(len(ends)), device)
     return distance(state.x.double(), ends)
@@ -57,10 +66,10 @@ def distance_to_flow(experiment, network, device, ends):
 
 @torch.inference_mode()
 def exact_flow(experiment, network, device, images, tolerance):
-    """The images (n, C, H, W), float64, to which the probability flow carries the noise of the first `images`.
+    """The exact flow's images, float64 (n, C, H, W), from the noise of the first `images`.
 
-    It starts where the experiment's method does. PF's integrator follows it in float64 to `tolerance` (rtol and atol)
-    down to t = 0, which it leaves, as any method leaves its last time, by one transfer to clean data.
+    It starts at the first time of the experiment's method. PF's integrator follows it in float64 down to t = 0, with
+    rtol = atol = `tolerance`. From there, as of every method, one transfer leads to clean data.
     """
     sampling = sampling_of(experiment)
     schedule = sampling.schedule
@@ -79,3 +88,81 @@ def exact_flow(experiment, network, device, images, tolerance):
 def first_time(experiment):
     """The time at which the experiment's method starts."""
     return float(np.max(next(sampling_of(experiment).events()).t))
+
+
+def flow_distances(cells, bench, images):
+    """The distances to the exact flow, over the first `images`, of the cells that have one: a list of dicts.
+
+    Those are cells of profile exact and seed 0 whose method has a fixed number of steps and draws no noise. Each is
+    measured once and kept in flow.json; the exact flow's images are kept in flow/ for the figures.
+    """
+    chosen = [cell for cell in cells if images and has_flow(cell)]
+    file = bench.folder / "flow.json"
+    known = _kept(file, images)
+    groups = {}
+    for cell in chosen:
+        if known.get(cell.name, {}).get("checkpoint") != bench.sha256(cell):
+            key = network_key(cell.experiment, bench.team.device), first_time(cell.experiment)
+            groups.setdefault(key, []).append(cell)
+    if groups:
+        with Progress(bench.team, len(groups), " flows", "exact flow") as progress:
+            for group in groups.values():
+                for entry in _measured(group, bench, images, progress):
+                    known[entry["cell"]] = entry
+                save_json(file, list(known.values()))
+                progress.add(1)
+    found = [known[cell.name] | {"budget": cell.asked} for cell in chosen if cell.name in known]
+    return [entry for entry in found if math.isfinite(entry["rms"])]
+
+
+def has_flow(cell):
+    """Whether a cell's images can be compared with the exact flow."""
+    fixed = cell.budget is not None and (cell.profile, cell.seed) == ("exact", 0)
+    return fixed and not sampling_of(cell.experiment).draws
+
+
+def _kept(file, images):
+    """Cell → its entry in flow.json; nothing where the file is missing, damaged, or of another number of images."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return {entry["cell"]: entry for entry in kept if entry["images"] == images}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _measured(group, bench, images, progress):
+    """The entries of cells that have the network and the first time in common, so that one flow serves all."""
+
+    def at_work(*_):
+        bench.team.beat()
+        progress.add()
+
+    device = bench.team.device
+    network = read_network(group[0].experiment)[0].to(device)
+    network.register_forward_hook(at_work)
+    tolerance = 1e-4 / max(cell.budget.calls for cell in group)  # well below the distances, which fall with the calls
+    try:
+        ends = exact_flow(group[0].experiment, network, device, images, tolerance)
+    except NotFinite as error:
+        print(f"{group[0].name}: {error}", file=sys.stderr)
+        return
+    for cell in group:
+        _save_images(bench.folder / "flow" / f"{cell.name}.npy", cell, ends)
+        yield {
+            "cell": cell.name,
+            "label": cell.label,
+            "steps": sampling_of(cell.experiment).steps,
+            "nfe": cell.budget.calls,
+            "rms": distance_to_flow(cell.experiment, network, device, ends),
+            "images": images,
+            "tolerance": tolerance,
+            "checkpoint": bench.sha256(cell),
+        }
+
+
+def _save_images(path, cell, ends):
+    """Write the first of the flow's images as uint8 (n, C, H, W)."""
+    path.parent.mkdir(exist_ok=True)
+    decoded = sampling_of(cell.experiment).decode(ends[:IMAGES].float()).cpu().numpy()
+    with aside(path) as file, open(file, "wb") as out:
+        np.save(out, decoded)

@@ -1,4 +1,4 @@
-"""One HTML page with a table's results: figures and numbers inside it, nothing fetched, no script."""
+"""A table's results as Markdown (table.md) and as one HTML page (report.html): nothing to fetch, no script."""
 
 import base64
 import html
@@ -23,31 +23,47 @@ dt { font-weight: 600; }
 dd { margin: 0; overflow-wrap: anywhere; }
 """
 PIXELS = 105  # of the page for an inch of a figure
-PHOTOGRAPHS = ("images",)  # shown as pixels, all else as lines
+PHOTOGRAPHS = ("images",)  # figures shown as pixels; the others are lines
 
 
-def page(title, markdown, figures, facts):
-    """The page's text. markdown: as `reproduce.markdown` writes it. figures: as `figures.save` returns them.
+def markdown(title, paragraphs, tables):
+    """The Markdown of a page: a title, paragraphs, `ResultTable`s."""
+    lines = [f"# {title}"]
+    for text in paragraphs:
+        lines += ["", text]
+    for table in tables:
+        lines += ["", table.title, "", _line(table.head), _line(["---"] * len(table.head))]
+        for i, entries in enumerate(table.body):
+            marked = [f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(entries)]
+            lines.append(_line(marked))
+        for note in table.notes:
+            lines += ["", note]
+    return "\n".join(lines) + "\n"
 
-    facts: what the numbers were made by, name → value.
-    """
-    body = "\n".join(
-        [
-            f"<h1>{html.escape(title)}</h1>",
-            '<h2>Figures</h2>\n<div class="figures">',
-            *(_figure(name, *figure) for name, figure in figures.items()),
-            "</div>\n<h2>Numbers</h2>",
-            _tables(markdown),
-            "<h2>Made by</h2>\n<dl>",
-            *(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()),
-            "</dl>",
-        ]
-    )
-    return (
+
+def _line(entries):
+    return f"| {' | '.join(entries)} |"
+
+
+def page(title, paragraphs, tables, figures, facts):
+    """The HTML page of the same. figures: as `figures.save` returns them. facts: what made the numbers, name → text."""
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        *(f"<p>{html.escape(text)}</p>" for text in paragraphs),
+        '<h2>Figures</h2>\n<div class="figures">',
+        *(_figure(name, *figure) for name, figure in figures.items()),
+        "</div>\n<h2>Numbers</h2>",
+        *(_table(table) for table in tables),
+        "<h2>Made by</h2>\n<dl>",
+        *(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items()),
+        "</dl>",
+    ]
+    head = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n"
     )
+    return head + "\n".join(body) + "\n</body>\n</html>\n"
 
 
 def _figure(name, caption, png, svg, inches):
@@ -60,30 +76,18 @@ def _figure(name, caption, png, svg, inches):
     )
 
 
-def _tables(markdown):
-    """The lines and tables of a Markdown page without other marks than headings, code and bold."""
-    parts, rows = [], []
-    for line in [*markdown.splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append([_text(cell.strip()) for cell in line.strip("|").split("|")])
-            continue
-        if rows:
-            head, _, *lines = rows
-            parts.append('<div class="scroll"><table><thead>' + _row(head, "th") + "</thead><tbody>")
-            parts += [_row(cells, "td") for cells in lines] + ["</tbody></table></div>"]
-            rows = []
-        if line and not line.startswith("#"):
-            parts.append(f"<p>{_text(line)}</p>")
+def _table(table):
+    """A `ResultTable` below its title, and its notes."""
+    rows = []
+    for i, entries in enumerate(table.body):
+        texts = [html.escape(text) for text in entries]
+        rows.append(_row([f"<b>{text}</b>" if (i, j) in table.bold else text for j, text in enumerate(texts)], "td"))
+    head = _row([html.escape(text) for text in table.head], "th")
+    parts = [f"<p>{html.escape(table.title)}</p>"]
+    parts.append(f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>')
+    parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
     return "\n".join(parts)
 
 
 def _row(cells, tag):
     return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _text(markdown):
-    """Escaped, with `code` and **bold**."""
-    text = html.escape(markdown)
-    for mark, tag in (("`", "code"), ("**", "b")):
-        text = "".join(f"<{tag}>{part}</{tag}>" if i % 2 else part for i, part in enumerate(text.split(mark)))
-    return text

@@ -1,4 +1,4 @@
-"""What is made of a table's cells: means over seeds, lines of a CSV file, and the paper's table in Markdown."""
+"""Cells become rows: means over the seeds; and lines of cells.csv."""
 
 import csv
 import json
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from pndm.config.files import aside
 from pndm.runner.measure.fid import name_of
-from pndm.runner.solver.published import PROFILES
-
-CLOSE = 1.05  # a distance no larger than this times another counts as one like it
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that differ only in their seed: means over the seeds, and the distance's standard deviation.
+    """The cells that differ in their seed alone.
 
-    The deviation is None with one seed; `error` is then that cell's own (the jackknife's).
+    budget: the steps, or network calls, that the table asks for; None of an adaptive method. steps: as run; None of an
+    adaptive method. nfe, distance, seconds: means over the seeds. deviation: standard deviation of the distance over
+    the seeds; None with one seed. error: with one seed, the distance's standard error over its images. batch: images a
+    network call. called: the distance's name; None where none was measured. by_seed: seed → distance.
     """
 
     label: str
     profile: str
-    budget: int | None  # the steps, or network calls, asked for; None of an adaptive method
+    budget: int | None
     steps: int | None
     nfe: float
     seeds: int
@@ -32,20 +32,22 @@ class Row:
     seconds: float
     batch: int
     called: str | None
-    by_seed: dict  # seed → distance
+    by_seed: dict
 
     @property
     def seconds_per_step(self):
-        """Of one batch."""
-        return self.seconds / self.steps / -(-self.images // self.batch)
+        """Seconds of one step of one batch."""
+        batches = -(-self.images // self.batch)
+        return self.seconds / self.steps / batches
 
     @property
     def spread(self):
+        """What stands behind ±: the deviation over the seeds, with one seed the error."""
         return self.error if self.deviation is None else self.deviation
 
 
 def summary(done):
-    """`Cell.row` → `Row`, in the order of the cells."""
+    """`Cell.row` → `Row`, in the order of the cells. done: pairs of a cell and its record."""
     rows = {}
     for key in dict.fromkeys(cell.row for cell, _ in done):
         records = [record for cell, record in done if cell.row == key]
@@ -55,7 +57,7 @@ def summary(done):
         rows[key] = Row(
             label=key[0],
             profile=key[1],
-            budget=key[2] or key[3],
+            budget=key[2].asked if key[2] else None,
             steps=records[0]["steps"],
             nfe=statistics.fmean(record["nfe"] for record in records),
             seeds=len(records),
@@ -72,12 +74,13 @@ def summary(done):
 
 
 def best(rows):
-    """Budget → the row of the least distance that spends it, of the profile that comes first."""
+    """Budget → the row of the least distance, among the rows of the first profile."""
     found = {}
     for row in rows:
-        held = found.get(row.budget)
         if row.budget and row.distance is not None and row.profile == rows[0].profile:
-            found[row.budget] = min(held or row, row, key=lambda r: r.distance)
+            held = found.setdefault(row.budget, row)
+            if row.distance < held.distance:
+                found[row.budget] = row
     return found
 
 
@@ -85,176 +88,20 @@ def nearest(flow):
     """Budget → the entry of the least distance to the exact flow."""
     found = {}
     for entry in flow:
-        found[entry["budget"]] = min(found.get(entry["budget"], entry), entry, key=lambda e: e["rms"])
+        held = found.setdefault(entry["budget"], entry)
+        if entry["rms"] < held["rms"]:
+            found[entry["budget"]] = entry
     return found
 
 
-def markdown(table, name, rows, flow=()):
-    """The table in Markdown: by profile, methods × steps; then ours, the paper's, and the difference.
-
-    Then the distances to the exact flow, entries with budget, label, rms, images. And what the paper claims: the calls
-    in which each method is as good as the first in its most steps, and what the profile "published" changes.
-    """
-    budgets = sorted({row.budget for row in rows} - {None})
-    called = next((row.called for row in rows if row.called), "nothing measured")
-    spread = "standard error of its images"
-    if any(row.seeds > 1 for row in rows):
-        spread = f"standard deviation over the seeds, with one seed the {spread}"
-    unit = "network calls" if table.nfe else "steps"
-    lines = [f"# {name}", "", f"{called}, {rows[0].images:,} images a cell; ± is the {spread}. Bold: the least."]
-    if any(row.nfe < (row.budget or 0) for row in rows):
-        lines[-1] += (
-            " In brackets: the calls of a method that cannot spend the number; of several numbers at the least."
-        )
-    for profile in dict.fromkeys(row.profile for row in rows):
-        mine = {(row.label, row.budget): row for row in rows if row.profile == profile}
-        fixed = dict.fromkeys(label for label, budget in mine if budget)
-        least = [] if len(fixed) < 2 else list(best(list(mine.values())).values())
-
-        def entry(row, least=least):
-            fewer = f" ({row.nfe:g})" if table.nfe and row and row.nfe < row.budget else ""
-            return (f"**{value(row)}**" if row in least else value(row)) + fewer
-
-        body = [[label, *(entry(mine.get((label, budget))) for budget in budgets)] for label in fixed]
-        lines += section(f"Profile `{profile}`, by {unit}:", ["method", *budgets], body)
-        body = [[row.label, f"{row.nfe:.1f}", value(row)] for row in mine.values() if not row.budget]
-        lines += section(f"Profile `{profile}`, adaptive steps:", ["method", "network calls", "distance"], body)
-    lines += _beside_the_paper(table.paper, rows)
-    lines += _to_the_flow(flow, unit)
-    lines += _as_good_as_the_best(rows, unit)
-    lines += _as_good_as_the_first(rows)
-    lines += _published_less_exact(rows)
-    return "\n".join(lines) + "\n"
-
-
-def section(title, head, body):
-    """A table below its title; nothing without lines."""
-    if not body:
-        return []
-    table = [f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *body)]
-    return ["", title, "", *table]
-
-
-def value(row):
-    """A row's distance and spread as text; nothing for none."""
-    if row is None or row.distance is None:
-        return ""
-    digits = 2 if row.distance >= 1 else 4
-    spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
-    return f"{row.distance:.{digits}f}{spread}"
-
-
-def _beside_the_paper(paper, rows):
-    def beside(row):
-        known = paper.fid.get(row.label, {}).get(row.steps)
-        theirs = [known.value, known.basis, f"{row.distance - known.value:+.2f}"] if known and row.called else [""] * 3
-        return [row.label, row.profile, row.steps or "adaptive", f"{row.nfe:.4g}", value(row), *theirs]
-
-    lines = []
-    if paper.fid:
-        head = ["method", "profile", "steps", "network calls", "ours", "paper", "basis", "difference"]
-        title = "Beside the paper's, where it is known, and the basis of what is known:"
-        lines += section(title, head, [beside(row) for row in rows])
-    for label, values in paper.fid.items():
-        if best := values.get("best"):
-            lines += ["", f"The paper's best of {label}, at steps not known here: {best.value} ({best.basis})."]
-    timed = [row for row in rows if row.steps == 50 and row.label in paper.seconds_per_step]
-    body = [[r.label, r.profile, r.batch, f"{r.seconds_per_step:.3f}", paper.seconds_per_step[r.label]] for r in timed]
-    title = "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):"
-    return lines + section(title, ["method", "profile", "batch", "ours", "paper"], body)
-
-
-def _to_the_flow(flow, unit):
-    if not flow:
-        return []
-    budgets, mine = sorted({e["budget"] for e in flow}), {(e["label"], e["budget"]): e for e in flow}
-    least = nearest(flow).values()
-
-    def entry(held):
-        text = "" if held is None else f"{held['rms']:.2g}"
-        return f"**{text}**" if held in least else text
-
-    body = [
-        [label, *(entry(mine.get((label, n))) for n in budgets)] for label in dict.fromkeys(e["label"] for e in flow)
-    ]
-    title = (
-        f"Distance to the exact flow from the same noise, root mean square over {flow[0]['images']} images in [−1, 1], "
-    )
-    return section(title + f"profile `exact`, by {unit}; bold: the least.", ["method", *budgets], body)
-
-
-def _as_good_as_the_best(rows, unit):
-    """For each budget the best, and those that are not worse than it from the same noise as far as can be told."""
-
-    def as_good(row, least):
-        seeds = row.by_seed.keys() & least.by_seed.keys()
-        worse = [row.by_seed[seed] - least.by_seed[seed] for seed in seeds]
-        if len(worse) < 2:
-            return row.distance - least.distance <= (least.spread or 0)
-        return statistics.fmean(worse) <= 2 * statistics.stdev(worse) / len(worse) ** 0.5
-
-    body = []
-    for budget, least in sorted(best(rows).items()):
-        others = [row for row in rows if (row.budget, row.profile) == (budget, least.profile) and row is not least]
-        others = sorted((row for row in others if row.distance is not None), key=lambda row: row.distance)
-        equal = ", ".join(row.label for row in others if as_good(row, least))
-        if others:
-            body.append([budget, least.label, value(least), equal or "none"])
-    title = f"The best by {unit}, profile `{rows[0].profile}`, and those that from the same noise are worse by no more "
-    title += "than two standard errors of the difference (over the seeds; with one seed than the error of the best):"
-    return section(title, [unit, "best", "distance", "as good"], body)
-
-
-def _as_good_as_the_first(rows):
-    """The fewest calls in which each method comes close to the first method in its most steps, from the same noise."""
-    rows = [row for row in rows if row.called and row.profile == rows[0].profile]
-    first = [row for row in rows if row.label == rows[0].label and row.steps]
-    if len(first) < 2:
-        return []
-    target = max(first, key=lambda row: row.steps)
-
-    def close(row):
-        seeds = row.by_seed.keys() & target.by_seed.keys()
-        return sum(row.by_seed[seed] - CLOSE * target.by_seed[seed] for seed in seeds) <= 0 and seeds
-
-    body = []
-    for label in dict.fromkeys(row.label for row in rows):
-        able = [row for row in rows if row.label == label and close(row)]
-        if able and (least := min(able, key=lambda row: row.nfe)) is not target:
-            times = f"{target.nfe / least.nfe:.2g}"
-            body.append([label, least.steps or "adaptive", f"{least.nfe:.4g}", value(least), times])
-    title = f"The least calls for a distance at most {CLOSE - 1:.0%} above {target.label}'s in {target.steps} steps"
-    title += f" from the same noise, {value(target)}, profile `{target.profile}`:"
-    return section(title, ["method", "steps", "network calls", "distance", "times fewer calls"], body)
-
-
-def _published_less_exact(rows):
-    """Differences of the two profiles from the same noise, seed by seed."""
-    exact, published = ({(r.label, r.budget): r for r in rows if r.profile == name} for name in PROFILES)
-    both = [key for key in exact if key in published and key[1]]
-    budgets = sorted({budget for _, budget in both})
-
-    def difference(key):
-        if key not in both:
-            return ""
-        mine, theirs = exact[key].by_seed, published[key].by_seed
-        values = [theirs[seed] - mine[seed] for seed in mine if seed in theirs]
-        deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):+.4f}{deviation}" if values else ""
-
-    labels = dict.fromkeys(label for label, _ in both)
-    body = [[label, *(difference((label, budget)) for budget in budgets)] for label in labels]
-    title = "Profile `published` less `exact` from the same noise, by steps, ± standard deviation over the seeds:"
-    return section(title, ["method", *budgets], body)
-
-
 def tidy(cell, record, row):
-    """A line of cells.csv: what is compared first, then everything in the record, nested keys joined by dots."""
+    """A line of cells.csv: the numbers that people compare, then all of the record. Nested keys are joined by dots."""
     frechet = record["frechet"] or {}
     first = {
         "label": cell.label,
         "method": record["method"],
         "profile": record["profile"],
+        "budget": row.budget,
         "steps": record["steps"],
         "nfe": record["nfe"],
         "seed": record["seed"],
@@ -267,18 +114,21 @@ def tidy(cell, record, row):
         "seconds": record["seconds"],
         "images_per_second": record["images_per_second"],
     }
-    return first | {name: value for name, value in _flat(record) if name not in first}
+    rest = {name: value for name, value in record.items() if name != "fingerprint"}  # which repeats the configuration
+    return first | {name: value for name, value in _flat(rest) if name not in first}
 
 
 def _flat(tree, prefix=""):
+    """(key, value) of a nested dict; lists as JSON."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
-        elif not prefix.startswith("identity"):
+        else:
             yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
 
 
 def save_csv(path, lines):
+    """Write dicts as a CSV file; a key that some of them lack is left empty there."""
     columns = dict.fromkeys(name for line in lines for name in line)
     with aside(path) as file, open(file, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, columns)

@@ -20,6 +20,8 @@ def table(tmp_path):
 def test_numbers_are_put_between_the_marks_however_often(table, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\nBefore.\n\n{results.BEGIN}old\n{results.END}\nAfter.\n")
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "no_longer_drawn.svg").write_text("")
     for _ in range(2):
         assert results.main([str(table), str(page)]) == 0
         text = page.read_text()

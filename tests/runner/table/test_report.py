@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from pndm.runner.solver.schedule import Schedule
-from pndm.runner.table import figures, report
+from pndm.runner.table import figures, pictures, report
 from pndm.runner.table import flow as convergence
 from pndm.runner.table.results import Row
+from pndm.runner.table.tables import ResultTable
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COUNTS = (5, 10, 20, 50)
@@ -34,10 +35,12 @@ def rows():
 def saved(tmp_path_factory):
     """All figures of a made-up table."""
     rng = np.random.default_rng(0)
-    images = {
-        (label, n): list(rng.integers(0, 256, (4, 8, 8), np.uint8)) for label in ("DDIM", "F-PNDM") for n in COUNTS
-    }
-    images["PF", None] = list(rng.integers(0, 256, (4, 8, 8), np.uint8))
+
+    def four():
+        return list(rng.integers(0, 256, (4, 8, 8), np.uint8))
+
+    images = {(label, n): (four(), four()) for label in ("DDIM", "F-PNDM") for n in COUNTS}
+    images["PF", None] = four(), None
     flow = [
         {"label": label, "steps": n, "nfe": n, "budget": n, "rms": 1 / n}
         for label in ("DDIM", "F-PNDM")
@@ -48,44 +51,79 @@ def saved(tmp_path_factory):
     return figures.save(drawn, tmp_path_factory.mktemp("figures") / "figures")
 
 
-def test_of_many_methods_the_papers_and_the_best_have_colours():
-    def row(label, budget, distance):
-        return Row(label, "exact", budget, budget, budget, 1, 10, distance, None, 0.1, 1.0, 5, "FID", {})
+def made(label, budget, distance):
+    return Row(label, "exact", budget, budget, budget, 1, 10, distance, None, 0.1, 1.0, 5, "FID", {})
 
-    made = [row(f"other {i}", n, 2 + i / n) for i in range(20) for n in (5, 10)]
-    made += [row("DDIM", 5, 4.0), row("DDIM", 10, 3.0), row("best at 10", 10, 1.0)]
-    name, _, figure = next(figures.draw(made, [], ((10, 20), {}), {}))
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+
+def named(panel):
+    return panel.get_legend_handles_labels()[1]
+
+
+def test_of_many_methods_every_one_is_named_in_one_panel():
+    rows = [made(f"other{i}", n, 2 + i / n) for i in range(20) for n in (5, 10)]
+    rows += [made("DDIM", 5, 4.0), made("DDIM", 10, 3.0), made("best at 10", 10, 1.0)]
+    name, _, figure = next(figures.draw(rows, [], ((10, 20), {}), {}))
     assert name == "distance_steps"
-    assert set(labels) == {"other 0", "DDIM", "best at 10", "best"}
-    rings = handles[labels.index("best")].get_offsets()
-    np.testing.assert_array_equal(rings, [[5, 2], [10, 1]])
-    flow = [{"label": f"other {i}", "steps": 5, "nfe": 5, "budget": 5, "rms": 1 + (i - 7) ** 2} for i in range(20)]
-    drawn = {name: figure for name, _, figure in figures.draw(made, flow, ((10, 20), {}), {})}
-    assert drawn["flow_steps"].axes[0].get_legend_handles_labels()[1] == ["other 7"]
+    labels = [label for panel in figure.axes for label in named(panel) if label != "best"]
+    assert sorted(labels) == sorted({row.label for row in rows})
+    assert max(len(named(panel)) for panel in figure.axes) <= 8
+    assert all(len(panel.get_lines()) + len(panel.containers) >= len(labels) for panel in figure.axes if named(panel))
+    for panel in figure.axes:
+        handles, names = panel.get_legend_handles_labels()
+        if names:
+            np.testing.assert_array_equal(handles[names.index("best")].get_offsets(), [[5, 2], [10, 1]])
+
+
+def test_panels_are_families():
+    labels = ["DDIM", "PF", "iPNDM2", "iPNDM3", "Heun", *(f"DEIS-{i}" for i in range(8)), "Heun karras"]
+    assert figures.families(labels) == [
+        ("the paper's", ["DDIM", "PF"]),
+        ("iPNDM, Heun", ["iPNDM2", "iPNDM3", "Heun", "Heun karras"]),
+        ("DEIS", [f"DEIS-{i}" for i in range(4)]),
+        ("DEIS", [f"DEIS-{i}" for i in range(4, 8)]),
+    ]
+    assert figures.families(labels[:5]) == [("", labels[:5])]
+
+
+def test_an_order_stands_beside_the_range_that_it_is_fitted_to():
+    steps = (25, 50, 100)
+    drawn = {
+        name: figure for name, _, figure in figures.draw([made("DDIM", 5, 1)], [], (steps, {"DDIM": [4, 2, 1]}), {})
+    }
+    assert named(drawn["analytic"].axes[0]) == ["DDIM, order 1.00"]
+    assert drawn["analytic"].legends[0].get_title().get_text() == "orders fitted over 25 to 100 steps"
+
+
+def test_differences_from_the_exact_flow_are_dark_on_white():
+    images = [np.full((4, 4), level, np.uint8) for level in (10, 110)]
+    flow = [np.full((4, 4), level, np.uint8) for level in (10, 100)]
+    shown = pictures.beside_flow(images, flow)
+    assert shown.shape == (9, 9 + 2 + 9)
+    assert (shown[0, 0], shown[0, 5]) == (10, 110)
+    assert (shown[0, 11], shown[0, 16]) == (255, 255 - 4 * 10)
+    np.testing.assert_array_equal(pictures.beside_flow(images, None), pictures.square(images))
 
 
 def test_a_single_point_has_room():
-    one = Row("Heun", "exact", 10, 5, 9, 1, 50, 0.5, None, 0.1, 1.0, 5, "FID", {0: 0.5})
+    one = Row("Heun", "exact", 10, 10, 9, 1, 50, 0.5, None, 0.1, 1.0, 5, "FID", {0: 0.5})
     drawn = {name: figure for name, _, figure in figures.draw([one], [], ((10, 20), {}), {})}
-    for name, x in (("distance_steps", 5), ("distance_calls", 9), ("distance_seconds", 1)):
+    for name, x in (("distance_steps", 10), ("distance_calls", 9)):
         low, high = drawn[name].axes[0].get_xlim()
         assert low < 0.9 * x and high > 1.1 * x
 
 
 @pytest.fixture(scope="module")
 def page(saved, tmp_path_factory):
-    markdown = "# t\n\nSome `code` & **5** < 6.\n\n| a | b |\n| --- | --- |\n| x | " + "wide " * 60 + "|\n"
+    table = ResultTable("A <title>", ["a", "b"], [["x & y", "wide " * 60], ["z", "5"]], {(1, 1)}, ("A note.",))
     path = tmp_path_factory.mktemp("page") / "report.html"
-    text = report.page("digits <&>", markdown, saved, {"versions": "torch " * 30})
+    text = report.page("digits <&>", ["A cell is 1 < 2."], [table], saved, {"versions": "torch " * 30})
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_every_figure_is_there_twice_and_not_blank(saved):
     assert set(saved) == {
-        *("distance_steps", "distance_calls", "distance_seconds"),
-        *("flow_steps", "flow_calls", "analytic", "images"),
+        *("distance_steps", "distance_calls", "flow_steps", "flow_calls", "analytic", "images"),
     }
     for _, png, svg, inches in saved.values():
         image = np.asarray(Image.open(png).convert("L"))
@@ -102,7 +140,7 @@ def test_what_there_are_no_numbers_for_is_not_drawn():
 
 def test_images_lie_side_by_side():
     tiles = [np.full((8, 8, 3), level, np.uint8) for level in (0, 50, 100)]
-    canvas = figures.square(tiles)
+    canvas = pictures.square(tiles)
     assert canvas.shape == (17, 17, 3)
     assert (canvas[0, 0, 0], canvas[0, 9, 0], canvas[9, 0, 0], canvas[9, 9, 0]) == (0, 50, 100, 255)
 
@@ -128,7 +166,11 @@ def test_the_page_holds_all_it_shows(page, saved):
     assert not {"script", "iframe", "object", "embed"} & set(links.tags)
     assert not re.search(r"@import|url\(", text.split("</style>")[0])
     assert "digits &lt;&amp;&gt;" in text
-    assert "Some <code>code</code> &amp; <b>5</b> &lt; 6." in text
+    assert "<p>A cell is 1 &lt; 2.</p>" in text
+    assert "<p>A &lt;title&gt;</p>" in text
+    assert "<td>x &amp; y</td>" in text
+    assert "<tr><td>z</td><td><b>5</b></td></tr>" in text
+    assert "<p>A note.</p>" in text
 
 
 # In the page: says what can be seen of it. Around it: a window of that width (a browser's own has a least one).

@@ -11,15 +11,16 @@ import time
 import pytest
 import torch
 import yaml
-from helpers import DATA, process, torchrun, workers_of
+from helpers import DATA, ROOT, process, torchrun, workers_of
 
 from pndm import cli as main
+from pndm.config.files import alone
 from pndm.config.load import FOLDER, load_table
 from pndm.config.table import Table
 from pndm.model import checkpoint
-from pndm.runner.table import figures
-from pndm.runner.table import run as reproduce
-from pndm.runner.table.results import Row, markdown
+from pndm.runner.table import cells as made_of
+from pndm.runner.table import figures, report, tables
+from pndm.runner.table.results import Row
 
 TABLE = {
     "methods": ["DDIM", "F-PNDM", {"label": "PF 1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}],
@@ -69,7 +70,7 @@ def test_a_cell_is_the_sampling_run_with_its_settings(table, tiny, cli, undrawn,
     status, out, err = cli(*table(images=18, steps=[5], more=[]))
     assert status == 0
     assert "10 cells, 0 of them finished" in out
-    assert "left out, PF 1e-2: profile 'published' has fixed tolerances" in err
+    assert "left out, PF 1e-2: profile 'published' takes no options and has fixed tolerances" in err
     made = cells(tmp_path / "table")
     assert len(made) == 10
     for name, flags in {
@@ -81,10 +82,10 @@ def test_a_cell_is_the_sampling_run_with_its_settings(table, tiny, cli, undrawn,
         alone = json.loads((tmp_path / name / "result.json").read_text())
         for key in ("frechet", "nfe", "method", "steps", "profile", "seed", "fingerprint", "checkpoint", "world_size"):
             assert made[name][key] == alone[key], (name, key)
-        for i in range(reproduce.KEEP):
+        for i in range(made_of.KEEP):
             file = f"{i:06d}.png"
             assert (tmp_path / "table/cells" / name / file).read_bytes() == (tmp_path / name / file).read_bytes()
-        assert not (tmp_path / "table/cells" / name / f"{reproduce.KEEP:06d}.png").exists()
+        assert not (tmp_path / "table/cells" / name / f"{made_of.KEEP:06d}.png").exists()
 
 
 def test_only_what_is_missing_is_run(table, cli, undrawn, tmp_path):
@@ -103,6 +104,12 @@ def test_only_what_is_missing_is_run(table, cli, undrawn, tmp_path):
     cli(*flags, "--steps", "4")
     assert written(tmp_path / "table") == after
     assert len(json.loads((tmp_path / "table/cells.json").read_text())) == count
+
+
+def text_of(rows, flow=(), **keys):
+    """table.md of made-up rows."""
+    table = Table(**{"experiment": "", "methods": ["DDIM"], "images": 10} | keys)
+    return report.markdown("made up", tables.explanation(table, rows, flow), tables.tables_of(table, rows, flow))
 
 
 SMALL = {"methods": ["DDIM", "F-PNDM"], "profiles": ["exact"], "images": 40}
@@ -178,7 +185,7 @@ def test_profiles_are_compared_seed_by_seed(table, cli, undrawn, tmp_path):
         e["cell"]: e["record"]["frechet"]["value"] for e in json.loads((tmp_path / "table/cells.json").read_text())
     }
     apart = [entries[f"DDIM_5_published_seed{n}"] - entries[f"DDIM_5_exact_seed{n}"] for n in (0, 1)]
-    text = (tmp_path / "table/table.md").read_text().split("less `exact`")[1]
+    text = (tmp_path / "table/table.md").read_text().split("less exact")[1]
     assert f"{statistics.fmean(apart):+.4f} ± {statistics.stdev(apart):.4f} |" in text
 
 
@@ -188,10 +195,27 @@ def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
 
     rows = [row("DDIM", n, n, 10 / n) for n in (10, 100, 1000)]
     rows += [row("F-PNDM", n, n + 9, distance) for n, distance in ((5, 0.0106), (11, 0.0104), (20, 0.0099))]
-    text = markdown(Table(experiment="", methods=["DDIM"], images=10), "made up", rows)
+    text = text_of(rows)
     assert "5% above DDIM's in 1000 steps" in text
     line = next(line for line in text.split("The least calls")[1].splitlines() if line.startswith("| F-PNDM"))
-    assert [part.strip() for part in line.strip("|").split("|")] == ["F-PNDM", "11", "20", "0.0104 ± 0.0100", "50"]
+    assert [part.strip() for part in line.strip("|").split("|")] == [
+        "F-PNDM",
+        "11",
+        "20",
+        "0.0104 ± 0.0100",
+        "50 times fewer",
+    ]
+
+
+def test_more_calls_are_called_more():
+    def row(label, steps, distance):
+        return Row(label, "exact", steps, steps, steps, 1, 10, distance, None, 0.01, 1.0, 5, "FID", {0: distance})
+
+    rows = [row("DDIM", 10, 1.0), row("DDIM", 50, 0.5), row("Heun", 50, 0.5), row("slow", 200, 0.4)]
+    lines = text_of(rows).split("The least calls")[1].splitlines()
+    found = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in lines if " | " in line}
+    assert found["Heun"] == "as many"
+    assert found["slow"] == "4 times more"
 
 
 def test_the_best_is_bold_and_what_the_seeds_cannot_tell_from_it_is_named():
@@ -202,7 +226,7 @@ def test_the_best_is_bold_and_what_the_seeds_cannot_tell_from_it_is_named():
 
     rows = [row("DDIM", 5, 0.5, 0.6, 0.7), row("FON", 5, 0.2, 0.3, 0.4), row("Heun", 5, 0.19, 0.31, 0.41)]
     rows += [row("DDPM", 5, 0.21, 0.31, 0.41), row("DDIM", 10, 0.1, 0.1, 0.1), row("FON", 10, 0.2, 0.2, 0.2)]
-    text = markdown(Table(experiment="", methods=["DDIM"], images=10, nfe=[5, 10]), "made up", rows)
+    text = text_of(rows, nfe=[5, 10])
     assert "| FON | **0.3000 ± 0.1000** | 0.2000 ± 0.0000 |" in text
     assert "| DDIM | 0.6000 ± 0.1000 | **0.1000 ± 0.0000** |" in text
     # Heun is worse by 0.003 ± 0.007; DDPM by 0.01 with every seed, though its deviation is ten times that.
@@ -230,7 +254,7 @@ def test_distances_to_the_flow_stand_in_the_table():
     ]
     flow += [{"label": "DDIM", "budget": 9, "rms": 0.05, "images": 8}]
     row = Row("DDIM", "exact", 5, 5, 5, 1, 10, 0.5, None, 0.01, 1.0, 5, "FID", {0: 0.5})
-    text = markdown(Table(experiment="", methods=["DDIM"], images=10), "made up", [row], flow)
+    text = text_of([row], flow)
     assert "| DDIM | 0.2 | **0.05** |\n| FON | **0.1** |  |" in text.split("Distance to the exact flow")[1]
 
 
@@ -261,7 +285,7 @@ def test_bundled_tables_hold_the_papers_values_as_they_were_read_and_no_others()
         assert said == known["fid"], name
         assert table.paper.seconds_per_step == known.get("seconds_per_step", {})
         assert table.experiment == known.get("config", table.experiment)
-        found, _ = reproduce.cells_of(table, path, {})
+        found, _ = made_of.cells_of(table, path, {})
         assert len({cell.name for cell in found}) == len(found)
         assert all(cell.experiment.Sample.total_num == table.images for cell in found)
 
@@ -310,6 +334,24 @@ def test_a_folder_with_another_table_is_refused(table, cli, undrawn, tmp_path, f
     assert {path: path.read_bytes() for path in (tmp_path / "table").rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_that_another_run_works_in_is_refused(table, cli, undrawn, tmp_path):
+    flags = table(methods=["DDIM"], seeds=1)
+    (tmp_path / "table").mkdir()
+    with alone(tmp_path / "table", "image_path"):
+        status, _, err = cli(*flags)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--image_path: another run is at work in" in err
+    assert not list((tmp_path / "table").iterdir())
+    assert cli(*flags)[0] == 0
+
+
+def test_the_page_names_the_command_that_made_it(table, cli, tmp_path):
+    cli(*table(methods=["DDIM"], seeds=1, more=[], images=2), "--set", "Sample.batch_size=2", "--steps", "4")
+    page = (tmp_path / "table/report.html").read_text(encoding="utf-8")
+    assert "--set Sample.batch_size=2 --steps 4</dd>" in page
+    assert "<dt>written</dt><dd>20" in page
+
+
 def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
     """A key that was added since, with a default that means what was done before, makes no cell another."""
     flags = table(methods=["DDIM"], seeds=1)
@@ -322,6 +364,17 @@ def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
     before = written(tmp_path / "table")
     assert cli(*flags)[0] == 0
     assert written(tmp_path / "table") == before
+
+
+def test_the_plan_in_docs_is_the_output_of_its_command(cli):
+    flags = ["--method", "F-PNDM", "--sample_speed", "10"]
+    status, out, _ = cli("--runner", "plan", *flags, "--device", "cpu")
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    assert status == 0
+    assert f"    python main.py --runner plan {' '.join(flags)}\n" in page
+    plan = out.partition("time  ")[0].splitlines()
+    assert len(plan) == 14
+    assert "".join(f"    {line}\n" for line in plan) in page
 
 
 @pytest.mark.parametrize(
@@ -366,11 +419,13 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"methods": ["DDIM", {"method": "DDIM", "eta": 0.5}]}, "two methods are called DDIM"),
         ({"methods": ["DDIM", {"label": "DDIM*", "method": "FON"}]}, "DDIM and DDIM* would share folders"),
         ({"methods": [{"label": "PF", "method": "DDIM"}, {"label": "PF_4", "method": "PF"}]}, "would share folders"),
-        ({"methods": [{"method": "DDIM", "times": [999, -1]}]}, "DDIM: times is not a method's"),
-        ({"sample": {"seed": 3}}, "DDIM: seed is not a method's"),
-        ({"methods": [{"method": "DDIM", "label": "$DDIM"}]}, "label '$DDIM': it is printable, without | $"),
+        ({"methods": [{"method": "DDIM", "times": [999, -1]}]}, "DDIM: times is not a key of a method"),
+        ({"methods": [{}]}, "methods"),
+        ({"methods": [{"eta": 0.5}]}, "methods: an entry has neither `method` nor `label`"),
+        ({"sample": {"seed": 3}}, "DDIM: seed is not a key of a method"),
+        ({"methods": [{"method": "DDIM", "label": "$DDIM"}]}, "label '$DDIM': it must be printable, without | $"),
         ({"methods": [{"method": "DDIM", 3: 4}]}, "DDIM: keys of Sample are words"),
-        ({"sample": {"batch_size": "auto"}}, "batch_size auto is for --runner sample"),
+        ({"sample": {"batch_size": "auto"}}, "batch_size auto does not go with a table"),
         ({"nfe": [5]}, "steps and nfe exclude each other in a table"),
         ({"methods": ["DDIM"], "steps": [], "more": []}, "there is nothing to run (no steps are given)"),
         (

@@ -1,0 +1,216 @@
+"""The tables that are made of rows, and the words that explain them; `report` writes both as Markdown and HTML."""
+
+import statistics
+from dataclasses import dataclass
+
+from pndm.runner.solver.published import PROFILES
+from pndm.runner.table.results import best, nearest
+
+CLOSE = 1.05  # a distance is as good as another up to this factor
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table. body: rows of texts. bold: (row, column) of the entries that stand out. notes: sentences below it."""
+
+    title: str
+    head: list
+    body: list
+    bold: frozenset = frozenset()
+    notes: tuple = ()
+
+
+def tables_of(table, rows, flow=()):
+    """The `ResultTable`s of a table's `Row`s, those without lines left out.
+
+    table: the `Table`. flow: distances to the exact flow, dicts with label, budget, rms, images.
+    """
+    unit = "network calls" if table.nfe else "steps"
+    found = []
+    for profile in dict.fromkeys(row.profile for row in rows):
+        mine = [row for row in rows if row.profile == profile]
+        found += [_distances(mine, profile, unit, budgets_of(rows)), _adaptive(mine, profile)]
+    found += [_beside_the_paper(table.paper, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
+    found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_less_exact(rows)]
+    return [made for made in found if made.body]
+
+
+def explanation(table, rows, flow=()):
+    """What the words in the tables mean: paragraphs."""
+    called = next((row.called for row in rows if row.called), "No distance was measured")
+    spread = "standard error of its images"
+    if any(row.seeds > 1 for row in rows):
+        spread = f"standard deviation over the seeds; with one seed it is the {spread}"
+    profiles = {
+        "exact": "exact is what the paper says",
+        "published": "published is what the released code does, quirks included (docs/methods.md lists them)",
+    }
+    said = [profiles[name] for name in dict.fromkeys(row.profile for row in rows)]
+    lines = [
+        f"{called}, {rows[0].images:,} images a cell. A cell is one sampling run: one method, number of steps, profile "
+        "and seed. A network call is one evaluation of ε for one image; calls are counted for each image. The profile "
+        f"says which formulas are used: {'; '.join(said)}.",
+        f"± is the {spread}. Bold: the least of its column.",
+    ]
+    if any(row.nfe < (row.budget or 0) for row in rows) and table.nfe:
+        lines.append(
+            "Some methods cannot make exactly the number of calls at the head of a column. The calls that they make "
+            "stand in brackets. A run that fits several columns stands in the first."
+        )
+    if flow:
+        lines.append(
+            "The exact flow is the solution of the probability flow equation from the same noise: the image that a "
+            "method makes with ever more steps."
+        )
+    return lines
+
+
+def budgets_of(rows):
+    """The numbers of steps, or calls, of the rows, rising."""
+    return sorted({row.budget for row in rows if row.budget})
+
+
+def value(row):
+    """A row's distance and spread as text; "" for none."""
+    if row is None or row.distance is None:
+        return ""
+    digits = 2 if row.distance >= 1 else 4
+    spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
+    return f"{row.distance:.{digits}f}{spread}"
+
+
+def crossed(title, entries, labels, budgets, least=()):
+    """A `ResultTable`, labels down and budgets across. entries: (label, budget) → text. least: the keys in bold."""
+    body, bold = [], set()
+    for i, label in enumerate(labels):
+        body.append([label, *(entries.get((label, budget), "") for budget in budgets)])
+        bold |= {(i, j) for j, budget in enumerate(budgets, 1) if (label, budget) in least}
+    return ResultTable(title, ["method", *map(str, budgets)], body, frozenset(bold))
+
+
+def _distances(rows, profile, unit, budgets):
+    rows = [row for row in rows if row.budget]
+    labels = list(dict.fromkeys(row.label for row in rows))
+    entries = {}
+    for row in rows:
+        fewer = f" ({row.nfe:g})" if unit == "network calls" and row.nfe < row.budget else ""
+        entries[row.label, row.budget] = value(row) + fewer
+    least = {(row.label, budget) for budget, row in best(rows).items()} if len(labels) > 1 else ()
+    return crossed(f"Profile {profile}, by {unit}:", entries, labels, budgets, least)
+
+
+def _adaptive(rows, profile):
+    body = [[row.label, f"{row.nfe:.1f}", value(row)] for row in rows if not row.budget]
+    return ResultTable(f"Profile {profile}, adaptive steps:", ["method", "network calls", "distance"], body)
+
+
+def _beside_the_paper(paper, rows):
+    """Our distances beside the paper's, where those are known."""
+    title = "Beside the paper's distances, where they are known; basis: how they are known:"
+    head = ["method", "profile", "steps", "network calls", "ours", "paper", "basis", "difference"]
+    body = []
+    for row in rows if paper.fid else ():
+        known = paper.fid.get(row.label, {}).get(row.steps) if row.called else None
+        theirs = [f"{known.value}", known.basis, f"{row.distance - known.value:+.2f}"] if known else ["", "", ""]
+        body.append([row.label, row.profile, str(row.steps or "adaptive"), f"{row.nfe:.4g}", value(row), *theirs])
+    notes = [
+        f"The paper's best of {label}, at a number of steps not known here: {values['best'].value} "
+        f"({values['best'].basis})."
+        for label, values in paper.fid.items()
+        if "best" in values
+    ]
+    return ResultTable(title, head, body, notes=tuple(notes))
+
+
+def _seconds(paper, rows):
+    timed = [row for row in rows if row.steps == 50 and row.label in paper.seconds_per_step]
+    title = "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):"
+    body = [
+        [row.label, row.profile, str(row.batch), f"{row.seconds_per_step:.3f}", f"{paper.seconds_per_step[row.label]}"]
+        for row in timed
+    ]
+    return ResultTable(title, ["method", "profile", "batch", "ours", "paper"], body)
+
+
+def _to_the_flow(flow, unit):
+    images = f"{flow[0]['images']} images" if flow else ""
+    title = f"Distance to the exact flow, profile exact, by {unit}: root mean square over {images} in [−1, 1]:"
+    entries = {(entry["label"], entry["budget"]): f"{entry['rms']:.2g}" for entry in flow}
+    least = {(entry["label"], budget) for budget, entry in nearest(flow).items()}
+    labels = dict.fromkeys(entry["label"] for entry in flow)
+    return crossed(title, entries, labels, sorted({entry["budget"] for entry in flow}), least)
+
+
+def _as_good_as_the_best(rows, unit):
+    """For each budget the best, and the methods that cannot be told from it."""
+    body = []
+    for budget, least in sorted(best(rows).items()):
+        others = [row for row in rows if (row.budget, row.profile) == (budget, least.profile) and row is not least]
+        others = sorted((row for row in others if row.distance is not None), key=lambda row: row.distance)
+        equal = ", ".join(row.label for row in others if _as_good(row, least))
+        if others:
+            body.append([str(budget), least.label, value(least), equal or "none"])
+    title = (
+        f"The best by {unit}, profile {rows[0].profile}. As good: from the same noise the method is worse by at most "
+        "two standard errors of the difference over the seeds; with one seed, by at most the error of the best:"
+    )
+    return ResultTable(title, [unit, "best", "distance", "as good"], body)
+
+
+def _as_good(row, least):
+    """Whether a row is not worse than the best as far as can be told; seed by seed where they share two or more."""
+    seeds = row.by_seed.keys() & least.by_seed.keys()
+    worse = [row.by_seed[seed] - least.by_seed[seed] for seed in seeds]
+    if len(worse) < 2:
+        return row.distance - least.distance <= (least.spread or 0)
+    return statistics.fmean(worse) <= 2 * statistics.stdev(worse) / len(worse) ** 0.5
+
+
+def _as_good_as_the_first(rows):
+    """The fewest calls in which each method comes close to the first method in its most steps."""
+    head = ["method", "steps", "network calls", "distance", "network calls beside it"]
+    mine = [row for row in rows if row.called and row.profile == rows[0].profile]
+    first = [row for row in mine if row.label == rows[0].label and row.steps]
+    if len(first) < 2:
+        return ResultTable("", head, [])
+    target = max(first, key=lambda row: row.steps)
+    body = []
+    for label in dict.fromkeys(row.label for row in mine):
+        able = [row for row in mine if row.label == label and _close(row, target)]
+        least = min(able, key=lambda row: row.nfe, default=target)
+        if least is not target:
+            steps = str(least.steps or "adaptive")
+            body.append([label, steps, f"{least.nfe:.4g}", value(least), _beside(least.nfe, target.nfe)])
+    title = (
+        f"The least calls for a distance at most {CLOSE - 1:.0%} above {target.label}'s in {target.steps} steps "
+        f"from the same noise, {value(target)}, profile {target.profile}:"
+    )
+    return ResultTable(title, head, body)
+
+
+def _close(row, target):
+    """Whether the row's distances are at most `CLOSE` times the target's, over the seeds that both have."""
+    seeds = row.by_seed.keys() & target.by_seed.keys()
+    return bool(seeds) and sum(row.by_seed[seed] - CLOSE * target.by_seed[seed] for seed in seeds) <= 0
+
+
+def _beside(calls, others):
+    """Two numbers of calls compared, in words."""
+    if calls == others:
+        return "as many"
+    return f"{others / calls:.2g} times fewer" if calls < others else f"{calls / others:.2g} times more"
+
+
+def _published_less_exact(rows):
+    """Differences of the two profiles from the same noise, seed by seed."""
+    exact, published = ({(row.label, row.budget): row for row in rows if row.profile == name} for name in PROFILES)
+    entries = {}
+    for key in exact:
+        if key in published and key[1]:
+            mine, theirs = exact[key].by_seed, published[key].by_seed
+            values = [theirs[seed] - mine[seed] for seed in mine if seed in theirs]
+            deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            entries[key] = f"{statistics.fmean(values):+.4f}{deviation}" if values else ""
+    title = "Profile published less exact from the same noise, by steps; ± is the standard deviation over the seeds:"
+    labels = dict.fromkeys(label for label, _ in entries)
+    return crossed(title, entries, labels, sorted({budget for _, budget in entries}))
