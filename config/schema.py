@@ -209,35 +209,22 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _consistent(self):
         model, data, sample = self.Model, self.Dataset, self.Sample
-        size = getattr(model, "image_size", data.image_size)
-        if size != data.image_size:
-            raise Contradiction(
-                f"Model.image_size {size} is not Dataset.image_size {data.image_size}",
-                "Model.image_size", "Dataset.image_size",
-            )  # fmt: skip
-        name = "in_channels" if hasattr(model, "in_channels") else "num_channels"
-        if getattr(model, name) != data.channels:
-            raise Contradiction(
-                f"Model.{name} {getattr(model, name)} is not Dataset.channels {data.channels}",
-                f"Model.{name}", "Dataset.channels",
-            )  # fmt: skip
-        if sample.sample_speed > self.Schedule.diffusion_step:
-            raise Contradiction(
-                f"Sample.sample_speed {sample.sample_speed} is above Schedule.diffusion_step "
-                f"{self.Schedule.diffusion_step}",
-                "Sample.sample_speed", "Schedule.diffusion_step",
-            )  # fmt: skip
+        channels = "in_channels" if hasattr(model, "in_channels") else "num_channels"
+        for ours, theirs in (("image_size", "image_size"), (channels, "channels")):
+            value, wanted = getattr(model, ours, None), getattr(data, theirs)
+            if value not in (None, wanted):
+                ours, theirs = f"Model.{ours}", f"Dataset.{theirs}"
+                raise Contradiction(f"{ours} {value} is not {theirs} {wanted}", ours, theirs)
+        if sample.sample_speed > (total := self.Schedule.diffusion_step):
+            message = f"Sample.sample_speed {sample.sample_speed} is above Schedule.diffusion_step {total}"
+            raise Contradiction(message, "Sample.sample_speed", "Schedule.diffusion_step")
         halvings = len(getattr(model, "channel_mult", [1])) - 1  # of a model that does not know its image size
         if data.image_size % 2**halvings:
-            raise Contradiction(
-                f"Dataset.image_size {data.image_size} cannot be halved {halvings} times",
-                "Dataset.image_size", "Model.channel_mult",
-            )  # fmt: skip
+            message = f"Dataset.image_size {data.image_size} cannot be halved {halvings} times"
+            raise Contradiction(message, "Dataset.image_size", "Model.channel_mult")
         if (sample.clip or sample.threshold is not None) and not data.rescaled:
-            raise Contradiction(
-                "Sample.clip and Sample.threshold need images in [−1, 1], so Dataset.rescaled",
-                "Sample.clip", "Sample.threshold", "Dataset.rescaled",
-            )  # fmt: skip
+            message = "Sample.clip and Sample.threshold need images in [−1, 1], so Dataset.rescaled"
+            raise Contradiction(message, "Sample.clip", "Sample.threshold", "Dataset.rescaled")
         return self
 
 
