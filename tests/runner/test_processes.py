@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -164,7 +165,11 @@ def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, t
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     command = [sys.executable, str(ROOT / "main.py"), *map(str, tiny.flags(tmp_path / "run", "--timeout", 0.1))]
     run = subprocess.Popen(command, env=os.environ | place, stderr=subprocess.PIPE, text=True)
-    silent = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+    while run.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.05)
+    silent = dist.TCPStore("127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=5))
     err = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode == 2
     assert err.splitlines()[-1].startswith("main.py: another process did not answer (")
