@@ -2,8 +2,8 @@
 
     python tools/results.py temp/reproduce/digits docs/results-digits.md
 
-Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, all cells in cells.csv. Figures that
-the table no longer has are deleted.
+Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, all cells in cells.csv. Figures
+that the table no longer has are deleted.
 """
 
 import argparse
