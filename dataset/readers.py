@@ -1,9 +1,7 @@
 """Readers of the datasets' own files, with the recipes of the paper's released code."""
 
-import contextlib
 import gzip
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,6 +14,8 @@ import torch
 from PIL import Image
 
 from pndm.config.errors import InputError
+from pndm.dataset.database import Database
+from pndm.dataset.download import filled
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DEFAULT = Path("temp/dataset")
@@ -106,7 +106,7 @@ def cifar10(section):
 
     root = _root(section)
     try:
-        with _filled(root):
+        with filled(root):
             data = CIFAR10(root, train=True, download=not (root / CIFAR10.base_folder).exists()).data
     except (OSError, RuntimeError) as error:
         raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
@@ -125,7 +125,7 @@ def fashion(section):
     folders = [root, root / "FashionMNIST" / "raw", *([] if section.path else [DEBIAN])]
     if not (file := _idx_file(folders)):
         try:
-            with _filled(root / "FashionMNIST" / "raw"):
+            with filled(root / "FashionMNIST" / "raw"):
                 FashionMNIST(root, train=True, download=True)
         except (OSError, RuntimeError) as error:
             raise _missing(section, "train-images-idx3-ubyte.gz, from github.com/zalandoresearch", error) from None
@@ -156,7 +156,9 @@ def lsun(section):
     if not section.category:
         raise InputError("Dataset.category: LSUN needs one, bedroom or church_outdoor, say")
     name = f"{section.category}_train_lmdb"
-    database = Database.at(section, _root(section) / name, f"{name}/data.mdb, from github.com/fyu/lsun")
+    if not (_root(section) / name / "data.mdb").is_file():
+        raise _missing(section, f"{name}/data.mdb, from github.com/fyu/lsun")
+    database = Database.at(_root(section) / name)
     recipe = Recipe(section.channels, None, section.image_size)
     with database.begin() as transaction:
         keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
@@ -174,7 +176,7 @@ def ffhq(section):
                 section, "the images in any subfolders, or data.mdb of an LMDB, from github.com/NVlabs/ffhq-dataset"
             )
         return Images(files, recipe.open, record | recipe.record)
-    database = Database.at(section, root, "data.mdb")
+    database = Database.at(root)
     with database.begin() as transaction:
         count = int(transaction.get(b"length") or 0)
     keys = np.array([f"{section.image_size}-{i:05d}".encode() for i in range(count)])
@@ -233,58 +235,6 @@ def array(path):
     return Images(images, _from_array, {"dataset": "FILE", "path": str(path), "split": None} | Recipe().record)
 
 
-@dataclass(frozen=True)
-class Database:
-    """Encoded images in an LMDB."""
-
-    path: Path
-
-    @classmethod
-    def at(cls, section, path, files):
-        """The one at `path`. Raises InputError, naming the files that belong there, when it cannot be opened."""
-        if not (path / "data.mdb").exists():
-            raise _missing(section, files)
-        try:
-            import lmdb
-        except ImportError:
-            raise InputError(f"Dataset.dataset {section.dataset}: {path} is read by lmdb; pip install lmdb") from None
-        try:
-            cls(path).begin().abort()
-        except lmdb.Error as error:
-            raise InputError(f"{path}: not a readable LMDB ({error})") from None
-        return cls(path)
-
-    def begin(self):
-        import lmdb
-
-        path = str(self.path.resolve())
-        if path not in _ENVIRONMENTS:
-            _ENVIRONMENTS[path] = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
-        return _ENVIRONMENTS[path].begin()
-
-    def read(self, recipe, key):
-        key = bytes(key)
-        with self.begin() as transaction:
-            encoded = transaction.get(key)
-        name = f"{self.path}, key {key.decode(errors='replace')}"
-        if encoded is None:
-            raise InputError(f"{name}: not in this database")
-        return recipe.decode(encoded, name)
-
-
-_ENVIRONMENTS = {}  # path → LMDB; one may be open once in a process
-
-
-def close_databases():
-    """Close every LMDB; what reads next opens it again. None may cross a fork, so this comes before each."""
-    while _ENVIRONMENTS:
-        _ENVIRONMENTS.popitem()[1].close()
-
-
-if hasattr(os, "register_at_fork"):  # where there are forks
-    os.register_at_fork(before=close_databases)
-
-
 def _idx_file(folders):
     """The first file of Fashion-MNIST's training images in `folders`, or None."""
     names = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
@@ -310,40 +260,6 @@ def _open_in(folder, recipe, name):
 
 def _from_array(image):
     return torch.from_numpy(np.array(image.transpose(2, 0, 1)))  # a copy, since a file's own array is read-only
-
-
-@contextlib.contextmanager
-def _filled(folder):
-    """While inside, a dataset is downloaded to a folder, by one process and in silence.
-
-    After an error, the folders made for it are removed, unless something is in them.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with _alone(folder), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _alone(folder):
-    """While inside, no other process that asks is in there; where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _root(section):

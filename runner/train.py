@@ -11,6 +11,7 @@ alone: `batches` says why. `checkpoints` says what is in the folder, beside Tens
 import contextlib
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -88,6 +89,9 @@ class Trainer:
             self.folder.load(experiment, self._take)
         self.parallel = torch.compile(self.network, dynamic=False) if train.compile else self.network
         if team.size > 1:
+            warnings.filterwarnings(
+                "ignore", "Grad strides do not match"
+            )  # of 1×1 convolutions, where any stride will do
             self.parallel = DistributedDataParallel(self.parallel)
         self.alphas = torch.from_numpy(self.schedule.alphas_cumprod).float().to(self.device)
         self.meter = Meter(self.schedule.diffusion_step, self.device)

@@ -1,7 +1,9 @@
 """Datasets read from stand-ins in their true on-disk formats, by the true readers."""
 
 import builtins
+import gzip
 import hashlib
+import os
 import pickle
 import threading
 import time
@@ -18,8 +20,10 @@ from torchvision import transforms
 
 from pndm.config.errors import InputError
 from pndm.config.schema import DatasetSection
-from pndm.dataset import batches, open_dataset
-from pndm.dataset.readers import Recipe, _alone, array, close_databases, plain_folder
+from pndm.dataset import batches, count_images, open_dataset
+from pndm.dataset.database import close_databases
+from pndm.dataset.download import alone
+from pndm.dataset.readers import Recipe, array, plain_folder
 
 
 def section(name, path, size, channels=3, **more):
@@ -107,11 +111,11 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path):
     order = []
 
     def second():
-        with _alone(tmp_path / "new"):
+        with alone(tmp_path / "new"):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with _alone(tmp_path / "new"):
+    with alone(tmp_path / "new"):
         thread.start()
         thread.join(0.2)
         order.append("first")
@@ -152,6 +156,63 @@ def test_cifar10_is_fetched_only_when_it_is_not_there(tmp_path, monkeypatch):
     ):
         open_dataset(section("CIFAR10", tmp_path / "nowhere", 32))
     assert asked and not (tmp_path / "nowhere").exists()
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """The images of an IDX file, and the file, compressed, as Debian has it."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+    content = np.array([2051, 7, 28, 28], ">i4").tobytes() + images.tobytes()
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    return tmp_path, images, content
+
+
+def test_fashion(fashion, tmp_path):
+    path, images, content = fashion
+    (tmp_path / "b/FashionMNIST/raw").mkdir(parents=True)
+    (tmp_path / "b/FashionMNIST/raw/train-images-idx3-ubyte").write_bytes(content)  # as torchvision leaves it
+    for folder in (path, tmp_path / "b"):
+        read = open_dataset(section("FASHION", folder, 28, channels=1))
+        assert len(read) == 7 and np.array_equal(torch.stack([read[i] for i in range(7)])[:, 0].numpy(), images)
+    assert read.record["dataset"] == "FASHION"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda content: gzip.compress(content)[:-50], "not readable as images"),
+        (lambda content: content, "not readable as images"),
+        (lambda content: gzip.compress(content[:-1]), "not readable as images"),
+        (lambda content: gzip.compress(b"\0\0\x08\x01" + content[4:]), "it begins with 2049, not 2051"),
+    ],
+)
+def test_fashion_damaged(fashion, change, what):
+    path, _, content = fashion
+    (path / "train-images-idx3-ubyte.gz").write_bytes(change(content))
+    with pytest.raises(InputError, match=what):
+        open_dataset(section("FASHION", path, 28, channels=1))
+
+
+@pytest.mark.parametrize(("name", "size"), [("FASHION", 28), ("CIFAR10", 32)])
+def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, name, size):
+    def download(*args, **options):
+        raise urllib.error.URLError("offline")
+
+    for module in (torchvision.datasets.cifar, torchvision.datasets.mnist):
+        monkeypatch.setattr(module, "download_and_extract_archive", download)
+    nowhere = section(name, tmp_path / "a/b", size, channels=1 if name == "FASHION" else 3)
+    with pytest.raises(InputError, match=f"{name}: its files are not in"):
+        open_dataset(nowhere)
+    assert not (tmp_path / "a").exists()
+    assert count_images(nowhere) in (50_000, 60_000)
+
+
+def test_only_regular_files_are_images(tmp_path):
+    picture(0, 8, 8, 1).save(tmp_path / "000001.png")
+    os.mkfifo(tmp_path / "000009.png")
+    assert len(plain_folder(tmp_path)) == 1
+    (tmp_path / "run.json").write_text("{}")
+    assert len(plain_folder(tmp_path)) == 1
 
 
 def test_celeba_is_cropped_as_the_released_code_does(celeba):

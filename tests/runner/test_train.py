@@ -12,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.ema import EMA
+from pndm.runner import train
 from pndm.runner.batches import augment, draw, image_order
+from pndm.runner.checkpoints import TrainFolder
+from pndm.runner.preview import Preview
 from pndm.runner.processes import Processes
 from pndm.runner.train import Trainer
+from pndm.runner.trainlog import Meter
 
 SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
 
@@ -328,7 +333,116 @@ def test_being_told_to_stop_leaves_a_checkpoint_of_the_step_under_way(tiny, stra
     run.send_signal(signal.SIGTERM)
     err = run.communicate()[1]
     assert run.returncode == 130
-    assert err.startswith("main.py: interrupted")
+    assert err.splitlines()[-1].startswith("main.py: interrupted")
     assert 1 <= state(tmp_path)["step"] < 12
     assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
     assert_same(state(tmp_path)["optimizer"], state(straight)["optimizer"])
+
+
+def test_learning_rate_falls_to_zero_over_the_last_share(tiny, tmp_path):
+    run = trainer(tiny, tmp_path, Train_steps=8, Train_warmup=0, Optim_decay=0.5, Optim_lr=0.1)
+    rates = []
+    for _ in range(8):
+        loss_of(run)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+def test_large_times_weigh_by_their_noise_up_to_the_largest_weight(tiny, tmp_path, monkeypatch):
+    """With a network that answers zero, every time's loss is its weight times Σε², which is 64 on average."""
+    run = trainer(tiny, tmp_path, Train_loss_weight=20)
+    forward = run.network.forward
+    monkeypatch.setattr(run.network, "forward", lambda x, t: forward(x, t) * 0)
+    t = draw(run.images[:64], run.experiment.Dataset, 0, 0, range(64), 1000).t
+    weights = np.minimum(1 / run.schedule.alphas_cumprod[t.numpy()], 20)
+    assert loss_of(run) == pytest.approx(64 * weights.mean(), rel=0.1)
+
+
+def test_a_process_draws_its_own_part_of_the_batch(tiny, tmp_path):
+    section = experiment(tiny, Dataset_random_flip=True, Dataset_uniform_dequantization=True).Dataset
+    images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)
+    whole = draw(images, section, 3, 7, range(64), 1000)
+    part = draw(images[20:40], section, 3, 7, range(20, 40), 1000)
+    assert all(torch.equal(a[20:40], b) for a, b in zip(whole, part, strict=True))
+    assert not torch.equal(whole.eps, draw(images, section, 3, 8, range(64), 1000).eps)
+
+
+def test_errors_are_logged_by_ranges_of_t(straight):
+    tags = EventAccumulator(str(straight)).Reload().Tags()["scalars"]
+    ranges = ["0-99", "100-399", "400-699", "700-899", "900-999"]
+    assert {f"{kind}_by_t/{t}" for kind in ("error", "mean_error") for t in ranges} <= set(tags)
+    assert "images_per_second" in tags
+
+
+def test_the_meter_sorts_errors_by_t(tiny, tmp_path):
+    meter = Meter(1000, torch.device("cpu"))
+    error = torch.tensor([1.0, 1.0, -3.0])[:, None, None, None].expand(3, 1, 2, 2)
+    meter.add(torch.tensor([0, 99, 999]), error, torch.tensor(7.0))
+    loss, ranges = meter.result(Processes(torch.device("cpu")))
+    assert loss == 7
+    assert ranges == {"0-99": (1.0, 1.0), "900-999": (9.0, 3.0)}
+    assert meter.result(Processes(torch.device("cpu"))) == (0, {})
+
+
+def test_the_number_of_steps_can_be_given(tiny, cli, tmp_path):
+    assert cli(*flags(tiny, tmp_path, 4, "--set", "Train.steps=2"))[0] == 0
+    assert state(tmp_path)["step"] == 2
+
+
+def test_a_run_ends_after_its_minutes_and_can_continue(tiny, straight, cli, tmp_path):
+    given = {"Train_epoch": 4, "Dataset_batch_size": 599, "Train_sample_interval": 5}
+    train.run(experiment(tiny, **given), torch.device("cpu"), tmp_path, minutes=1e-6)
+    assert state(tmp_path)["step"] == 1
+    assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
+    assert_same(state(tmp_path)["model"], state(straight)["model"])
+
+
+def test_two_runs_in_one_folder_are_refused(tiny, cli, tmp_path):
+    with TrainFolder(tmp_path):
+        status, _, err = cli(*flags(tiny, tmp_path, 1))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "another process trains in this folder" in err
+    assert cli(*flags(tiny, tmp_path, 1))[0] == 0
+
+
+def test_a_failed_run_leaves_nothing(tiny, cli, tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert cli(*flags(tiny, folder, 4, "--set", "Optim.lr=1e30", "--set", "Train.log_interval=1"))[0] == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_being_told_to_stop_is_heard_at_the_next_network_call(tiny):
+    calls = []
+
+    def stopped():
+        calls.append(1)
+        return len(calls) > 3
+
+    preview = Preview(experiment(tiny, Train_distance_num=20), Processes(torch.device("cpu")), stopped)
+    assert preview.grid(tiny.network) is None
+    assert len(calls) == 4
+    assert preview.distance(tiny.network) is None
+    assert len(calls) == 5
+
+
+def test_a_broken_image_is_one_line_whoever_reads_it(tiny, cli, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "5.png").write_bytes(b"no image")
+    data = ["--set", "Dataset.dataset=FOLDER", "--set", f"Dataset.path={tmp_path / 'images'}", "--batch_size", "4"]
+    for workers in (0, 2):
+        more = [*data, "--set", f"Dataset.num_workers={workers}"]
+        status, _, err = cli(*flags(tiny, tmp_path / "run", 1), *more)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "5.png: not a readable image" in err
+        assert "Traceback" not in err
+
+
+def test_a_checkpoint_without_a_newer_key_can_be_continued(tiny, straight, cli, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    old = state(straight)
+    del old["experiment"]["Train"]["loss_weight"], old["experiment"]["Optim"]["decay"]
+    torch.save(old, newest(tmp_path / "run"))
+    assert cli(*flags(tiny, tmp_path / "run", 5, "--restart"))[0] == 0
+    assert state(tmp_path / "run")["step"] == 15
