@@ -44,6 +44,7 @@ OWN = {
     "image_path": "sample reproduce",
     "train_path": "train",
     "restart": "train",
+    "minutes": "train",
     "timeout": "sample reproduce train",
     "plan": "sample reproduce train",
     "table": "reproduce",
@@ -121,6 +122,7 @@ def parser() -> Parser:
     add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
+    add("--minutes", type=minutes, metavar="M", help="train: stop after M minutes, with a checkpoint")
     add("--timeout", type=minutes, metavar="M", help="minutes that one process waits for another (default 30)")
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--table", metavar="NAME", help="reproduce: a table of config/tables, or a path (default digits)")
@@ -282,7 +284,7 @@ def dispatch(args: Arguments) -> int:
         from pndm.runner import train
 
         folder = args.train_path or "temp/train"
-        train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout)
+        train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout, args.minutes)
     return 0
 
 

@@ -104,8 +104,9 @@ def complete(sampler, folder, measurement=None, progress=None):
         measurement.gather(team)
     if not team.first:
         return None
-    target.save_grid(min(kept(s), GRID))
-    record = sampler.record(calls, made, seconds, measurement)
+    with team.at_work():
+        target.save_grid(min(kept(s), GRID))
+        record = sampler.record(calls, made, seconds, measurement)
     save_json(folder / "result.json", record)
     return record
 
