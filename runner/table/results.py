@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from pndm.config.files import aside
-from pndm.runner.measure.fid import name_of
+from pndm.runner.measure.measurement import name_of
 from pndm.runner.solver.published import PROFILES
 
 CLOSE = 1.05  # a distance no larger than this times another counts as one like it
