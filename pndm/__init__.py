@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pndm.config.load import load as load_experiment
     from pndm.model import load_model
     from pndm.pipeline import PipelineOutput, PNDMPipeline
-    from pndm.runner.measure.statistics import frechet_distance
+    from pndm.runner.measure.distance import frechet_distance
     from pndm.runner.solver.events import Draw, Method, NotFinite, Query, Step
     from pndm.runner.solver.methods import METHODS
     from pndm.runner.solver.multistep import Multistep
@@ -48,7 +48,7 @@ _PLACES = {
     "Singlestep": ("pndm.runner.solver.singlestep", "Singlestep"),
     "State": ("pndm.runner.solver.solve", "State"),
     "Step": ("pndm.runner.solver.events", "Step"),
-    "frechet_distance": ("pndm.runner.measure.statistics", "frechet_distance"),
+    "frechet_distance": ("pndm.runner.measure.distance", "frechet_distance"),
     "load_experiment": ("pndm.config.load", "load"),
     "load_model": ("pndm.model", "load_model"),
     "solve": ("pndm.runner.solver.solve", "solve"),

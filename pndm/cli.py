@@ -244,11 +244,11 @@ def distance(args: Arguments, resolved: Any) -> None:
     from pndm.runner.measure import fid
 
     settings = resolved.Sample
-    features = settings.features if args.features or (args.runner == "stats" and not args.paths) else "inception"
+    features = settings.features if args.features or (args.runner == "stats" and not args.paths) else None
     if features == "none":
         if args.features:
             raise InputError(f"none leaves --runner {args.runner} nothing to do", "Sample.features")
-        features = "inception"
+        features = None  # as the images' records say, else inception
     where = device(args.device)
     if args.runner == "fid":
         fid.compare(args.paths, features, where, settings.inception_path, args.out, settings.metrics)

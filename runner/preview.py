@@ -9,7 +9,7 @@ from pndm.config.errors import InputError
 from pndm.model.engine import Engine
 from pndm.runner.build import precision_of, sampling_of
 from pndm.runner.folder import grid
-from pndm.runner.measure.fid import Measurement
+from pndm.runner.measure.measurement import Measurement
 from pndm.runner.solver.events import NotFinite
 
 GRID = 64  # images
@@ -39,7 +39,9 @@ class Preview:
     def __init__(self, experiment, team, stopped):
         self.experiment, self.team, self.stopped = experiment, team, stopped
         self.sampling = sampling_of(experiment)
-        self.measurement = Measurement.of(experiment, team.device) if experiment.Train.distance_num else None
+        data, sample = experiment.Dataset, experiment.Sample
+        wanted = experiment.Train.distance_num
+        self.measurement = Measurement.of(data, sample, team.device, team) if wanted else None
 
     def grid(self, network):
         """One uint8 image (3, H, W) of 64 images by `network`, or None where they cannot be made."""

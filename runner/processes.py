@@ -140,18 +140,29 @@ class Processes:
         """The minimum of a tensor over all ranks, on the CPU. All ranks call it."""
         return self.total(tensor, dist.ReduceOp.MIN)
 
-    def from_others(self, tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-        """Send this rank's tensors to rank 0. Rank 0 gets those of the other ranks, rank by rank. All ranks call it.
+    def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+        """The tensor of rank `source`, on all ranks; each gives one of its shape and dtype. All ranks call it."""
+        if self.size == 1:
+            return tensor
+        received = tensor.to(self.device, copy=True).contiguous()
+        dist.broadcast(received, source)
+        return received.to(tensor.device)
 
-        Shapes may differ between ranks. The number of tensors, their dtypes and numbers of dimensions may not.
+    def collect(self, tensors: Sequence[torch.Tensor], to: int) -> list[list[torch.Tensor]]:
+        """Send this rank's tensors to rank `to`. That rank gets those of every rank, on the CPU, in order of ranks.
+
+        The others get an empty list. Shapes may differ between ranks. The number of tensors, their dtypes and numbers
+        of dimensions may not. All ranks call it.
         """
-        for rank in range(1, self.size):
-            if self.rank == rank:
-                for tensor in tensors:
-                    dist.send(torch.tensor(tensor.shape, device=self.device), 0)
-                    dist.send(tensor.to(self.device).contiguous(), 0)
-            elif self.first:
-                yield [self._receive(tensor, rank).cpu() for tensor in tensors]
+        if self.rank == to:
+            return [
+                list(tensors) if rank == to else [self._receive(tensor, rank).cpu() for tensor in tensors]
+                for rank in range(self.size)
+            ]
+        for tensor in tensors:
+            dist.send(torch.tensor(tensor.shape, device=self.device), to)
+            dist.send(tensor.to(self.device).contiguous(), to)
+        return []
 
     def _receive(self, like: torch.Tensor, rank: int) -> torch.Tensor:
         shape = torch.zeros(like.ndim, dtype=torch.int64, device=self.device)

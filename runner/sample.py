@@ -25,7 +25,7 @@ from pndm.config.schema import fingerprint
 from pndm.model.engine import largest_batch
 from pndm.runner.build import load_network, precision_of, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
-from pndm.runner.measure.fid import Measurement, describe
+from pndm.runner.measure.measurement import Measurement, describe
 from pndm.runner.processes import processes
 from pndm.runner.progress import Progress
 from pndm.runner.solver.events import NotFinite
@@ -79,7 +79,7 @@ def measurement_of(experiment, team):
         raise InputError(f"{','.join(s.metrics)} need features, and at least 2 images", "Sample.metrics")
     if s.features != "none":
         if s.total_num > 1:
-            return Measurement.of(experiment, team.device)
+            return Measurement.of(experiment.Dataset, s, team.device, team)
         if team.first:
             print("one image has no covariance, so no Fréchet distance is measured", file=sys.stderr)
     return None

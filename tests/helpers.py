@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import yaml
 from data.fill import fill, uniform
+from PIL import Image
 
 from pndm.config.load import load
 from pndm.model import checkpoint
 from pndm.model.unet import UNet, settings_of
+from pndm.runner.measure.statistics import Statistics
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import Query
 from pndm.runner.solver.schedule import Schedule
@@ -150,3 +152,31 @@ def attended():
 def image_files(folder):
     """Name → bytes of the images in a run's folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
+
+
+# Images and features.
+
+
+def write_images(folder, images):
+    """Write uint8 images (n, H, W, 3) or (n, H, W) as PNG; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def coloured_images(seed, n, size=8, contrast=1.0):
+    """Smooth uint8 images (n, size, size, 3) with noise."""
+    rng = np.random.default_rng(seed)
+    smooth = np.kron(rng.normal(128, 40 * contrast, (n, 4, 4, 3)), np.ones((1, size // 4, size // 4, 1)))
+    return np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def statistics_of(features, groups=20, batch=None):
+    """`Statistics` of features (n, d), numbered from 0 on, a batch at a time."""
+    features = torch.as_tensor(np.asarray(features, np.float64))
+    total = Statistics(features.shape[1], groups)
+    for first in range(0, len(features), batch or len(features)):
+        part = features[first : first + (batch or len(features))]
+        total.update(part, range(first, first + len(part)))
+    return total

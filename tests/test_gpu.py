@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pndm.model.engine import Engine
-from pndm.runner.measure.statistics import frechet_distance
+from pndm.runner.measure.distance import frechet_distance
 
 pytestmark = [
     pytest.mark.gpu,

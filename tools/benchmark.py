@@ -31,7 +31,7 @@ def frechet(args):
 
     On moments of normal vectors whose variances spread over some three decades, as features' do.
     """
-    from pndm.runner.measure.statistics import frechet_distance
+    from pndm.runner.measure.distance import frechet_distance
 
     theirs = _pytorch_fid()
     rng = np.random.default_rng(0)
@@ -153,10 +153,11 @@ def precision(args):
     from pndm.cli import device
     from pndm.config.load import load, replaced
     from pndm.runner.build import load_network, sampling_of
-    from pndm.runner.measure.fid import Measurement
+    from pndm.runner.measure.measurement import Measurement
 
     where = device("auto")
-    measurement = Measurement.of(load("digits.yml"), where)
+    digits = load("digits.yml")
+    measurement = Measurement.of(digits.Dataset, digits.Sample, where)
     rows = []
     print(f"{'method':8}{'steps':>6}{'rms':>7}{'float32':>18}{'bfloat16':>18}")
     for method in ("DDIM", "S-PNDM", "F-PNDM", "FON"):

@@ -5,7 +5,7 @@ To add one is to add a line to EXTRACTORS, for a network that gives one vector a
     "dinov2": network("dinov2", 1024, load, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 
 where `load(path)` returns the network and the file of its weights. Nothing heavy is imported before it is used, since
-the front door reads the names.
+the command line reads the names.
 """
 
 from collections.abc import Callable
@@ -47,33 +47,54 @@ def pixels(shape, device, path):
     dimension = shape[0] * shape[1] * shape[2]
     if dimension > MOST_PIXELS:
         raise InputError(
-            f"--features pixels: for images of at most {MOST_PIXELS} values, not {dimension}; use inception"
+            f"features pixels: for images of at most {MOST_PIXELS} values, not {dimension}; use inception",
+            "Sample.features",
         )
     return Extractor("pixels", dimension, None, None, lambda images: images.flatten(1).double() / 255)
 
 
 def inception(shape, device, path):
-    """pytorch-fid's Inception, pool3: its network and its weights, which alone make a distance an FID.
+    """pytorch-fid's Inception, pool3. A distance is an FID only with its network and its weights.
 
-    Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299 in the network.
+    Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299, then [−1, 1].
     """
     import pytorch_fid.inception as package
+    from torch.nn.functional import interpolate
 
     from pndm.model.checkpoint import sha256
 
     file = _inception_file(path, package.FID_WEIGHTS_URL)
-    given, package.load_state_dict_from_url = package.load_state_dict_from_url, lambda *_, **__: _weights(file)
-    try:
-        network = package.InceptionV3().eval().to(device)
-    except RuntimeError as error:
-        raise InputError(f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})") from None
-    finally:
-        package.load_state_dict_from_url = given
+    net = _inception_network(file).to(device)
 
     def function(images):
-        return network((images.to(device).float() / 255).expand(-1, 3, -1, -1))[0].flatten(1)
+        x = (images.to(device).float() / 255).expand(-1, 3, -1, -1)
+        return net(2 * interpolate(x, (299, 299), mode="bilinear", align_corners=False) - 1)
 
     return Extractor("inception", 2048, sha256(file), "bilinear to 299×299", function)
+
+
+def _inception_network(file):
+    """torchvision's Inception made of pytorch-fid's blocks, whose pools differ, up to the last pool.
+
+    pytorch-fid's own class downloads the weights when it is made, wherever they are.
+    """
+    import torch
+    from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1, FIDInceptionE_2
+    from torchvision.models import inception as parts
+
+    def last(channels):
+        return (FIDInceptionE_1 if channels == 1280 else FIDInceptionE_2)(channels)
+
+    blocks = [parts.BasicConv2d, FIDInceptionA, parts.InceptionB, FIDInceptionC, parts.InceptionD, last]
+    blocks.append(parts.InceptionAux)
+    network = parts.Inception3(1008, aux_logits=False, inception_blocks=blocks, init_weights=False)
+    try:
+        network.load_state_dict(_weights(file))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        message = f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})"
+        raise InputError(message, "Sample.inception_path") from None
+    network.fc = torch.nn.Identity()
+    return network.eval()
 
 
 def network(name, dimension, load, size, mean, std):
@@ -98,8 +119,15 @@ def network(name, dimension, load, size, mean, std):
     return extractor
 
 
-# name → function (shape of an image (C, H, W), device, --inception_path or None) → Extractor
+# name → function (shape of an image (C, H, W), device, inception_path or None) → Extractor
 EXTRACTORS = {"pixels": pixels, "inception": inception}
+
+
+def make_extractor(name, shape, device="cpu", path=None):
+    """The extractor of that name for images of shape (C, H, W). Raises InputError."""
+    if name not in EXTRACTORS:
+        raise InputError(f"features {name!r} is not one of {', '.join(EXTRACTORS)}, none", "Sample.features")
+    return EXTRACTORS[name](shape, device, path)
 
 
 def is_fid(name, digest):
@@ -113,7 +141,8 @@ def _weights(file):
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{file}: not readable as weights ({type(error).__name__})") from None
+        message = f"{file}: not readable as weights ({type(error).__name__})"
+        raise InputError(message, "Sample.inception_path") from None
 
 
 def _inception_file(path, url):
@@ -125,7 +154,8 @@ def _inception_file(path, url):
         for file in (Path(path), Path(path) / name):
             if file.is_file():
                 return file
-        raise InputError(f"--inception_path: no file {path}; it is {name} of pytorch-fid, or a folder with it")
+        message = f"no file {path}; inception_path is {name} of pytorch-fid, or a folder with it"
+        raise InputError(message, "Sample.inception_path")
     file = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not file.exists():
         try:
@@ -133,7 +163,8 @@ def _inception_file(path, url):
             torch.hub.download_url_to_file(url, str(file), FID_HASH)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"--features inception: {url} could not be downloaded ({error}); put that file at {file}, "
-                "or say where it is with --inception_path"
+                f"features inception: {url} could not be downloaded ({error}); put that file at {file}, "
+                "or set inception_path to where it is",
+                "Sample.features",
             ) from None
     return file

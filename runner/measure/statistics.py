@@ -1,118 +1,214 @@
-"""Statistics of image features, streamed; the Fréchet distance between them, and its standard error."""
+"""Statistics of image features: count, mean and covariance, streamed; and the files that keep them."""
 
 import json
-import math
 import zipfile
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside
 
-Array = np.ndarray | torch.Tensor
 GROUPS = 20  # of the jackknife
-ROWS = 128  # features a group gathers before they enter its matrix, which is then read and written once for all
-EPS = 2.0**-52
-NEAREST = 5  # which neighbour gives the balls of precision and recall their radius
-BLOCK = 256  # columns of a product that knows its triangles
+ROWS = 256  # features of a group that are added to its matrix at a time
+SKEW = 1e-5  # relative to the largest value: what may be the rounding of a covariance computed in float32
+LARGEST = 1e100  # above it, products of covariances overflow
+
+
+class Part:
+    """Count, mean (d,) and scatter Σ (f − mean)(f − mean)ᵀ (d, d) of some feature vectors, float64.
+
+    Only the lower triangle of the scatter is kept up to date. Parts are joined by Chan, Golub & LeVeque's update
+    (1983): each scatter is about its own mean, so nothing cancels.
+    """
+
+    def __init__(self, dimension, device="cpu"):
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
+
+    def add(self, features):
+        """Take in features (n, d)."""
+        features = features.to(self.scatter)
+        mean = features.mean(0)
+        self._shift(len(features), mean)
+        add_square(self.scatter, features - mean)
+
+    def join(self, count, mean, scatter):
+        """Take in what another part has seen."""
+        if count:
+            self._shift(count, mean.to(self.mean))
+            self.scatter += scatter.to(self.scatter)
+
+    def _shift(self, count, mean):
+        """Count `count` more vectors of that mean: the scatter grows by the distance of the two means."""
+        shift, total = mean - self.mean, self.count + count
+        self.scatter.addr_(shift, shift, alpha=self.count * count / total)
+        self.mean += shift * (count / total)
+        self.count = total
 
 
 class Statistics:
-    """Count, mean and scatter Σ (f − mean)(f − mean)ᵀ of feature vectors, float64, apart for each group of images.
+    """Statistics of the features of numbered images, apart for each group of images.
 
-    An image is in group (its number) mod `groups`; the groups are what the jackknife leaves out in turn. Scatters
-    are about each group's own mean and joined by Chan, Golub & LeVeque's update (1983), so nothing cancels.
-    Memory is that of `groups` matrices (20 × 33.5 MB at 2048 dimensions) and of `groups` × 128 waiting features,
-    however many vectors come; the statistics of parts merge into those of the whole.
+    Image i is in group i mod `groups`; the jackknife leaves out one group at a time. A group's features are added to
+    its matrix in blocks of 256, in the order of the image numbers. The sums are therefore the same to the last digit
+    in whatever order the images come, and on however many processes.
+
+    Memory: `groups` matrices (20 × 33.5 MB at 2048 dimensions) and the features of unfinished blocks. One process that
+    sees the images in order holds at most `groups` × 256 of these and a batch. Of several processes, each holds the
+    features of all its images (8 kB an image at 2048 dimensions) until `gather`. Then it holds the matrices of its
+    share of the groups.
     """
 
-    def __init__(self, dimension, groups=GROUPS):
-        self.counts = [0] * groups
-        self.means = torch.zeros(groups, dimension, dtype=torch.float64)
-        self.scatters = torch.zeros(groups, dimension, dimension, dtype=torch.float64)
-        self._waiting = []
+    def __init__(self, dimension, groups=GROUPS, device="cpu"):
+        self.dimension, self.device = dimension, device
+        self.parts = [None] * groups
+        self.waiting = []  # (ids, features) whose block is not complete
+        self.block = 0  # the first block, of groups × ROWS image numbers, that is not complete
+        self.missing = groups * ROWS  # images of that block that have not come
+        self.gathered = None  # after `gather`: counts, means and scatter of all processes
 
     @property
-    def dimension(self):
-        return self.means.shape[1]
+    def counts(self):
+        """Images in each group: of all processes after `gather`, else of this one."""
+        if self.gathered:
+            return self.gathered[0].tolist()
+        counts = torch.tensor([part.count if part else 0 for part in self.parts])
+        for ids, _ in self.waiting:
+            counts += (ids % len(counts)).bincount(minlength=len(counts))
+        return counts.tolist()
 
     @property
     def count(self):
-        return sum(self.counts) + sum(len(features) for _, features in self._waiting)
+        return sum(self.counts)
 
     def update(self, features, ids):
         """Take in features (n, dimension) of the images numbered `ids` (n). Raises InputError if one is not finite."""
-        features = features.double().cpu()
-        if not (finite := features.isfinite().all(1)).all():
-            raise InputError(f"the features of image {ids[int(finite.int().argmin())]} are not finite")
-        self._waiting.append((torch.as_tensor(ids) % len(self.counts), features))
-        if self.count - sum(self.counts) >= ROWS * len(self.counts):
-            self.settle()
+        refuse_infinite(features, ids)
+        ids = torch.as_tensor(ids)
+        self.waiting.append((ids, _smallest(features.cpu())))
+        self.missing -= self._of_block(ids)
+        if self.missing <= 0:
+            self._add_complete_blocks()
 
     def settle(self):
-        """Let the waiting features enter the matrices; whoever reads `counts`, `means`, `scatters` calls this first."""
-        if self._waiting:
-            groups, features = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-            self._waiting = []
-            for g in groups.unique().tolist():
-                part = features[groups == g]
-                mean = part.mean(0)
-                part = part - mean
-                self._join(g, len(part), mean, part.T @ part)
-        return self
+        """Add the features that wait to the matrices, though their block is not complete."""
+        if self.waiting:
+            self._add(*self._take())
 
     def merge(self, other):
         """Take in what `other`, of as many groups, has seen."""
-        self.settle(), other.settle()
-        for g, count in enumerate(other.counts):
-            if count:
-                self._join(g, count, other.means[g], other.scatters[g])
+        for g, part in enumerate(other.parts):
+            if part:
+                self._part(g).join(part.count, part.mean, part.scatter)
+        self.waiting += other.waiting
 
     def gather(self, team):
-        """Let the first of several processes (`Processes`) merge what the others have seen."""
-        self.settle()
-        mine = (torch.tensor(self.counts, dtype=torch.float64), self.means, self.scatters)
-        for counts, means, scatters in team.from_others(mine):
-            other = Statistics(0, len(self.counts))
-            other.counts, other.means, other.scatters = counts.long().tolist(), means, scatters
-            self.merge(other)
-
-    def _join(self, g, count, mean, scatter):
-        shift, total = mean - self.means[g], self.counts[g] + count
-        self.scatters[g] += scatter
-        self.scatters[g].addr_(shift, shift, alpha=self.counts[g] * count / total)
-        self.means[g] += shift * (count / total)
-        self.counts[g] = total
+        """Share what all processes (`Processes`) have seen: each keeps the groups g with g mod size = its rank."""
+        if team.size == 1:
+            return
+        ids, features = self._take()
+        if team.total(torch.tensor(float(features.dtype == torch.float64))):
+            features = features.double()
+        for g in range(len(self.parts)):
+            part, self.parts[g] = self.parts[g] or Part(0), None
+            mine = ids % len(self.parts) == g
+            pieces = (torch.tensor([part.count]), part.mean, part.scatter, ids[mine], features[mine])
+            for count, mean, scatter, *waiting in team.collect(pieces, g % team.size):
+                if count:
+                    self._part(g).join(int(count), mean, scatter)
+                self.waiting.append(waiting)
+            self.settle()
+        counts, means = team.total(torch.tensor(self.counts)), team.total(self._means())  # sums with zeros: exact
+        total = self._empty()
+        for g, count in enumerate(counts.tolist()):
+            if count:
+                scatter = self.parts[g].scatter if self.parts[g] else self._empty()
+                total += team.broadcast(scatter, g % team.size)
+        self.gathered = counts, means.to(self.device), total
 
     def moments(self):
         """Mean (d,) and covariance (d, d), float64; the covariance divides by count − 1, as `np.cov` does.
 
         Raises InputError with fewer than 2 images.
         """
-        self.settle()
-        if self.count < 2:
-            raise InputError(f"a covariance needs at least 2 images, not {self.count}")
-        return self._moments(self.scatters.sum(0), self.counts)
+        counts, means, scatter = self.total()
+        if counts.sum() < 2:
+            raise InputError(f"a covariance needs at least 2 images, not {int(counts.sum())}")
+        return tuple(v.cpu() for v in _moments(counts, means, scatter))
 
     def leave_one_out(self):
-        """The moments without each group in turn, of those that have images."""
-        scatter = self.settle().scatters.sum(0)
-        for g, count in enumerate(self.counts):
-            if count:
-                yield self._moments(scatter - self.scatters[g], [*self.counts[:g], 0, *self.counts[g + 1 :]])
+        """(g, mean, covariance) without group g, for each group with images that this process holds."""
+        counts, means, scatter = self.total()
+        for g, part in enumerate(self.parts):
+            if part:
+                rest = counts.clone()
+                rest[g] = 0
+                yield g, *_moments(rest, means, scatter - part.scatter)
 
-    def _moments(self, scatter, counts):
-        counts = torch.tensor(counts, dtype=torch.float64)
-        mean = counts @ self.means / counts.sum()
-        apart = (self.means - mean) * counts.sqrt()[:, None]
-        return mean, scatter.addmm_(apart.T, apart).div_(counts.sum() - 1)
+    def total(self):
+        """Counts (groups,), means (groups, d), and the sum (d, d) of the groups' scatters, its lower triangle."""
+        if self.gathered:
+            return self.gathered
+        self.settle()
+        total = self._empty()
+        for part in self.parts:
+            if part:
+                total += part.scatter
+        return torch.tensor(self.counts), self._means().to(self.device), total
+
+    def _empty(self):
+        return torch.zeros(self.dimension, self.dimension, dtype=torch.float64, device=self.device)
+
+    def _means(self):
+        means = torch.zeros(len(self.parts), self.dimension, dtype=torch.float64)
+        for g, part in enumerate(self.parts):
+            if part:
+                means[g] = part.mean
+        return means
+
+    def _part(self, g):
+        if self.parts[g] is None:
+            self.parts[g] = Part(self.dimension, self.device)
+        return self.parts[g]
+
+    def _of_block(self, ids):
+        """How many of the images are of the block that is filled now."""
+        return int((ids // (ROWS * len(self.parts)) == self.block).sum())
+
+    def _take(self):
+        """All that waits, which waits no longer: ids (n,), features (n, d)."""
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.dimension)
+        return tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
+
+    def _add_complete_blocks(self):
+        ids, features = self._take()
+        size = ROWS * len(self.parts)
+        while self.missing <= 0:
+            self.block += 1
+            self.missing = size - self._of_block(ids)
+        done = ids < self.block * size
+        self._add(ids[done], features[done])
+        self.waiting.append((ids[~done], features[~done]))
+
+    def _add(self, ids, features):
+        """Add features to the matrices: for each group, in order of the image numbers, a block at a time."""
+        for g in (ids % len(self.parts)).unique().tolist():
+            rows = (ids % len(self.parts) == g).nonzero()[:, 0]
+            rows = rows[ids[rows].argsort()]
+            blocks = (ids[rows] // (ROWS * len(self.parts))).unique_consecutive(return_counts=True)[1]
+            for block in rows.split(blocks.tolist()):
+                self._part(g).add(features[block])
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (d,) and covariance (d, d) of features, and the record of where they come from (a dict)."""
+    """Mean (d,) and covariance (d, d) of features, float64, and the record of where they come from (a dict)."""
 
     mu: torch.Tensor
     sigma: torch.Tensor
@@ -128,167 +224,100 @@ class Moments:
         """Read a statistics file, ours or one of only `mu` and `sigma`. Raises InputError when it is not one."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                mu, sigma = (torch.from_numpy(np.array(file[name], np.float64)) for name in ("mu", "sigma"))
+                arrays = [file[name] for name in ("mu", "sigma")]
                 record = dict(json.loads(str(file["record"]))) if "record" in file else {}
-        except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        except (
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            OSError,
+            MemoryError,
+            RecursionError,
+            zipfile.BadZipFile,
+        ):
             raise InputError(f"{path}: not a statistics file, an .npz with mu (d,) and sigma (d, d)") from None
         try:
-            _check(mu, sigma)
+            mu, sigma = (real(array) for array in arrays)
+            check_moments(mu, sigma)
+            _check_record(record)
         except ValueError as error:
             raise InputError(f"{path}: {error}") from None
         return cls(mu, sigma, record)
 
 
-def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
-    """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½, the squared 2-Wasserstein distance of two Gaussians.
+def real(values, device="cpu"):
+    """An array or tensor of real numbers as a float64 tensor. Raises ValueError on other values."""
+    if not isinstance(values, torch.Tensor):
+        values = np.asarray(values)
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"mu and sigma must be real numbers, not {values.dtype}")
+        values = torch.from_numpy(values.astype(np.float64))
+    if values.is_complex():
+        raise ValueError(f"mu and sigma must be real numbers, not {values.dtype}")
+    return values.to(device, torch.float64)
 
-    mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64, on the GPU that
-    the process uses if it uses one. Returns a float, not below 0. Raises ValueError on shapes that differ, on values
-    that are not finite, and on a covariance that is none.
 
-    Σ₁Σ₂ has the eigenvalues of the symmetric LᵀΣ₂L, where Σ₁ = LLᵀ, which no general matrix square root is needed
-    for. They are exact to ε·λ_max, their roots to ε·λ_max/√λ: too little when a covariance is nearly singular. Then
-    the trace is the sum of the singular values of A₁ᵀA₂, where Σ = AAᵀ has A of full numerical rank.
+def check_moments(mu, sigma):
+    """The Cholesky factor of sigma, None if sigma is singular. Raises ValueError on what is no mean and covariance.
+
+    A covariance computed in float32 passes: its eigenvalues may fall below 0 by 1e-5 of the largest.
     """
-    given = (mu1, sigma1, mu2, sigma2)
-    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(v, dtype=torch.float64, device=_device()) for v in given)
-    _check(mu1, sigma1)
-    _check(mu2, sigma2)
-    if mu1.shape != mu2.shape:
-        raise ValueError(f"the statistics have {len(mu1)} and {len(mu2)} dimensions")
-    apart = ((mu1 - mu2) ** 2).sum() + sigma1.trace() + sigma2.trace()
-
-    lower, failed = torch.linalg.cholesky_ex(sigma1)
-    if not failed:
-        values = torch.linalg.eigvalsh(_congruent(lower, sigma2))
-        distance = apart - 2 * values.clamp(min=0).sqrt().sum()
-        error = EPS * values[-1] * (1 / values).sum().sqrt()  # rounding errors of eigenvalues add up as random ones
-        if values[0] > 0 and error < 1e-9 * distance:
-            return float(distance)
-    trace = torch.linalg.svdvals(_root(sigma1).T @ _root(sigma2)).sum()
-    return max(0.0, float(apart - 2 * trace))
-
-
-def standard_error(statistics, mu, sigma):
-    """Standard error of the Fréchet distance from the images in `statistics` to the reference `mu`, `sigma`.
-
-    By the delete-a-group jackknife: √((G − 1)/G · Σ (θ_g − θ̄)²), θ_g the distance without group g (Efron &
-    Stein 1981). The reference counts as fixed: it is the error from drawing other images, of the same number. None
-    when fewer than 3 images, or fewer than 2 groups, leave nothing to delete.
-    """
-    counts = [count for count in statistics.settle().counts if count]
-    if len(counts) < 2 or sum(counts) - max(counts) < 2:
-        return None
-    device = _device()
-    mu, sigma = mu.to(device), sigma.to(device)
-    trace = sigma.trace()
-    span = None
-    if statistics.count <= len(mu):  # all parts lie in the span of the images: as few dimensions as they are do
-        span, _ = _range(statistics.moments()[1].to(device))
-        sigma = span.T @ sigma @ span
-    lower, failed = torch.linalg.cholesky_ex(sigma)
-    root = _root(sigma) if failed else lower
-    distances = []
-    for mean, covariance in statistics.leave_one_out():
-        mean, covariance = mean.to(device), covariance.to(device)
-        apart = ((mean - mu) ** 2).sum() + covariance.trace() + trace
-        if span is not None:
-            covariance = span.T @ covariance @ span
-        product = root.T @ covariance @ root if failed else _congruent(root, covariance)
-        distances.append(float(apart - 2 * torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()))
-    return math.sqrt((len(counts) - 1) * np.var(distances))
-
-
-def kid(features, reference, subsets=100, size=1000):
-    """Kernel Inception distance of features (n, d) and (m, d): Bińkowski et al. 2018, arXiv:1801.01401.
-
-    The unbiased squared MMD with the kernel (x·y/d + 1)³, its mean and standard deviation over random subsets of `size`
-    (or all, where there are fewer), drawn from a fixed seed. It may fall below 0. Where all subsets are the same, there
-    is one and no deviation. Raises ValueError on fewer than 2 vectors.
-    """
-    size = min(size, len(features), len(reference))
-    if size < 2:
-        raise ValueError(f"a kernel distance needs at least 2 vectors on each side, not {size}")
-    if size == len(features) == len(reference):
-        subsets = 1
-    rng = np.random.default_rng(0)
-    values = []
-    for _ in range(subsets):
-        x, y = (v[rng.permutation(len(v))[:size]].to(_device()).double() for v in (features, reference))
-        (xx, yy, xy) = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-        within = sum((k.sum() - k.trace()) / (size * (size - 1)) for k in (xx, yy))
-        values.append(float(within - 2 * xy.mean()))
-    deviation = float(np.std(values)) if subsets > 1 else None
-    return {"value": float(np.mean(values)), "deviation": deviation, "subsets": subsets, "size": size}
-
-
-def prdc(features, reference, nearest=NEAREST):
-    """Precision, recall, density and coverage of features (n, d) against (m, d): Naeem et al. 2020, arXiv:2002.09797.
-
-    By balls about each point through its `nearest`th neighbour, so n and m are above `nearest`.
-    """
-    x, y = (v.to(_device()).double() for v in (features, reference))
-
-    def rows(a, b):  # squared distances, a block of a at a time
-        squares = (b * b).sum(1)
-        for part in a.split(ROWS):
-            yield (part * part).sum(1)[:, None] + squares - 2 * part @ b.T
-
-    def radii(a):  # a point is its own nearest
-        return torch.cat([block.kthvalue(nearest + 1, dim=1).values for block in rows(a, a)])
-
-    around_x, around_y = radii(x), radii(y)
-    balls = torch.cat([(block < around_y).sum(1) for block in rows(x, y)])  # of the reference that each image lies in
-    recalled, covered = [], []
-    for block, around in zip(rows(y, x), around_y.split(ROWS), strict=True):
-        recalled.append((block < around_x).any(1))
-        covered.append((block < around[:, None]).any(1))
-    return {
-        "precision": float((balls > 0).double().mean()),
-        "recall": float(torch.cat(recalled).double().mean()),
-        "density": float(balls.sum()) / (nearest * len(x)),
-        "coverage": float(torch.cat(covered).double().mean()),
-        "nearest": nearest,
-    }
-
-
-# Beyond the Fréchet distance, from the features themselves: name → function (features, those of the reference) → dict.
-METRICS = {"kid": kid, "prdc": prdc}
-
-
-def _device():
-    """The GPU that this process uses, if it does."""
-    return "cuda" if torch.cuda.is_initialized() else "cpu"
-
-
-def _check(mu, sigma):
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)} are not of shapes (d,) and (d, d)")
-    largest, skew = (torch.linalg.vector_norm(v, torch.inf) for v in (sigma, sigma - sigma.T))
-    if not (mu.isfinite().all() and largest.isfinite()):
+    if not len(mu):
+        raise ValueError("mu and sigma are empty")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise ValueError("mu and sigma are not finite")
-    if skew > 1e-5 * largest:
+    largest = sigma.abs().max()
+    if max(largest, mu.abs().max()) > LARGEST:
+        raise ValueError(f"mu and sigma have values above {LARGEST:g}")
+    if (sigma - sigma.T).abs().max() > SKEW * largest:
         raise ValueError("sigma is not symmetric")
     if (sigma.diagonal() < 0).any():
         raise ValueError("sigma has negative variances")
+    lower, failed = torch.linalg.cholesky_ex(sigma)
+    if not failed:
+        return lower
+    values = torch.linalg.eigvalsh(sigma)
+    if values[0] < -SKEW * values[-1]:
+        raise ValueError(f"sigma has negative eigenvalues, from {values[0]:.4g} to {values[-1]:.4g}: no covariance")
+    return None
 
 
-def _congruent(lower, sigma):
-    """The lower triangle of LᵀΣL (d, d), at a third of the multiplications of two full products."""
-    product = torch.zeros_like(sigma)
-    for j in range(0, len(sigma), BLOCK):
-        product[j:, j : j + BLOCK] = lower[j:, j:].T @ (sigma[j:, j:] @ lower[j:, j : j + BLOCK])
-    return product
+def refuse_infinite(features, ids):
+    """Raise InputError if the features (n, d) of an image are not finite."""
+    if not (finite := features.isfinite().all(1)).all():
+        raise InputError(f"the features of image {ids[int(finite.int().argmin())]} are not finite")
 
 
-def _range(sigma):
-    """Eigenvectors (d, r) and eigenvalues (r,) of Σ above its rounding errors, of which the rest are made."""
-    values, vectors = torch.linalg.eigh(sigma)
-    real = values > max(len(sigma), 16) * EPS * values[-1]
-    return vectors[:, real], values[real]
+def _check_record(record):
+    images = record.get("images")
+    if images is not None and (type(images) is not int or images < 1):
+        raise ValueError(f"its record says images {images!r}; a whole number above 0 is needed, or null")
+    for name in ("features", "hash", "dataset", "path", "split"):
+        if not isinstance(value := record.get(name), str | None):
+            raise ValueError(f"its record says {name} {value!r}; a text is needed, or null")
 
 
-def _root(sigma):
-    """A (d, r) with AAᵀ = Σ, r its numerical rank."""
-    vectors, values = _range(sigma)
-    return vectors * values.sqrt()
+def add_square(scatter, features):
+    """scatter += featuresᵀ features in place: on a CPU the lower triangle only, which is half the work."""
+    if scatter.is_cuda:
+        scatter.addmm_(features.T, features)
+    else:  # BLAS reads rows as columns, so that its upper triangle is our lower one
+        dsyrk(1.0, features.numpy().T, 1.0, scatter.numpy().T, overwrite_c=1)
+
+
+def _smallest(features):
+    """float32 where that holds the same values, as for features of a float32 network."""
+    single = features.float()
+    return single if torch.equal(single.double(), features.double()) else features.double()
+
+
+def _moments(counts, means, scatter):
+    counts = counts.to(means)
+    mean = counts @ means / counts.sum()
+    apart = (means - mean) * counts.sqrt()[:, None]
+    whole = scatter.tril() + scatter.tril(-1).T
+    return mean, whole.addmm_(apart.T, apart).div_(counts.sum() - 1)

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from pndm.config.files import aside
-from pndm.runner.measure.fid import name_of
+from pndm.runner.measure.measurement import name_of
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pndm.config.schema import fingerprint
 from pndm.dataset import open_dataset
 from pndm.model import checkpoint
 from pndm.model.engine import resolve
-from pndm.runner.measure.statistics import frechet_distance
+from pndm.runner.measure.distance import frechet_distance
 from pndm.runner.random import generator, noise
 
 

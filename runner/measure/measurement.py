@@ -1,0 +1,164 @@
+"""The distance of a stream of images to a fixed reference, and its card: the record of what was measured."""
+
+import torch
+
+from pndm.config.errors import InputError
+from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
+from pndm.runner.measure.features import is_fid, make_extractor
+from pndm.runner.measure.reference import open_statistics, reference_of
+from pndm.runner.measure.statistics import Moments, Statistics
+
+# A distance from fewer images is marked weak: its bias falls as one over their number. A data set's whole split has
+# no more images to offer, so it never counts as few.
+WEAK = 10_000
+
+
+class Measurement:
+    """The distance of a stream of images to a fixed reference, as the images come.
+
+    extractor: what gives features; reference: `Moments`; record: of the images, for the card; metrics: names of
+    METRICS, which need the features of all images and a list `others` of the reference's; device: where sums are made.
+    """
+
+    def __init__(self, extractor, reference, record=None, metrics=(), others=None, device="cpu"):
+        self.extractor, self.reference, self.made_of = extractor, reference, record or {}
+        self.metrics, self.others, self.device = metrics, others, device
+        self.reset()
+
+    @classmethod
+    def of(cls, dataset, sample, device, team=None):
+        """What a sampling run measures: `dataset` and `sample` are an experiment's sections.
+
+        All processes of `team` call this, and share the work on the reference. Raises InputError when the reference
+        cannot be right.
+        """
+        shape = (dataset.channels, dataset.image_size, dataset.image_size)
+        extractor = make_extractor(sample.features, shape, device, sample.inception_path)
+        device = summing_device(device)
+        refuse_metrics(sample.metrics, "total_num", sample.total_num)
+        kept = [] if sample.metrics else None
+        if sample.statistics:
+            refuse_metrics(sample.metrics, sample.statistics, None)
+            reference = open_statistics(sample.statistics)
+            refuse_other(sample.statistics, reference, extractor, "Sample.statistics")
+        else:
+            try:
+                reference = reference_of(dataset, extractor, device, team, kept)
+            except InputError as error:
+                more = "a statistics file or features none do without the data set"
+                raise InputError(f"{error}; {more}", *error.keys) from None
+        return cls(extractor, reference, None, sample.metrics, kept, device)
+
+    def reset(self):
+        """Forget the images seen."""
+        self.statistics, self.kept = Statistics(self.extractor.dimension, device=self.device), []
+        self.error, self.gathered = None, False
+
+    def update(self, ids, images):
+        """Take in uint8 images (n, C, H, W) of those numbers."""
+        features = self.extractor(images)
+        self.statistics.update(features, ids)
+        if self.metrics:
+            self.kept.append((torch.as_tensor(ids), features.float()))
+
+    def gather(self, team):
+        """Put together what all processes (`Processes`) have seen; all call this, then the first calls `card`."""
+        if team.size == 1:
+            return
+        self.statistics.gather(team)
+        self.error = standard_error(self.statistics, self.reference.mu, self.reference.sigma, team)
+        self.gathered = True
+        if self.metrics:
+            none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.extractor.dimension)
+            mine = [torch.cat(parts) for parts in zip(none, *self.kept, strict=True)]
+            self.kept = team.collect(mine, 0)
+
+    def card(self):
+        """What is known of the distance: value, standard error, and all that it depends on."""
+        extractor, mu, sigma = self.extractor, self.reference.mu, self.reference.sigma
+        record = {"images": self.statistics.count, "features": extractor.name, "hash": extractor.hash}
+        moments = Moments(*self.statistics.moments(), self.made_of | record)
+        error = self.error if self.gathered else standard_error(self.statistics, mu, sigma)
+        card = make_card(moments, self.reference, extractor, error, self.device)
+        if self.metrics:
+            ids, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+            features, others = features[ids.argsort()], torch.cat(self.others)
+            card |= {name: METRICS[name](features, others, self.device) for name in self.metrics}
+        return card
+
+
+def make_card(a, b, extractor=None, error=None, device="cpu"):
+    """The card of the distance of `a` from the reference `b`, both `Moments`."""
+    made = a.record if a.record.get("features") else b.record
+    counts = [moments.record.get("images") for moments in (a, b)]
+    few = [count is not None and count < WEAK for count in counts]
+    whole = [moments.record.get("split") is not None for moments in (a, b)]
+    return {
+        "value": frechet_distance(a.mu, a.sigma, b.mu, b.sigma, device),
+        "error": error,
+        "features": made.get("features"),
+        "hash": made.get("hash"),
+        "images": counts[0],
+        "resize": extractor and extractor.resize,
+        "reference": _origin(b) | {"images": counts[1]},
+        "weak": (few[0] and not whole[0]) or (few[1] and not whole[1]),
+    }
+
+
+def name_of(card):
+    """What the distance of a card may be called."""
+    if is_fid(card["features"], card["hash"]):
+        return "FID"
+    name = f"Fréchet distance on {card['features'] or 'unnamed features'}"
+    return f"{name} (not pytorch-fid's weights)" if card["features"] == "inception" else name
+
+
+def describe(card):
+    """One line for a person."""
+    name, reference = name_of(card), card["reference"]
+    counts = [f"{n:,} images" if n else "an unknown number of images" for n in (card["images"], reference["images"])]
+    error = "" if card["error"] is None else f" ± {card['error']:.4f}"
+    where = reference.get("file") or reference.get("path") or reference.get("dataset")
+    line = f"{name}: {card['value']:.4f}{error}, from {counts[0]}; reference: {where}, {counts[1]}"
+    if card["weak"]:
+        line += f"; weak: fewer than {WEAK:,} images"
+    if kid := card.get("kid"):
+        line += f"; {'KID' if name == 'FID' else 'kernel distance'} {kid['value']:.5f}"
+        line += "" if kid["deviation"] is None else f" ± {kid['deviation']:.5f}"
+    if prdc := card.get("prdc"):
+        line += "; " + ", ".join(f"{what} {prdc[what]:.3f}" for what in ("precision", "recall", "density", "coverage"))
+    return line
+
+
+def refuse_other(path, moments, other, *keys):
+    """Raise InputError if `moments`, read from `path`, cannot be compared with an extractor's, or other moments."""
+    if isinstance(other, Moments):
+        wanted = (other.record.get("features"), other.record.get("hash"), len(other.mu))
+    else:
+        wanted = (other.name, other.hash, other.dimension)
+    held = (moments.record.get("features"), moments.record.get("hash"), len(moments.mu))
+    for what, theirs, ours in zip(("features", "weights' hash", "dimensions"), held, wanted, strict=True):
+        if None not in (theirs, ours) and theirs != ours:
+            raise InputError(f"{path}: {what} {theirs}, to be compared with {ours}; only equal ones can be", *keys)
+
+
+def refuse_metrics(metrics, where, count):
+    """Raise InputError unless `count` images (None: a statistics file) at `where` are enough for the metrics."""
+    if metrics and count is None:
+        names = ",".join(metrics)
+        message = f"metrics {names}: they need the images of both sides, but {where} is a statistics file"
+        raise InputError(message, "Sample.metrics")
+    if "prdc" in metrics and count <= NEAREST:
+        message = f"metrics prdc: needs more than {NEAREST} images on each side, {where} has {count}"
+        raise InputError(message, "Sample.metrics")
+
+
+def summing_device(device):
+    """Where sums in float64 are made for a run on `device`: there if it is an NVIDIA GPU, else on the CPU."""
+    return device if torch.device(device).type == "cuda" else torch.device("cpu")
+
+
+def _origin(moments):
+    """Where a reference comes from: the file and its hash, and what its record says of the images."""
+    origin = {name: value for name, value in moments.record.items() if name not in ("features", "hash", "file_hash")}
+    return origin | {"hash": moments.record.get("file_hash")}

@@ -1,0 +1,131 @@
+"""The reference of a distance: moments of a data set's features, computed by all processes and kept in a file."""
+
+import contextlib
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pndm.config.errors import InputError
+from pndm.dataset import batches, open_dataset
+from pndm.model import checkpoint
+from pndm.runner.measure.statistics import ROWS, Moments, Part, refuse_infinite
+
+BATCH = 64  # images that are read and described at a time
+LANES = 20  # parts of the images that processes share out
+CACHE = Path("temp/stats")
+PROBES = 16  # images whose values enter the cache key
+
+
+class Lane:
+    """The images numbered `ids` of `images`: len() images, [i]. Reading raises InputError if shapes differ."""
+
+    def __init__(self, images, ids):
+        self.images, self.ids, self.shape = images, ids, images[0].shape
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        image = self.images[self.ids[i]]
+        if image.shape != self.shape:
+            shapes = f"image {self.ids[i]} is {tuple(image.shape)}, image 0 {tuple(self.shape)}"
+            raise InputError(f"{shapes}; all must be of one shape")
+        return image
+
+
+def reference_of(section, extractor, device, team=None, kept=None):
+    """The `Moments` of the data set of a `Dataset` section.
+
+    Features of a network are computed once: the moments are kept in a file below temp/stats. Its name holds the cache
+    key: the section, the extractor, the number of images, and the values of 16 of them. `kept`: see `moments_of`.
+    Raises InputError when the data set cannot be read.
+    """
+    images = open_dataset(section)
+    if extractor.hash is None or kept is not None:  # pixels are quick to read again; a file has no features
+        return moments_of(images, extractor, device, team, kept)
+    path = CACHE / f"{section.dataset}_{extractor.name}_{_cache_key(section, images, extractor)[:16]}.npz"
+    moments = None
+    with contextlib.suppress(InputError):
+        moments = Moments.load(path)
+    found = torch.tensor(float(moments is not None))
+    if team.least(found) if team else found:
+        return moments
+    moments = moments_of(images, extractor, device, team)
+    if team is None or team.first:
+        with contextlib.suppress(OSError):  # a full disk is no reason to stop: the next run computes it again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            moments.save(path)
+    return moments
+
+
+def moments_of(images, extractor, device="cpu", team=None, kept=None):
+    """`Moments` of `images` (len() images, [i], .record), each read once.
+
+    All processes of `team` call this: each takes every size-th of 20 lanes of the images, and all get the result. It
+    is the same to the last digit for any number of processes. The features, float32, are added to the list `kept`.
+    """
+    n, (rank, size) = len(images), (team.rank, team.size) if team else (0, 1)
+    lanes = [range(n * i // LANES, n * (i + 1) // LANES) for i in range(LANES)]
+    total = Part(extractor.dimension, device)
+    with tqdm(total=n, unit="image", desc="features", dynamic_ncols=True, disable=None if rank == 0 else True) as bar:
+        for first in range(0, LANES, size):
+            turn = lanes[first : first + size]  # one lane for each process
+            lane = turn[rank] if rank < len(turn) else range(0)
+            part, features = _describe(Lane(images, lane), extractor, device, kept is not None, team)
+            if team:
+                team.wait()
+            for source, lane in enumerate(turn):
+                mean, scatter = part.mean, part.scatter
+                if size > 1:
+                    mean, scatter = (team.broadcast(v, source) for v in (mean, scatter))
+                total.join(len(lane), mean, scatter)
+                if kept is not None:
+                    theirs = features if source == rank else torch.zeros(len(lane), extractor.dimension)
+                    kept.append(team.broadcast(theirs, source) if team else theirs)
+                bar.update(len(lane))
+    covariance = (total.scatter.tril() + total.scatter.tril(-1).T) / (n - 1)
+    record = images.record | {"images": n, "features": extractor.name, "hash": extractor.hash}
+    return Moments(total.mean.cpu(), covariance.cpu(), record)
+
+
+def open_statistics(path):
+    """The `Moments` of a statistics file, its record extended by the file's name and hash. Raises InputError."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such statistics file, an .npz with mu and sigma; the runner stats makes one")
+    moments = Moments.load(path)
+    return Moments(
+        moments.mu, moments.sigma, moments.record | {"file": str(path), "file_hash": checkpoint.sha256(path)}
+    )
+
+
+def _describe(lane, extractor, device, keep, team):
+    """`Part` of a lane's features, and these (n, d) float32 if `keep`."""
+    part, waiting, kept = Part(extractor.dimension, device), [], [torch.zeros(0, extractor.dimension)]
+    for positions, images in batches(lane, BATCH) if len(lane) else ():
+        features = extractor(images)
+        refuse_infinite(features, [lane.ids[i] for i in positions])
+        waiting.append(features)
+        if keep:
+            kept.append(features.float())
+        if sum(map(len, waiting)) >= ROWS:
+            part.add(torch.cat(waiting))
+            waiting = []
+        if team:
+            team.beat()
+    if waiting:
+        part.add(torch.cat(waiting))
+    return part, torch.cat(kept)
+
+
+def _cache_key(section, images, extractor):
+    """SHA-256 of all that the moments depend on."""
+    facts = {"dataset": section.model_dump(mode="json"), "record": images.record, "images": len(images)}
+    facts |= {"features": extractor.name, "dimension": extractor.dimension, "hash": extractor.hash}
+    facts["resize"] = extractor.resize
+    key = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for i in range(0, len(images), -(-len(images) // PROBES)):
+        key.update(images[i].numpy().tobytes())
+    return key.hexdigest()

@@ -1,0 +1,74 @@
+"""The extractors: pytorch-fid's Inception and its weights, one's own network."""
+
+from hashlib import sha256
+from unittest import mock
+
+import pytest
+import torch
+from helpers import coloured_images, write_images
+
+from pndm.config.errors import InputError
+from pndm.runner.measure import features, fid
+
+
+def test_inception_takes_grey_images_and_the_hubs_cache(weights, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(weights.parent.parent.parent))
+    extractor = features.EXTRACTORS["inception"]((1, 8, 8), "cpu", None)
+    grey = torch.from_numpy(coloured_images(0, 2)[..., :1].transpose(0, 3, 1, 2).copy())
+    found = extractor(grey)
+    assert found.shape == (2, extractor.dimension) and found.dtype == torch.float64
+    assert torch.equal(found, extractor(grey.repeat(1, 3, 1, 1)))
+    assert found.std() > 0.01
+
+
+def test_inception_without_weights(tmp_path, monkeypatch, cli):
+    a = write_images(tmp_path / "a", coloured_images(0, 2))
+    missing = mock.Mock(side_effect=OSError("offline"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", missing)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    status, out, err = cli("--runner", "fid", a, a)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    where = tmp_path / "home" / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
+    assert "could not be downloaded (offline)" in err and f"put that file at {where}" in err and "inception_path" in err
+    missing.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no file"),
+        (b"no weights", "not readable as weights"),
+        ({"a": torch.zeros(1)}, "not the weights of pytorch-fid's Inception"),
+    ],
+)
+def test_wrong_weights(tmp_path, cli, content, said):
+    pytest.importorskip("pytorch_fid")
+    a, path = write_images(tmp_path / "a", coloured_images(0, 2)), tmp_path / "w.pth"
+    if content is not None:
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    status, out, err = cli("--runner", "fid", a, a, "--inception_path", path)
+    assert (status, out, err.count("\n")) == (2, "", 1) and said in err and str(path) in err
+
+
+def test_another_extractor_is_a_line(tmp_path, cli, monkeypatch):
+    file = tmp_path / "weights"
+    file.write_bytes(b"w")
+
+    def load(path):
+        return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten()), file
+
+    line = features.network("tiny", 12, load, 16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    monkeypatch.setitem(features.EXTRACTORS, "tiny", line)
+
+    folders = [write_images(tmp_path / name, coloured_images(i, 40)) for i, name in enumerate("ab")]
+    card = fid.compare(folders, "tiny", "cpu")
+    assert (
+        card["features"] == "tiny" and card["hash"] == sha256(b"w").hexdigest() and card["resize"] == "bicubic to 16×16"
+    )
+    assert card["value"] > 0
+
+
+def test_unknown_extractors_are_refused_with_the_names_of_those_there_are():
+    with pytest.raises(InputError, match="features 'x' is not one of pixels, inception, none") as caught:
+        features.make_extractor("x", (1, 8, 8))
+    assert caught.value.keys == ("Sample.features",)
