@@ -262,6 +262,9 @@ def distance(args: Arguments, resolved: Any) -> None:
 
 def dispatch(args: Arguments) -> int:
     """Call the runner; returns the exit status."""
+    from pndm.model import backend
+
+    backend.start()
     if args.runner == "reproduce":
         return reproduce(args)
     resolved = experiment(args)

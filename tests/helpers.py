@@ -14,7 +14,8 @@ from data.fill import fill, uniform
 
 from pndm.config.load import load
 from pndm.model import checkpoint
-from pndm.model.unet import UNet, settings_of
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import Query
 from pndm.runner.solver.schedule import Schedule
