@@ -306,7 +306,7 @@ def _describe(content):
 
 
 def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def save(path, tensors, metadata):
