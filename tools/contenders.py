@@ -99,8 +99,11 @@ class Worker:
 def serve(name, args, where, pipe):
     import torch
 
+    from pndm.model import backend
     from pndm.model.engine import peak
 
+    if name == "here":
+        backend.start()
     args = argparse.Namespace(**args)
     loop, network = contender(name, args, where)
     torch.manual_seed(0)
