@@ -202,7 +202,7 @@ def test_only_regular_files_are_read(tmp_path):
     """A pipe that nobody writes to would be waited for without end."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(InputError, match="^[^ ]+: not a regular file$"):
+        with pytest.raises(InputError, match=r"^[^ ]+: not a regular file$"):
             load_model(published_section(NAME), path)
 
 
@@ -250,7 +250,7 @@ def test_values_that_cannot_be_shown(tmp_path, key, what):
         file.write_bytes(to_torch(content))
     except RecursionError:
         pytest.skip("it cannot be written either")
-    with pytest.raises(InputError, match="damaged|could only be read by executing code") as caught:
+    with pytest.raises(InputError, match=r"damaged|could only be read by executing code") as caught:
         read(file)
     message = str(caught.value)
     assert message.startswith(str(file)) and message.isprintable() and len(message) < 500
