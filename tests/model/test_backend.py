@@ -11,6 +11,8 @@ from helpers import ROOT
 
 from pndm.model import backend, machine
 
+from pndm import early
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -179,3 +181,19 @@ def test_start_sets_the_threads(monkeypatch):
         assert backend.start() == torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch, name):
+    for other in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(other, raising=False)
+    early.prepare()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+    monkeypatch.setenv(name, "7")
+    early.prepare()
+    assert os.environ.get("OMP_WAIT_POLICY") == ("7" if name == "OMP_WAIT_POLICY" else None)
+
+
+def test_the_command_line_prepares_before_pytorch_is_imported():
+    code = "import sys, pndm.cli, pndm.early; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
