@@ -9,9 +9,8 @@ import pytest
 import torch
 from helpers import ROOT
 
-from pndm.model import backend, machine
-
 from pndm import early
+from pndm.model import backend, machine
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
