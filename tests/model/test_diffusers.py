@@ -209,5 +209,5 @@ class TestHub:
         self.library(monkeypatch, lambda *_, **__: pytest.fail("the hub was asked"))
         with pytest.raises(InputError, match="no such file"):
             read(name)
-        with pytest.raises(InputError, match="^no file"):
+        with pytest.raises(InputError, match=r"^no file"):
             checkpoint_path(name)
