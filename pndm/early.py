@@ -3,7 +3,7 @@
 import os
 
 
-def prepare():
+def prepare() -> None:
     """Let OpenMP's threads sleep while they wait; to be called before PyTorch is imported.
 
     By default they spin, and on a loaded machine they then keep the processors from the threads that they wait for
