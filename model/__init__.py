@@ -21,7 +21,8 @@ def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device"
 
     from pndm.config.errors import InputError
     from pndm.model.checkpoint import read, state_dict_for
-    from pndm.model.unet import UNet, settings_of
+    from pndm.model.settings import settings_of
+    from pndm.model.unet import UNet
 
     checkpoint = None if checkpoint is None else read(checkpoint)
     settings = checkpoint and checkpoint.settings if config is None else settings_of(config)

@@ -1,4 +1,4 @@
-"""The parts of the UNet, each with the variations that the four published networks need."""
+"""The parts of the UNet, each with the variations that the published networks need."""
 
 import math
 
@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pndm.model.kernels import group_norm, silu
+
 
 def sinusoidal_embedding(t, channels, cosine_first=False, shift=1):
     """Embed times t (n,) as (n, channels) float32: sin and cos of t · 10000^(−i/(half−shift)), i < half.
 
-    In float32 whatever the network computes in, since that is the function the published networks learned.
+    It is float32 in every precision of the network: that is the function the published networks learned.
     """
     half = channels // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -26,70 +28,56 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(min(channels // 4, 32) if narrow else groups, channels, eps=eps)
 
     def forward(self, x):  # (n, C, H, W) → the same
-        if x.device.type != "cpu" or torch.is_grad_enabled():
-            return super().forward(x)
-        norm = opaque_group_norm if torch.compiler.is_compiling() else group_norm
-        return norm(x, self.weight, self.bias, self.num_groups, self.eps)
+        return group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
-def group_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
-) -> torch.Tensor:  # on a CPU, without gradients
-    n, c, height, width = x.shape
-    small = height * width < 1024 and c // groups * x.element_size() < 32
-    if x.is_contiguous() or not small:
-        return F.group_norm(x, groups, weight, bias, eps)
-    # PyTorch's own kernel is slow for small channels-last images with few channels a group.
-    values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(torch.float32, copy=True)
-    sums = values.sum(1), values.square_().sum(1)
-    mean, square = (v.view(n, groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
-    scale = weight.view(groups, -1) * ((square - mean**2).clamp_(min=0) + eps).rsqrt()
-    shift = bias.view(groups, -1) - mean * scale
-    scale, shift = (v.reshape(n, c, 1, 1).to(x.dtype) for v in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+def halve(x):
+    """The 2×2 mean: (n, C, H, W) → (n, C, H/2, W/2)."""
+    return F.avg_pool2d(x, 2)
 
 
-# torch.compile's own code for it is slower on a CPU.
-opaque_group_norm = torch.library.custom_op("pndm::group_norm", group_norm, mutates_args=())
-opaque_group_norm.register_fake(lambda x, weight, bias, groups, eps: torch.empty_like(x))
-
-
-def silu(x):
-    """SiLU of a tensor that nobody else needs: in place where no gradient asks for it."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+def double(x):
+    """The nearest neighbour: (n, C, H, W) → (n, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Downsample(nn.Module):
-    """Halve the resolution: 2×2 mean, or a strided 3×3 convolution padded on all sides (`same`) or right and bottom."""
+    """Halve the resolution: 2×2 mean, or a strided 3×3 convolution padded on all sides ("same") or right and bottom."""
+
+    kind = "downsample"  # as `UNet.layers` says it
 
     def __init__(self, channels, kind):
         super().__init__()
         self.pad = kind == "conv"
         self.conv = None if kind == "mean" else nn.Conv2d(channels, channels, 3, stride=2, padding=int(kind == "same"))
 
-    def forward(self, x):  # (n, C, H, W) → (n, C, H/2, W/2)
+    def forward(self, x, temb):  # (n, C, H, W) → (n, C, H/2, W/2); temb is not used
         if self.conv is None:
-            return F.avg_pool2d(x, 2)
+            return halve(x)
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x)
 
 
 class Upsample(nn.Module):
     """Double the resolution: nearest neighbour, then a 3×3 convolution unless `kind` is "mean"."""
 
+    kind = "upsample"  # as `UNet.layers` says it
+
     def __init__(self, channels, kind):
         super().__init__()
         self.conv = None if kind == "mean" else nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x):  # (n, C, H, W) → (n, C, 2H, 2W)
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    def forward(self, x, temb):  # (n, C, H, W) → (n, C, 2H, 2W); temb is not used
+        x = double(x)
         return x if self.conv is None else self.conv(x)
 
 
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice, around a skip; the time embedding enters before the second half.
 
-    resample: None, or "down" / "up" for the residual blocks that change the resolution (PF_deep).
+    resample: `halve` or `double` where the block changes the resolution (PF_deep).
     """
+
+    kind = "block"  # as `UNet.layers` says it
 
     def __init__(self, in_channels, out_channels, settings, resample=None):
         super().__init__()
@@ -104,12 +92,10 @@ class ResBlock(nn.Module):
         needed = in_channels != out_channels or resample
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if needed else None
 
-    def forward(self, x, temb):  # (n, C, H, W), SiLU of the embedding (n, 4·channels) → (n, C', H', W')
+    def forward(self, x, temb):  # (n, C, H, W), SiLU of the embedding (n or 1, 4·channels) → (n, C', H', W')
         h = silu(self.norm1(x))
-        if self.resample == "down":
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        elif self.resample == "up":
-            h, x = (F.interpolate(v, scale_factor=2.0, mode="nearest") for v in (h, x))
+        if self.resample:
+            h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
         e = self.temb_proj(temb)[:, :, None, None]
         if self.scale_shift:

@@ -22,7 +22,7 @@ from pndm.config.errors import InputError
 from pndm.config.files import aside
 from pndm.model import diffusers
 from pndm.model.families import FAMILIES, layout
-from pndm.model.unet import Settings, settings_of
+from pndm.model.settings import Settings, settings_of
 
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with its magic number
 
@@ -38,9 +38,26 @@ class Checkpoint:
     settings: Settings | None = None  # of the network, where the file or its folder gives them
     record: dict = field(default_factory=dict)  # sections of an experiment, where the file is this project's own
 
+    def __post_init__(self):
+        try:
+            self.format, self.weights, self.record = map(printable, (self.format, str(self.weights), self.record))
+        except (RecursionError, ValueError):  # nested for ever; a number of 5,000 digits
+            raise InputError(f"{self.path or self.format}: damaged: its record is no plain data") from None
+
     @property
     def name(self):
         return str(self.path or self.format)
+
+
+def printable(value):
+    """A value with a space for each unprintable character in its strings: a file may hold codes for the terminal."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else " " for c in value)
+    if isinstance(value, dict):
+        return {printable(name): printable(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(v) for v in value]
+    return value
 
 
 class Fit(NamedTuple):
@@ -123,7 +140,9 @@ def read(source):
     if path.is_dir():
         path = diffusers.weights_in(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file", "Sample.model_path")
+    if not path.is_file():  # reading a pipe or a device would wait for ever
+        raise InputError(f"{path}: not a regular file", "Sample.model_path")
     checkpoint = _read_file(path)
     config = path.with_name("config.json")
     if path.name in diffusers.WEIGHTS and config.is_file():
@@ -154,13 +173,15 @@ def _read_file(path):
 def _read_safetensors(path):
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("record", "{}"))
+            record = json.loads((file.metadata() or {}).get("record", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        model, weights = metadata.get("Model"), metadata.get("weights", "not stated")
-    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
-    settings = None if model is None else _settings_of(model, path)
-    return Checkpoint(tensors, "safetensors", weights, path, settings, metadata)
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: damaged safetensors file: its record is no mapping")
+    weights = record.get("weights")
+    settings = _settings_of(record["Model"], path) if record.get("Model") is not None else None
+    return Checkpoint(tensors, "safetensors", weights or "not stated", path, settings, record)
 
 
 def _check_zip(path):
@@ -273,7 +294,7 @@ def _is_plain(value):
 def _settings_of(model, path):
     try:
         return settings_of(model)
-    except (InputError, TypeError, ValueError) as error:
+    except (InputError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: its own Model section is damaged: {_first_line(error)}") from None
 
 
@@ -285,7 +306,7 @@ def _describe(content):
 
 
 def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def save(path, tensors, metadata):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pndm.config.errors import InputError
-from pndm.model.unet import Settings
+from pndm.model.settings import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
@@ -126,11 +126,12 @@ def settings_of(path):
     def refuse(key, why):
         raise InputError(f"{path}: {key} is {getattr(c, key)!r}; {why}")
 
-    channels, levels = (*c.block_out_channels, 0)[0], len(c.block_out_channels)
+    levels = len(c.block_out_channels)
     attention = tuple(i for i, kind in enumerate(c.down_block_types) if kind == "AttnDownBlock2D")
     mirrored = tuple(i for i, kind in enumerate(reversed(c.up_block_types)) if kind == "AttnUpBlock2D")
     if not 0 < levels == len(c.down_block_types) == len(c.up_block_types):
         refuse("block_out_channels", "down_block_types and up_block_types must be as many")
+    channels = c.block_out_channels[0]
     if mirrored != attention:
         refuse("up_block_types", "the UNet has attention at the same levels down and up")
     if channels % 32 or any(width % channels for width in c.block_out_channels):

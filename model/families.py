@@ -11,7 +11,7 @@ import torch
 
 
 class Source(NamedTuple):
-    """Where a tensor of `UNet` comes from: published tensors, all of one shape, and how they make it."""
+    """Where a tensor of `UNet` comes from: the names and the common shape of published tensors, make(*them) → it."""
 
     names: tuple
     shape: tuple
@@ -20,10 +20,12 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """places: network → where each of `network.layers()` is. parts: "kind.part" of a layer → what it is called
-    there, several names when q, k and v are apart; parts not listed are called as here. attention_axes: axes
-    behind the matrices of attention where they are kernels of convolutions. by_head: the rows of one matrix for
-    q, k and v go head by head, each (q, k, v).
+    """How a family names and stores tensors.
+
+    places: network → the family's name of each of `network.layers()`. parts: "kind.part" of a layer → the family's
+    name of the part, or three names, where q, k and v are apart; a part that is not listed has the same name here.
+    attention_axes: the number of further axes, of length 1, where attention's matrices are stored as convolutions.
+    by_head: the one matrix of q, k and v is stored head by head, each with its q, k, v.
     """
 
     places: Callable
@@ -50,10 +52,12 @@ def _iddpm(network):
         if layer in fixed:
             places.append(fixed[layer])
             continue
-        # A residual block opens a group, which what follows it joins; on the way down, so does a downsampling.
-        opens = kind in ("block", "downsample")
-        group[way] += opens
-        inner = 0 if opens else inner + 1
+        # A residual block opens a group, and so does a downsampling; any other layer joins the open group.
+        if kind in ("block", "downsample"):
+            group[way] += 1
+            inner = 0
+        else:
+            inner += 1
         places.append(f"{'input' if way == 'down' else 'output'}_blocks.{group[way]}.{inner}")
     return places
 
@@ -68,9 +72,9 @@ def _diffusers(network):
     for _, layer in network.layers():
         way, *rest = layer.split(".")
         if way in ("down", "up"):
-            level, word, index = (*rest, 0)[:3]  # a level has one change of resolution
-            level = int(level) if way == "down" else top - int(level)
-            layer = f"{way}_blocks.{level}.{words[word]}.{index}"
+            level, word = int(rest[0]), words[rest[1]]
+            index = rest[2] if len(rest) == 3 else 0  # a level has one change of resolution, without a number
+            layer = f"{way}_blocks.{level if way == 'down' else top - level}.{word}.{index}"
         places.append(words.get(layer, layer))
     return places
 

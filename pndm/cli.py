@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from pndm import early
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, parse_set, place_of
@@ -264,6 +265,10 @@ def distance(args: Arguments, resolved: Any) -> None:
 
 def dispatch(args: Arguments) -> int:
     """Call the runner; returns the exit status."""
+    early.prepare()
+    from pndm.model import backend  # imports PyTorch
+
+    backend.start()
     if args.runner == "reproduce":
         return reproduce(args)
     resolved = experiment(args)

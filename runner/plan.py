@@ -17,7 +17,8 @@ import torch
 from pndm.config.errors import InputError
 from pndm.dataset import count_images
 from pndm.model.engine import peak
-from pndm.model.unet import UNet, settings_of
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 from pndm.runner import sample
 from pndm.runner.build import load_network, network_key, sampling_of
 from pndm.runner.checkpoints import KEEP

@@ -21,7 +21,8 @@ from pndm.config.errors import InputError
 from pndm.dataset import open_dataset
 from pndm.model.ema import EMA
 from pndm.model.engine import resolve, tf32
-from pndm.model.unet import UNet, settings_of
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 from pndm.runner.batches import Batches
 from pndm.runner.build import schedule_of
 from pndm.runner.checkpoints import TrainFolder

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pndm.config.load import load
 from pndm.model import checkpoint
-from pndm.model.unet import UNet, settings_of
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 from pndm.runner.measure.statistics import Statistics
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import Query

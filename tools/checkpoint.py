@@ -19,7 +19,8 @@ from pndm.config.errors import InputError
 from pndm.config.keys import Section
 from pndm.config.load import FOLDER, load
 from pndm.model import checkpoint
-from pndm.model.unet import UNet, settings_of
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,24 +54,30 @@ def examine(file, to=None):
     fitting = [candidate.experiment for candidate in candidates if not candidate.differences]
     best = min(candidates, key=lambda candidate: len(candidate.differences))
 
-    print(f"file        {source.path}")
-    print(f"sha256      {digest}")
-    print(f"format      {source.format}")
-    print(f"weights     {source.weights}")
-    print(f"parameters  {sum(v.numel() for v in source.tensors.values()):,} in {len(source.tensors):,} tensors")
-    print(f"network     {'' if fitting else 'closest is '}{best.section.struc} under the names of {best.family}")
+    say("file", source.path)
+    say("sha256", digest)
+    say("format", source.format)
+    say("weights", source.weights)
+    say("parameters", f"{sum(v.numel() for v in source.tensors.values()):,} in {len(source.tensors):,} tensors")
+    say("network", f"{'' if fitting else 'closest is '}{best.section.struc} under the names of {best.family}")
     if fitting:
-        print(f"fits        {', '.join(fitting)}")
+        say("fits", ", ".join(fitting))
     else:
-        print(f"fits        no experiment of config/; from {best.experiment} it differs in {len(best.differences):,}:")
-        print(*(f"            {difference}" for difference in best.differences[:5]), sep="\n")
+        say("fits", f"no experiment of config/; from {best.experiment} it differs in {len(best.differences):,}:")
+        for difference in best.differences[:5]:
+            say("", difference)
     if target and not fitting:
         raise InputError(f"--to: {source.path} fits no experiment, so nothing is converted")
     if target:
         metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest}
         checkpoint.save(target, checkpoint.state_dict_for(best.network, source), metadata)
-        print(f"written     {target}")
+        say("written", target)
     return 0 if fitting else 1
+
+
+def say(what, value):
+    """Print a line of the report. Names in a file may hold codes for the terminal: they are not printed."""
+    print(f"{what:12}{checkpoint.printable(str(value))}")
 
 
 class Candidate(NamedTuple):

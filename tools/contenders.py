@@ -18,7 +18,8 @@ def network(args):
 
     from pndm.cli import device
     from pndm.config.load import load
-    from pndm.model.unet import UNet, settings_of
+    from pndm.model.settings import settings_of
+    from pndm.model.unet import UNet
 
     where = device("auto")
     section = load(args.config).Model
@@ -98,8 +99,11 @@ class Worker:
 def serve(name, args, where, pipe):
     import torch
 
+    from pndm.model import backend
     from pndm.model.engine import peak
 
+    if name == "here":
+        backend.start()
     args = argparse.Namespace(**args)
     loop, network = contender(name, args, where)
     torch.manual_seed(0)
@@ -126,7 +130,7 @@ def contender(name, args, where):
     from pndm.config.load import load
     from pndm.model import load_model
     from pndm.model.engine import Engine, resolve
-    from pndm.model.unet import settings_of
+    from pndm.model.settings import settings_of
     from pndm.runner.solver.schedule import Schedule
     from pndm.runner.solver.solve import solve
     from pndm.runner.solver.transfer import phi

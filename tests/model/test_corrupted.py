@@ -18,6 +18,7 @@ from safetensors.torch import save as to_safetensors
 
 from pndm.config.errors import InputError
 from pndm.model import load_model
+from pndm.model.checkpoint import read
 
 NAME = "iddpm_small"
 
@@ -194,3 +195,74 @@ def test_wrong_paths(tmp_path):
             load_model(published_section(NAME), path)
     with pytest.raises(InputError, match=r"in memory: holds no network's weights, but a dict of 1, a$"):
         load_model(published_section(NAME), json.loads('{"1": 2, "a": 3}'))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    """A pipe that nobody writes to would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InputError, match=r"^[^ ]+: not a regular file$"):
+            load_model(published_section(NAME), path)
+
+
+def test_codes_for_the_terminal_are_not_kept(tmp_path):
+    """What a file says of itself is printed by others: its strings come without escapes."""
+    tensors, file = published_weights(NAME), tmp_path / "file"
+    record = {"weights": "EMA\x1b[2J\n", "Dataset": {"path\x1b]0;x\x07": ["a\rb", 1, None]}}
+    file.write_bytes(to_safetensors(tensors, {"record": json.dumps(record)}))
+    source = read(file)
+    assert source.weights == "EMA [2J "
+    assert source.record == {"weights": "EMA [2J ", "Dataset": {"path ]0;x ": ["a b", 1, None]}}
+
+
+def endless():
+    loop = []
+    loop.append(loop)
+    return loop
+
+
+def nested(depth):
+    inner = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+VALUES = {
+    "5,000 hexadecimal digits": 16**5000,
+    "100 hexadecimal digits": -(16**100),
+    "holds itself": endless(),
+    "100,000 lists": nested(100_000),
+    "not a number": float("nan"),
+    "a long text": "x" * 10**5,
+}
+
+
+@pytest.mark.parametrize("what", VALUES)
+@pytest.mark.parametrize("key", ["ch", "another"])
+def test_values_that_cannot_be_shown(tmp_path, key, what):
+    """In the record of a training file; each ends in one line, whatever it is that cannot be put in words."""
+    tensors, file = published_weights(NAME), tmp_path / "file"
+    model = published_section("ddim_small") | {key: VALUES[what]}
+    content = {"model": tensors, "ema": tensors, "experiment": {"Model": model}}
+    try:
+        file.write_bytes(to_torch(content))
+    except RecursionError:
+        pytest.skip("it cannot be written either")
+    with pytest.raises(InputError, match=r"damaged|could only be read by executing code") as caught:
+        read(file)
+    message = str(caught.value)
+    assert message.startswith(str(file)) and message.isprintable() and len(message) < 500
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["[" * 100_000, "1" * 5000, f'{{"Model": {"1" * 5000}}}', '"text"', "[1]"],
+    ids=["brackets", "digits", "digits in a mapping", "a text", "a list"],
+)
+def test_records_that_are_none(tmp_path, record):
+    file = tmp_path / "file"
+    file.write_bytes(to_safetensors(published_weights(NAME), {"record": record}))
+    with pytest.raises(InputError, match="damaged safetensors file"):
+        read(file)

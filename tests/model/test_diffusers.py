@@ -13,7 +13,7 @@ from pndm.config.errors import InputError
 from pndm.model import load_model
 from pndm.model.checkpoint import read
 from pndm.model.diffusers import WEIGHTS
-from pndm.runner.sample import checkpoint_path
+from pndm.runner.build import checkpoint_path
 
 # The published configurations: google/ddpm-cifar10-32, and google/ddpm-bedroom-256, google/ddpm-celebahq-256.
 CIFAR10 = {
@@ -209,5 +209,5 @@ class TestHub:
         self.library(monkeypatch, lambda *_, **__: pytest.fail("the hub was asked"))
         with pytest.raises(InputError, match="no such file"):
             read(name)
-        with pytest.raises(InputError, match="--model_path: no file"):
+        with pytest.raises(InputError, match=r"^no file"):
             checkpoint_path(name)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from pndm.config.load import load
 from pndm.model import load_model
-from pndm.model.checkpoint import read
+from pndm.model.checkpoint import read, save
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -106,3 +106,13 @@ def test_is_a_command():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "checkpoint.py: model/none.ckpt: no such file\n"
+
+
+def test_codes_for_the_terminal_are_not_printed(doctor, file):
+    tensors, other = published_weights("ddim_cifar10"), file.with_name("escapes")
+    tensors = dict(tensors) | {"\x1b[2Jextra": torch.zeros(1)}
+    save(other, tensors, {"weights": "EMA\x1b[31m"})
+    status, lines, errors = doctor(other)
+    assert (status, errors) == (1, "") and lines["weights"] == "EMA [31m"
+    assert lines["extra"] == "[2Jextra"
+    other.unlink()

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_one_time_for_all_images_is_embedded_once(precision):
     run = Engine(network(), CPU, precision)
     x = network_input(3, 16)
     with torch.inference_mode():
-        once, each = run(x, torch.tensor([640.5]).expand(3)), run(x, torch.full((3,), 640.5))
+        once, each = run(x, torch.tensor([640.5])), run(x, torch.full((3,), 640.5))
     assert difference(once, each) < {"fp32": 1e-5, "bf16": 0.01}[precision]
 
 
@@ -114,7 +115,7 @@ def test_tf32_is_for_those_that_ask_for_it_and_while_they_run(precision):
 def test_compiled(tiny):
     from torch._dynamo.utils import counters
 
-    x, t = torch.randn(4, 1, 8, 8), torch.tensor([500.0]).expand(4)
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([500.0])
     run = Engine(copy.deepcopy(tiny.network), CPU, compile=True)
     with torch.inference_mode():
         first = run(x, t)
@@ -129,7 +130,8 @@ def test_compiled(tiny):
 def test_no_compiler(monkeypatch, tiny, cli, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     status, _, err = cli(*tiny.flags(tmp_path / "run", "--compile"))
-    assert (status, err) == (2, "main.py: --compile: needs a C++ compiler, and there is no no-such-compiler\n")
+    assert status == 2 and err.startswith("main.py: ") and err.count("\n") == 1
+    assert err.endswith("compile needs a C++ compiler, and there is no no-such-compiler\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -139,8 +141,25 @@ def test_which_precision_auto_is(monkeypatch):
         assert resolve("auto", CPU) == wanted
         assert resolve("auto", CPU, smooth=False) == "fp32"
         assert resolve("bf16", CPU, smooth=False) == "bf16"
-    with pytest.raises(InputError, match="tf32 needs an NVIDIA GPU; cpu can do fp32 and bf16"):
+    with pytest.raises(InputError, match=r"^precision tf32 needs an NVIDIA GPU; cpu can do fp32 and bf16$") as caught:
         resolve("tf32", CPU)
+    assert caught.value.keys[0] == "Sample.precision"
+    with pytest.raises(InputError, match=r"^precision 'x' is not one of auto, fp32, tf32, bf16$") as caught:
+        resolve("x", CPU)
+    assert caught.value.keys == ("Sample.precision",)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_an_unknown_processor_is_timed(monkeypatch, faster):
+    monkeypatch.setattr(engine, "has_bfloat16", lambda device: None)
+    monkeypatch.setattr(engine, "faster_by_timing", lambda: faster)
+    assert resolve("auto", CPU) == ("bf16" if faster else "fp32")
+
+
+def test_timing_is_short_and_leaves_the_threads_alone():
+    threads, start = torch.get_num_threads(), time.process_time()
+    assert engine.faster_by_timing.__wrapped__(0.1) in (True, False)
+    assert time.process_time() - start < 1 and torch.get_num_threads() == threads
 
 
 def test_adaptive_methods_are_not_given_bfloat16(tiny, cli, tmp_path):
@@ -157,14 +176,14 @@ def test_batches_that_fit(monkeypatch, free, wanted):
     def call(x, t):
         peak.append(max(*peak, 1000 + 10 * len(x)))
 
-    monkeypatch.setattr(engine, "_free", lambda device: free)
+    monkeypatch.setattr(engine, "free_memory", lambda device: free)
     monkeypatch.setattr(engine, "peak", lambda device: peak[-1])
     size = largest_batch(call, (1, 8, 8), CPU)
     assert size == wanted or 10 * size <= free / 2 < 20 * size
 
 
 def test_memory_is_measured():
-    assert 2**20 < engine._free(CPU) < 2**50
+    assert 2**20 < engine.free_memory(CPU) < 2**50
     before = engine.peak(CPU)
     torch.ones(before // 4 + 2**26).sum()
     assert engine.peak(CPU) >= before + 2**26

@@ -16,7 +16,7 @@ from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read, save
-from pndm.model.unet import settings_of
+from pndm.model.settings import settings_of
 
 
 def shifted(tensors, by=1.0):

@@ -9,7 +9,8 @@ from helpers import DATA, MANIFEST, image_size, network_input, published_section
 from pndm.config.load import FOLDER, load
 from pndm.model import load_model
 from pndm.model.checkpoint import closest
-from pndm.model.unet import UNet, settings_of
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 
 
 @pytest.mark.parametrize("name", MANIFEST)

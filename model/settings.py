@@ -1,0 +1,141 @@
+"""What the networks differ in, and how the `Model` section of an experiment says it."""
+
+from dataclasses import dataclass
+
+from pndm.config.errors import InputError
+from pndm.config.load import model_section
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the published networks differ in; the defaults are those of DDIM (Ho et al.) for CIFAR10.
+
+    attention: the levels (0 is the finest) that have it; attention_up: after "every" block on the way up or the
+    "last" of the level. heads, heads_up: their number on the way down and up; head_channels, when given, sets
+    the number by the channels instead. resample: "conv" (padded right and bottom), "same" (padded on all
+    sides), "mean" (no convolution) or "block" (residual blocks). out_channels beyond in_channels are variances,
+    which no method here uses.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention: tuple[int, ...] = (1,)
+    attention_up: str = "every"
+    heads: int = 1
+    heads_up: int = 1
+    head_channels: int | None = None
+    dropout: float = 0.0
+    cosine_first: bool = False
+    frequency_shift: int = 1
+    scale_shift: bool = False
+    norm_eps: float = 1e-6
+    narrow_groups: bool = False
+    norm_groups: int = 32
+    skip_rescale: bool = False
+    resample: str = "conv"
+
+    @property
+    def factor(self):
+        """Height and width of the images must be multiples of this."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+def settings_of(config):
+    """The `Settings` of a `Model` section (a dict as in the YAML files, or the validated section).
+
+    Raises InputError with the key that cannot be.
+    """
+    c = model_section(config)
+    settings = _FAMILIES[c.struc](c)
+    if settings.out_channels < settings.in_channels:
+        key = "Model.out_ch" if c.struc == "DDIM" else "Model.out_channels"
+        raise InputError(f"{key} is {settings.out_channels}; ε of {settings.in_channels} channels needs as many", key)
+    _check_groups(settings, {"DDIM": "Model.ch", "iDDPM": "Model.model_channels"}.get(c.struc, "Model.nf"))
+    if c.struc == "iDDPM":
+        _check_heads(settings)
+    elif c.image_size % settings.factor:
+        raise InputError(
+            f"Model.image_size {c.image_size} cannot be halved {len(c.ch_mult) - 1} times", "Model.image_size"
+        )
+    return settings
+
+
+def _ddim(c):
+    return Settings(
+        in_channels=c.in_channels,
+        out_channels=c.out_ch,
+        channels=c.ch,
+        multipliers=tuple(c.ch_mult),
+        num_res_blocks=c.num_res_blocks,
+        attention=_levels(c),
+        dropout=c.dropout,
+        norm_groups=c.norm_groups,
+        resample="conv" if c.resamp_with_conv else "mean",
+    )
+
+
+def _iddpm(c):
+    return Settings(
+        in_channels=c.in_channels,
+        out_channels=c.out_channels,
+        channels=c.model_channels,
+        multipliers=tuple(c.channel_mult),
+        num_res_blocks=c.num_res_blocks,
+        attention=tuple(level for level in range(len(c.channel_mult)) if 2**level in c.attention_resolutions),
+        heads=c.num_heads,
+        heads_up=c.num_heads if c.num_heads_upsample == -1 else c.num_heads_upsample,
+        dropout=c.dropout,
+        cosine_first=True,
+        frequency_shift=0,
+        scale_shift=c.use_scale_shift_norm,
+        norm_eps=1e-5,
+        resample="same" if c.conv_resample else "mean",
+    )
+
+
+def _pf(c, **more):
+    return Settings(
+        in_channels=c.num_channels,
+        out_channels=c.num_channels,
+        channels=c.nf,
+        multipliers=tuple(c.ch_mult),
+        num_res_blocks=c.num_res_blocks,
+        attention=_levels(c),
+        attention_up="last",
+        dropout=c.dropout,
+        **more,
+    )
+
+
+_FAMILIES = {
+    "DDIM": _ddim,
+    "iDDPM": _iddpm,
+    "PF": lambda c: _pf(c, resample="conv" if c.resamp_with_conv else "mean"),
+    "PF_deep": lambda c: _pf(c, narrow_groups=True, skip_rescale=c.skip_rescale, resample="block"),
+}
+
+
+def _levels(c):
+    """The levels whose resolution has attention."""
+    return tuple(i for i in range(len(c.ch_mult)) if c.image_size // 2**i in c.attn_resolutions)
+
+
+def _check_groups(settings, key):
+    """Raise InputError unless the group norms divide the channels; `key` is where the section says them."""
+    widest = 2 * settings.channels * max(settings.multipliers)
+    # Narrow groups have 4 channels, until there are 32 groups.
+    unit = 4 if settings.narrow_groups and widest < 132 else settings.norm_groups
+    if settings.channels % unit:
+        raise InputError(f"{key} is {settings.channels}; a multiple of {unit} is needed", key)
+
+
+def _check_heads(settings):
+    """Raise InputError unless the heads of attention divide the channels of every level that has it."""
+    for key, heads in (("Model.num_heads", settings.heads), ("Model.num_heads_upsample", settings.heads_up)):
+        for level in sorted({*settings.attention, len(settings.multipliers) - 1}):
+            width = settings.channels * settings.multipliers[level]
+            if heads < 1 or width % heads:
+                raise InputError(f"{key} is {heads}; it must divide the {width} channels of level {level}", key)

@@ -1,0 +1,28 @@
+"""What a `Model` section says that no network can be: each message names the key."""
+
+import pytest
+from helpers import published_section
+
+from pndm.config.errors import InputError
+from pndm.model.settings import settings_of
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("ddim_small", {"ch": 16}, "Model.ch is 16; a multiple of 32 is needed"),
+        ("iddpm_small", {"model_channels": 48}, "Model.model_channels is 48; a multiple of 32 is needed"),
+        ("pf_small", {"nf": 16}, "Model.nf is 16; a multiple of 32 is needed"),
+        ("pf_deep_small", {"nf": 6}, "Model.nf is 6; a multiple of 4 is needed"),
+        ("ddim_small", {"out_ch": 2}, "Model.out_ch is 2; ε of 3 channels needs as many"),
+        ("iddpm_small", {"out_channels": 1}, "Model.out_channels is 1; ε of 3 channels needs as many"),
+        ("iddpm_small", {"num_heads": 7}, "Model.num_heads is 7; it must divide the 64 channels of level 1"),
+        ("iddpm_small", {"num_heads_upsample": 0}, "Model.num_heads_upsample is 0; it must divide the 64 channels of"),
+        ("ddim_small", {"image_size": 18, "ch_mult": [1, 2, 2]}, "Model.image_size 18 cannot be halved 2 times"),
+    ],
+)
+def test_the_key_is_named(name, changes, message):
+    with pytest.raises(InputError) as caught:
+        settings_of(published_section(name) | changes)
+    assert str(caught.value).startswith(message)
+    assert message.startswith(caught.value.keys[0])
