@@ -46,7 +46,7 @@ class Database:
         return recipe.decode(encoded, name)
 
 
-_ENVIRONMENTS = {}  # path → LMDB; one may be open once in a process
+_ENVIRONMENTS: dict = {}  # path → LMDB; one may be open once in a process
 
 
 def close_databases():

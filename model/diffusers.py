@@ -29,9 +29,19 @@ class Config(BaseModel):
     time_embedding_dim: Positive | None = None
     freq_shift: Literal[0, 1] = 0
     flip_sin_to_cos: bool = True
-    down_block_types: tuple[Literal["DownBlock2D", "AttnDownBlock2D"], ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
+    down_block_types: tuple[Literal["DownBlock2D", "AttnDownBlock2D"], ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
-    up_block_types: tuple[Literal["UpBlock2D", "AttnUpBlock2D"], ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
+    up_block_types: tuple[Literal["UpBlock2D", "AttnUpBlock2D"], ...] = (
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "UpBlock2D",
+    )
     block_out_channels: tuple[Positive, ...] = (224, 448, 672, 896)
     layers_per_block: Positive = 2
     mid_block_scale_factor: Literal[1] = 1
@@ -59,7 +69,7 @@ class Noise(BaseModel):
     num_train_timesteps: Positive = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: Literal[tuple(BETAS)] = "linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     trained_betas: list[float] | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     rescale_betas_zero_snr: Literal[False] = False

@@ -7,7 +7,7 @@ This is the only module that needs diffusers. A method is a generator that asks 
 pipeline answers it, one network call a `step`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pndm.model.diffusers import BETAS
-from pndm.runner.solver.events import Draw, Step
+from pndm.runner.solver.events import Draw, Query, Step, Trajectory
 from pndm.runner.solver.grid import floats, grid_of, uniform
 from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.schedule import PREDICTIONS, Schedule, eps_from
@@ -36,7 +36,8 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 def register_to_config(init: _Init) -> _Init:
     """diffusers' decorator, which keeps the arguments as `.config`, with a type."""
-    return registered(init)
+    typed: _Init = registered(init)
+    return typed
 
 
 # Three of the spacings are diffusers' (Lin et al. 2024, table 2), rounded to whole times as there.
@@ -116,6 +117,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
+        self._reset()
         self.timesteps = torch.arange(self.schedule.diffusion_step - 1, -1, -1)
 
     def set_timesteps(
@@ -131,7 +133,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("set_timesteps takes either num_inference_steps or timesteps")
         nodes = self._nodes(num_inference_steps) if timesteps is None else floats("timesteps", timesteps)
-        end, last = (-1.0 if self.config.set_alpha_to_one else 0.0), self.schedule.diffusion_step - 1
+        end, last = (-1.0 if self._arguments.set_alpha_to_one else 0.0), self.schedule.diffusion_step - 1
         falling = nodes and sorted(set(nodes), reverse=True) == nodes
         if not falling or not 0 <= nodes[-1] <= nodes[0] <= last or nodes == [end]:
             shown = ", ".join(f"{t:g}" for t in nodes[:4]) + (", …" if len(nodes) > 4 else "")
@@ -140,18 +142,30 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
                 f"is only one; they are {shown or 'none'}"
             )
         self._grid = [*nodes, end] if end < nodes[-1] else nodes
-        method = METHODS[self.config.method]
+        method = METHODS[self._arguments.method]
         times = list(chain(*calls(method.trajectory(nothing(), self.schedule, self._grid))))
         listed = torch.tensor(times, dtype=torch.int64 if all(t == int(t) for t in times) else torch.float32)
         self.timesteps, self._times = listed.to(device), listed.tolist()
         self.num_inference_steps = len(self._grid) - 1
-        self._events = self._event = self._step_index = self._begin_index = None
+        self._reset()
 
-    def _nodes(self, steps):
+    def _reset(self) -> None:
+        """Forget the run under way."""
+        self._events: Trajectory | None = None
+        self._event: Query | Step | None = None  # what the method yielded last
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    @property
+    def _arguments(self) -> Any:
+        """The arguments of the constructor, as diffusers keeps them."""
+        return self.config
+
+    def _nodes(self, steps: int | None) -> list[float]:
         steps = whole("num_inference_steps", steps)
         grid_of(self.schedule, steps)  # raises ValueError for a number of steps that cannot be run
-        spacing = self.config.timestep_spacing
-        offset = whole("steps_offset", self.config.steps_offset) if spacing in ("uniform", "leading") else 0
+        spacing = self._arguments.timestep_spacing
+        offset = whole("steps_offset", self._arguments.steps_offset) if spacing in ("uniform", "leading") else 0
         return [t + offset for t in SPACINGS[spacing](steps, self.schedule)]
 
     def step(
@@ -182,33 +196,35 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-            self._events = resume(self.config.method, x, self.schedule, self._grid, self._step_index)
-        self._check_turn(timestep)
-        if self._event is None:
+            self._events = resume(self._arguments.method, x, self.schedule, self._grid, self._step_index)
+        self._check_turn(timestep, self._step_index)
+        assert self._events is not None  # the run is not over
+        query: Any = self._event
+        if query is None:
             query = next(self._events)
         else:
-            if self._event.x.shape != sample.shape:
-                raise ValueError(f"sample is {tuple(sample.shape)}, the run began with {tuple(self._event.x.shape)}")
+            if query.x.shape != sample.shape:
+                raise ValueError(f"sample is {tuple(sample.shape)}, the run began with {tuple(query.x.shape)}")
             # Where the pipeline has left the latents unchanged, take the state in its own precision.
-            x = torch.where(sample == self._event.x.to(sample.dtype), self._event.x, x)
-            query = self._event
+            x = torch.where(sample == query.x.to(sample.dtype), query.x, x)
             if isinstance(query, Step):
                 query.x.copy_(x)
                 query = next(self._events)
 
         output = model_output[:, : sample.shape[1]].to(x.dtype)
-        eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self.config.prediction_type)
-        self._event = self._events.send(eps)
-        if isinstance(self._event, Draw):
-            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            self._event = self._events.send(noise)
+        eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self._arguments.prediction_type)
+        event: Any = self._events.send(eps)
+        if isinstance(event, Draw):
+            drawn: Any = generator
+            event = self._events.send(randn_tensor(x.shape, generator=drawn, device=x.device, dtype=x.dtype))
         self._step_index += 1
-        x = self._event.x.to(sample.dtype, copy=True)
+        self._event = event
+        x = event.x.to(sample.dtype, copy=True)
         if self._step_index == len(self._times):
             self._events = self._event = None
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
-    def _check(self, model_output, sample):
+    def _check(self, model_output: Any, sample: Any) -> None:
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not torch.is_tensor(value) or not value.is_floating_point():
                 kind = value.dtype if torch.is_tensor(value) else type(value).__name__
@@ -221,12 +237,12 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
                 "it must be like the sample (n, C, …), or have twice its channels"
             )
 
-    def _check_turn(self, timestep):
-        if self._step_index >= len(self._times):
+    def _check_turn(self, timestep: float | torch.Tensor, index: int) -> None:
+        if index >= len(self._times):
             raise ValueError(f"all {len(self._times)} network calls of the run are done; set_timesteps begins another")
         # Reading a timestep on an accelerator would wait for the accelerator.
         here = not torch.is_tensor(timestep) or timestep.device.type == "cpu"
-        expected = self._times[self._step_index]
+        expected = self._times[index]
         if here and float(timestep) != expected:
             raise ValueError(f"step is called for t = {float(timestep):g}, but the next of timesteps is {expected:g}")
 
@@ -271,6 +287,6 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         return self.schedule.diffusion_step
 
 
-def _one_of(name, value, known):
+def _one_of(name: str, value: Any, known: Collection[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")

@@ -3,6 +3,7 @@
 Below this file nothing knows experiments: it gets the values that it needs.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -119,9 +120,18 @@ def schedule_of(experiment):
     """The experiment's `Schedule`. Raises InputError where its β leave no ᾱ."""
     s = experiment.Schedule
     try:
-        return Schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
+        return _schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
     except ValueError as error:
         raise InputError(f"Schedule: {error}", "Schedule.beta_end", "Schedule.diffusion_step") from None
+
+
+_schedule = functools.lru_cache(64)(Schedule)  # the cells of a table share theirs
+
+
+@functools.lru_cache(1024)
+def _steps(line, method, nfe, schedule, profile, options):
+    """`steps_for`, searched once for the cells that differ only in their seed; line: that of the method in `METHODS`."""
+    return steps_for(method, nfe, schedule, profile, **dict(options))
 
 
 def sampling_of(experiment):
@@ -136,7 +146,8 @@ def sampling_of(experiment):
     steps = s.sample_speed if s.times is None else len(s.times) - 1
     try:
         if s.nfe is not None:
-            steps = steps_for(s.method, s.nfe, schedule, s.profile, **options)
+            hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
+            steps = _steps(line, s.method, s.nfe, schedule, s.profile, hashable)
         shape = (data.channels, data.image_size, data.image_size)
         given = {} if line.adaptive else {"steps": steps}
         sampling = Sampling(
