@@ -16,6 +16,7 @@ MARKERS = "osD^vP*"
 GREY = {"color": "#d0d0d0", "linewidth": 0.7, "zorder": 1}
 FEW = len(COLOURS)  # methods that one panel can hold; more get panels of their own
 FAMILY = 6  # methods in colour in one of several panels
+PAPER = "the paper's"  # name of the panel with its methods
 PICTURED = 6  # methods whose images are shown
 
 
@@ -48,8 +49,10 @@ def draw(rows, flow, analytic, images):
     called = next((row.called for row in rows if row.called), None)
     if called:
         for name, key, what in axes:
-            caption = f"{called} against {what}; rings: the best at each number of {_unit(by_steps)}."
-            rings = _rings(rows, key) if by_steps == (key == "steps") else []
+            caption, rings = f"{called} against {what}.", []
+            if by_steps == (key == "steps"):
+                rings = [(getattr(row, key), row.distance) for row in best(rows).values()]
+                caption += " Rings: the best at each number."
             yield f"distance_{name}", caption, _distances(rows, key, what, called, rings)
     for name, key, what in axes if flow else ():
         caption = (
@@ -73,32 +76,26 @@ def draw(rows, flow, analytic, images):
         yield "images", caption, tiles(chosen, "steps" if by_steps else "calls")
 
 
-def _unit(by_steps):
-    return "steps" if by_steps else "network calls"
-
-
-def _rings(rows, key):
-    return [(getattr(row, key), row.distance) for row in best(rows).values()]
-
-
 def _distances(rows, key, what, called, rings):
-    """Distance to the data against the rows' value `key`."""
+    """Distance to the data against the rows' value `key`; an adaptive method that the axis does not show is a level."""
     rows = [row for row in rows if row.distance is not None]
     profiles = list(dict.fromkeys(row.profile for row in rows))
-    lines = []
+    lines, names = [], {}
+    most = max((row.nfe for row in rows if row.budget), default=math.inf)  # calls that the axis shows
     for profile in profiles:
         for label in dict.fromkeys(row.label for row in rows):
             mine = [row for row in rows if (row.profile, row.label) == (profile, label)]
             dashed = profile != profiles[0]
-            if mine and getattr(mine[0], key) is None:
+            if mine and not mine[0].budget and (key == "steps" or mine[0].nfe > most):
                 lines.append(Line(label, [], [mine[0].distance], dashed=dashed))
+                names.setdefault(label, f"{label}, {mine[0].nfe:.0f} calls")
             elif mine:
                 mine = sorted(mine, key=lambda row: getattr(row, key))
                 x, y = [getattr(row, key) for row in mine], [row.distance for row in mine]
                 lines.append(Line(label, x, y, [row.spread or 0 for row in mine], dashed))
     title = f"profile {profiles[0]}" + "".join(f"; dashed: {name}" for name in profiles[1:])
     ticks = [row.steps for row in rows if row.steps] if key == "steps" else None
-    return figure_of(lines, what, called, title, ticks, rings)
+    return figure_of(lines, what, called, title, ticks, rings, names)
 
 
 def _flows(flow, key, what):
@@ -136,18 +133,16 @@ def families(labels):
     found = {}
     for label in labels:
         word = re.split(r"[-\d ]", label)[0]
-        found.setdefault("the paper's" if label in RELEASED else word, []).append(label)
+        found.setdefault(PAPER if label in RELEASED else word, []).append(label)
     groups = []
     for name, members in found.items():
-        count = math.ceil(len(members) / FAMILY)
-        size = math.ceil(len(members) / count)
-        parts = [members[i : i + size] for i in range(0, len(members), size)]
-        last, held = groups[-1] if groups else ("the paper's", [])
-        if last != "the paper's" and len(held) + len(members) <= FAMILY:
-            groups.pop()
-            groups.append((f"{last}, {name}", [*held, *members]))
-        else:
-            groups += [(name, part) for part in parts]
+        fits = [i for i, (other, held) in enumerate(groups) if other != PAPER and len(held) + len(members) <= FAMILY]
+        if fits and len(members) < FAMILY / 2:  # a small family shares a panel
+            other, held = groups[fits[-1]]
+            groups[fits[-1]] = (f"{other}, {name}", [*held, *members])
+            continue
+        size = math.ceil(len(members) / math.ceil(len(members) / FAMILY))
+        groups += [(name, members[i : i + size]) for i in range(0, len(members), size)]
     return groups
 
 
@@ -167,7 +162,7 @@ def figure_of(lines, xlabel, ylabel, title, ticks=None, rings=(), names=None):
     figure = Figure(size, layout="constrained")
     panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).flat
     legend = {"fontsize": 9, "frameon": False}
-    for panel, (family, labels) in zip(panels, groups, strict=False):
+    for (family, labels), panel in zip(groups, panels, strict=False):
         looks = {label: _look(n, (names or {}).get(label, label)) for n, label in enumerate(labels)}
         for line in lines:
             _plot(panel, line, looks.get(line.label))

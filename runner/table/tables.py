@@ -38,7 +38,7 @@ def tables_of(table, rows, flow=()):
 def explanation(table, rows, flow=()):
     """What the words in the tables mean: paragraphs."""
     called = next((row.called for row in rows if row.called), "No distance was measured")
-    spread = "standard error of its images"
+    spread = "standard error over the images"
     if any(row.seeds > 1 for row in rows):
         spread = f"standard deviation over the seeds; with one seed it is the {spread}"
     profiles = {
@@ -168,7 +168,7 @@ def _as_good(row, least):
 
 def _as_good_as_the_first(rows):
     """The fewest calls in which each method comes close to the first method in its most steps."""
-    head = ["method", "steps", "network calls", "distance", "network calls beside it"]
+    head = ["method", "steps", "network calls", "distance"]
     mine = [row for row in rows if row.called and row.profile == rows[0].profile]
     first = [row for row in mine if row.label == rows[0].label and row.steps]
     if len(first) < 2:
@@ -185,7 +185,7 @@ def _as_good_as_the_first(rows):
         f"The least calls for a distance at most {CLOSE - 1:.0%} above {target.label}'s in {target.steps} steps "
         f"from the same noise, {value(target)}, profile {target.profile}:"
     )
-    return ResultTable(title, head, body)
+    return ResultTable(title, [*head, f"against {target.nfe:g} calls"], body)
 
 
 def _close(row, target):
@@ -198,7 +198,10 @@ def _beside(calls, others):
     """Two numbers of calls compared, in words."""
     if calls == others:
         return "as many"
-    return f"{others / calls:.2g} times fewer" if calls < others else f"{calls / others:.2g} times more"
+    ratio = f"{max(calls, others) / min(calls, others):.2g}"
+    if ratio == "1":
+        return "about as many"
+    return f"{ratio} times {'fewer' if calls < others else 'more'}"
 
 
 def _published_less_exact(rows):
