@@ -118,7 +118,7 @@ def parser() -> Parser:
     keys = p.add_argument_group("values of the experiment")
     for flag in KEYS.values():
         how = {"action": "store_true", "default": None} if flag.switch else {"metavar": flag.metavar}
-        keys.add_argument(f"--{flag.name}", help="; or ".join(flag.meanings).replace("%", "%%"), **how)
+        keys.add_argument(f"--{flag.name}", help=flag.help.replace("%", "%%"), **how)
     add = p.add_argument_group("flags of a runner").add_argument
     add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
@@ -228,8 +228,7 @@ def image_path(args: Arguments, settings: Any) -> Path:
     parts = [Path(args.config or CONFIG).stem, settings.method]
     if settings.method != "PF":
         parts.append(f"nfe{settings.nfe}" if settings.nfe else str(steps))
-    parts += [value for name, value in (("spacing", settings.spacing), ("profile", settings.profile))
-              if value != type(settings).model_fields[name].default]  # fmt: skip
+    parts += [value for value in (settings.spacing, settings.profile) if value not in ("uniform", "exact")]
     for name, option in OPTIONS.items():
         if (value := getattr(settings, name)) != option.default:
             parts.append(name if value is True else f"{name}{value:g}")
@@ -320,8 +319,6 @@ def main(argv: list[str] | None = None) -> int:
         text = str(error).partition("\n")[0]
         if type(error).__name__ == "OutOfMemoryError" or re.search("can't allocate memory|map segment", text):
             return complain(OUT_OF_MEMORY)
-        if "WORLD_SIZE" in os.environ and re.search("timed? ?out|connection closed|peer", str(error), re.IGNORECASE):
-            return complain(f"another process did not answer ({text})")
         raise
 
 

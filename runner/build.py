@@ -130,7 +130,7 @@ _schedule = functools.lru_cache(64)(Schedule)  # the cells of a table share thei
 
 @functools.lru_cache(1024)
 def _steps(line, method, nfe, schedule, profile, options):
-    """`steps_for`, searched once for the cells that differ only in their seed; line: that of the method in `METHODS`."""
+    """`steps_for`, searched once for cells that differ only in their seed; line: the method's in `METHODS`."""
     return steps_for(method, nfe, schedule, profile, **dict(options))
 
 

@@ -45,20 +45,9 @@ def network(args):
     print(f"{'':16}  calls/s  images/s   TFLOP/s  of bf16   ratio  outside  memory MiB  rms to plain")
     table = {}
     for name in CONTENDERS:
-
-        def median(of, name=name):
-            return statistics.median(of(r[name], r) for r in rounds)
-
-        row = table[name] = {
-            "calls_per_second": median(lambda mine, r: mine["calls_per_second"]),
-            "images_per_second": median(lambda mine, r: mine["calls_per_second"] * args.batch / CALLS),
-            "flops": median(lambda mine, r: mine["calls_per_second"] * flops),
-            "share_of_product": median(lambda mine, r: mine["calls_per_second"] * flops / r["product_bfloat16"]),
-            "ratio": median(lambda mine, r: mine["calls_per_second"] / r["plain"]["calls_per_second"]),
-            "outside": median(lambda mine, r: mine["outside"]),
-            "peak_bytes": peaks[name],
-            "rms_to_plain": float((eps[name] - eps["plain"]).square().mean().sqrt() / eps["plain"].std()),
-        }
+        row = table[name] = _row(name, rounds, args.batch, flops)
+        row["peak_bytes"] = peaks[name]
+        row["rms_to_plain"] = float((eps[name] - eps["plain"]).square().mean().sqrt() / eps["plain"].std())
         print(
             f"{name:16}{row['calls_per_second']:9.3f}{row['images_per_second']:10.4f}{row['flops'] / 1e12:10.3f}"
             f"{100 * row['share_of_product']:8.0f}%{row['ratio']:8.2f}{100 * row['outside']:8.2f}%"
@@ -66,6 +55,22 @@ def network(args):
         )
     print(f"images/s: at {CALLS} calls an image, those of F-PNDM in 50 steps; ratio: to the plain loop")
     return {"config": args.config, "batch": args.batch, "flops": flops, "rounds": rounds, "table": table}
+
+
+def _row(name, rounds, batch, flops):
+    """The medians over the rounds of one contender."""
+
+    def median(of):
+        return statistics.median(of(r[name]["calls_per_second"], r) for r in rounds)
+
+    return {
+        "calls_per_second": median(lambda calls, r: calls),
+        "images_per_second": median(lambda calls, r: calls * batch / CALLS),
+        "flops": median(lambda calls, r: calls * flops),
+        "share_of_product": median(lambda calls, r: calls * flops / r["product_bfloat16"]),
+        "ratio": median(lambda calls, r: calls / r["plain"]["calls_per_second"]),
+        "outside": median(lambda calls, r: r[name]["outside"]),
+    }
 
 
 CALLS = 59  # of F-PNDM in 50 steps
