@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from pndm.config.errors import InputError
+from pndm.config.load import load
 from pndm.config.schema import DatasetSection
 from pndm.dataset import batches, count_images, open_dataset
 from pndm.dataset.database import close_databases
@@ -410,3 +411,10 @@ def test_reading_keeps_up(tmp_path, suffix):
         return time.perf_counter() - start
 
     assert 500 / min(seconds() for _ in range(3)) >= 2000
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images = torch.stack(list(open_dataset(load("digits.yml").Dataset)))
+    assert torch.equal(images[:, 0], torch.from_numpy(np.rint(load_digits().images * (255 / 16)).astype(np.uint8)))
