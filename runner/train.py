@@ -90,9 +90,7 @@ class Trainer:
             self.folder.load(experiment, self._take)
         self.parallel = torch.compile(self.network, dynamic=False) if train.compile else self.network
         if team.size > 1:
-            warnings.filterwarnings(
-                "ignore", "Grad strides do not match"
-            )  # of 1×1 convolutions, where any stride will do
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # those of 1×1 convolutions are arbitrary
             self.parallel = DistributedDataParallel(self.parallel)
         self.alphas = torch.from_numpy(self.schedule.alphas_cumprod).float().to(self.device)
         self.meter = Meter(self.schedule.diffusion_step, self.device)
