@@ -14,7 +14,7 @@ from pndm.config.errors import InputError
 from pndm.config.keys import Contradiction, Section, nearest
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
-from pndm.config.table import Cells, Table
+from pndm.config.table import Table
 
 FOLDER = Path(__file__).parent
 
@@ -41,10 +41,9 @@ def validate(tree, path, overrides=None):
         tree[section] = {**held, name: value}
         places[target] = place
     try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        message, keys = explain(error.errors()[0])
-        raise InputError(f"{place_of(keys, places, path)}: {message}") from None
+        return checked(Experiment.model_validate, tree)
+    except InputError as error:
+        raise InputError(f"{place_of(error.keys, places, path)}: {error}") from None
 
 
 def place_of(keys, places, path):
@@ -56,23 +55,14 @@ def replaced(experiment, **values):
     """`experiment` with other values of Sample keys. Raises InputError."""
     tree = experiment.model_dump()
     tree["Sample"] |= values
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        message, keys = explain(error.errors()[0])
-        raise InputError(message, *keys) from None
+    return checked(Experiment.model_validate, tree)
 
 
 def model_section(config):
     """A `Model` section given as a dict, validated. Raises InputError."""
     if isinstance(config, Section):
         return config
-    try:
-        return TypeAdapter(ModelSection).validate_python(dict(config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        message, keys = explain(first | {"loc": ("Model", *first["loc"])})
-        raise InputError(message, *keys) from None
+    return checked(TypeAdapter(ModelSection).validate_python, dict(config), "Model")
 
 
 def load_table(name):
@@ -85,14 +75,9 @@ def load_table(name):
         path = find(name if name.endswith(".yml") else f"{name}.yml", "table", FOLDER / "tables")
     tree = read(path, f"a table is a mapping of keys {', '.join(Table.model_fields)}")
     try:
-        return path, Table.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "extra_forbidden":
-            known = Cells.model_fields if first["loc"][0] == "more" else Table.model_fields
-            name = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path}: unknown key {name}{nearest(first['loc'][-1], known)}") from None
-        raise InputError(f"{path}: {explain(first)[0]}") from None
+        return path, checked(Table.model_validate, tree)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def find(name, argument, folder=FOLDER):
@@ -140,45 +125,41 @@ def parse_set(text):
     return target.strip(), parse(value, f"--set {shortened(text)}")
 
 
-def shortened(value, most=60):
-    """A value for a message, cut where it is long."""
-    text = value if isinstance(value, str) else repr(value)
+def shortened(text, most=60):
+    """A text for a message, cut where it is long."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def explain(error):
-    """(message, keys) of one of pydantic's errors: what is wrong in one line, and the "Section.key"s it is about."""
-    loc = [
-        part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "Model" and part in MODELS)
-    ]
-    loc = [part for part in loc if not str(part).startswith(("literal[", "constrained-", "function-"))]
-    name = ".".join(map(str, loc))
-    keys = (".".join(map(str, loc[:2])),)
-    kind, value = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        return f"unknown section {name}{nearest(name, Experiment.model_fields)}", keys
-    if kind == "missing":
-        return f"{name} is missing", keys
-    if kind == "union_tag_not_found":
-        return f"Model.struc is missing; it is one of {', '.join(MODELS)}", ("Model.struc",)
-    if kind == "union_tag_invalid":
-        return f"Model.struc is {value.get('struc')!r}; it is one of {', '.join(MODELS)}", ("Model.struc",)
-    if kind == "value_error" and isinstance(cause := error["ctx"]["error"], Contradiction):
-        said = [key if "." in key or not name else f"{name}.{key}" for key in cause.keys]
-        message = str(cause) if not name or "." in cause.keys[0] else _qualified(str(cause), name, cause.keys[0])
-        return message, tuple(said)
-    reason = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"]
-    return f"{name} is {_shown(value)}; {reason[:1].lower()}{reason[1:]}", keys
+def checked(validate, tree, *place):
+    """validate(tree), one of pydantic's functions; `place` is where the tree stands in its file.
 
-
-def _qualified(message, section, key):
-    """A message of one section, with the section in front of the key that it is about."""
-    return message.replace(key, f"{section}.{key}", 1) if key in message else f"{section}: {message}"
-
-
-def _shown(value):
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    Raises InputError: what is wrong first, in one line, with the "Section.key"s that it is about.
+    """
+    try:
+        return validate(tree)
+    except ValidationError as failed:
+        error = failed.errors()[0]
+    loc = [str(part) for part in (*place, *error["loc"]) if part not in MODELS and "[" not in str(part)]
+    loc = [part for part in loc if not part.startswith("constrained-")]
+    name, keys, value = ".".join(loc), [".".join(loc[:2])], error.get("input")
+    cause = error.get("ctx", {}).get("error")
+    match error["type"]:
+        case "extra_forbidden":
+            message = f"unknown section {name}{nearest(name, Experiment.model_fields)}"
+        case "missing":
+            message = f"{name} is missing"
+        case "union_tag_not_found" | "union_tag_invalid":
+            found = f"is {value['struc']!r}" if "struc" in value else "is missing"
+            message, keys = f"Model.struc {found}; it is one of {', '.join(MODELS)}", ["Model.struc"]
+        case "value_error" if isinstance(cause, Contradiction):
+            message, keys = str(cause), cause.keys
+            if name and "." not in keys[0]:  # of one section
+                message = message.replace(keys[0], f"{name}.{keys[0]}", 1)
+                keys = [f"{name}.{key}" for key in keys]
+        case _:
+            reason = str(cause or error["msg"])
+            message = f"{name} is {shortened(repr(value))}; {reason[:1].lower()}{reason[1:]}"
+    raise InputError(message, *keys)
 
 
 class _Loader(yaml.SafeLoader):

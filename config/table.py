@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pndm.config.keys import Contradiction, Section, key, needed
 
@@ -13,25 +13,19 @@ Name = Annotated[str, Field(min_length=1)]
 Mapping = Annotated[dict, Field(min_length=1)]
 
 
-class Closed(Section):
-    """A section in which every key counts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Value(Closed):
+class Value(Section):
     value: float = needed("a distance of the paper")
     basis: Literal["quoted", "confirmed", "inferred"] = needed(
         "read in one text that quotes the paper, in two or more, or with the row deduced"
     )
 
 
-class PaperSection(Closed):
+class PaperSection(Section):
     fid: dict[str, dict[int | Literal["best"], Value]] = key({}, "label → steps → FID; what is not known is left out")
     seconds_per_step: dict[str, Positive] = key({}, "label → seconds a step, of a whole batch")
 
 
-class Cells(Closed):
+class Cells(Section):
     """Some cells of a table: all combinations of methods, steps (or network calls), profiles and seeds."""
 
     steps: list[Steps] = key([], "numbers of steps")

@@ -35,7 +35,7 @@ from helpers import ROOT, process
         (["--timeout", "0"], "--timeout: '0' is not a positive number of minutes"),
         (["--runner", "reproduce", "--flow", "x"], "--flow: 'x' is not a whole number, at least 0"),
         (["--runner", "reproduce", "--seeds", "١"], "--seeds: '١' is not a number from 1 to 3"),
-        (["--runner", "reproduce", "--set", "Sample.nfe=4"], "Sample.nfe: a table says that itself"),
+        (["--runner", "reproduce", "--set", "Sample.nfe=4"], "a table sets Sample.nfe itself"),
         (["--runner", "reproduce", "--table", "nothing"], "no file nothing.yml, here or in config/tables/"),
     ],
 )
