@@ -40,7 +40,8 @@ def reference_of(section, extractor, device, team=None, kept=None):
     """The `Moments` of the data set of a `Dataset` section.
 
     Features of a network are computed once: the moments are kept in a file below temp/stats. Its name holds the cache
-    key: the section, the extractor, the number of images, and the values of 16 of them. `kept`: see `moments_of`.
+    key: the section, the extractor, the number of images, the values of 16 of them, and names, sizes and times of image
+    files. `kept`: see `moments_of`.
     Raises InputError when the data set cannot be read.
     """
     images = open_dataset(section)
@@ -128,4 +129,8 @@ def _cache_key(section, images, extractor):
     key = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for i in range(0, len(images), -(-len(images) // PROBES)):
         key.update(images[i].numpy().tobytes())
+    if isinstance(images.items[0], Path):
+        for file in images.items:
+            stat = file.stat()
+            key.update(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode())
     return key.hexdigest()
