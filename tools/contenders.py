@@ -22,9 +22,8 @@ def network(args):
     from pndm.model.unet import UNet
 
     where = device("auto")
-    section = load(args.config).Model
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        UNet(settings_of(section))(torch.zeros(1, *shape_of(args.config)), torch.zeros(1))
+        UNet(settings_of(load(args.config).Model))(torch.zeros(1, *shape_of(args.config)), torch.zeros(1))
     flops = counter.get_total_flops() * args.batch
     workers, rounds = {name: Worker(name, args, where) for name in CONTENDERS}, []
     eps = {name: worker.eps for name, worker in workers.items()}
