@@ -7,7 +7,7 @@ This is the only module that needs diffusers. A method is a generator that asks 
 pipeline answers it, one network call a `step`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -22,8 +22,7 @@ from pndm.runner.solver.schedule import PREDICTIONS, Schedule, eps_from
 from pndm.runner.solver.solve import calls, nothing, resume, whole
 
 try:
-    from diffusers import ConfigMixin, SchedulerMixin
-    from diffusers.configuration_utils import register_to_config as registered
+    from diffusers import ConfigMixin, SchedulerMixin, configuration_utils
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
     from diffusers.utils.torch_utils import randn_tensor
 except ModuleNotFoundError as error:
@@ -32,36 +31,22 @@ except ModuleNotFoundError as error:
     raise ImportError("MethodScheduler needs diffusers, which is not installed: pip install diffusers") from None
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
+# diffusers' decorator, which keeps the arguments as `.config`, with a type.
+register_to_config: Callable[[_Init], _Init] = configuration_utils.register_to_config
+
+SPACINGS = ("uniform", "leading", "trailing", "linspace")
 
 
-def register_to_config(init: _Init) -> _Init:
-    """diffusers' decorator, which keeps the arguments as `.config`, with a type."""
-    typed: _Init = registered(init)
-    return typed
-
-
-# Three of the spacings are diffusers' (Lin et al. 2024, table 2), rounded to whole times as there.
-
-
-def leading(n: int, schedule: Schedule) -> list[float]:
-    """k · (N // n), k = n−1 … 0."""
-    return [k * (schedule.diffusion_step // n) for k in reversed(range(n))]
-
-
-def trailing(n: int, schedule: Schedule) -> list[float]:
-    """k · N/n − 1, rounded, k = n … 1."""
+def nodes_of(spacing: str, n: int, schedule: Schedule) -> Any:
+    """The times of n steps. But for uniform they are diffusers' (Lin et al. 2024, table 2), rounded as there."""
     total = schedule.diffusion_step
-    times: list[float] = (np.arange(total, 0, -total / n)[:n].round() - 1).tolist()
-    return times
-
-
-def linspace(n: int, schedule: Schedule) -> list[float]:
-    """n equally spaced times from N−1 to 0, rounded."""
-    times: list[float] = np.linspace(0, schedule.diffusion_step - 1, n).round()[::-1].tolist()
-    return times
-
-
-SPACINGS = {"uniform": uniform, "leading": leading, "trailing": trailing, "linspace": linspace}
+    if spacing == "leading":
+        return [k * (total // n) for k in reversed(range(n))]
+    if spacing == "trailing":
+        return (np.arange(total, 0, -total / n)[:n].round() - 1).tolist()
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, n).round()[::-1].tolist()
+    return uniform(n, schedule)
 
 
 class MethodScheduler(SchedulerMixin, ConfigMixin):
@@ -106,9 +91,13 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
                 f"method {method} chooses its network calls as it goes, but a scheduler must list them first; "
                 "PNDMPipeline and solve can run it"
             )
-        _one_of("beta_schedule", beta_schedule, BETAS)
-        _one_of("prediction_type", prediction_type, PREDICTIONS)
-        _one_of("timestep_spacing", timestep_spacing, SPACINGS)
+        for name, value, known in (
+            ("beta_schedule", beta_schedule, BETAS),
+            ("prediction_type", prediction_type, PREDICTIONS),
+            ("timestep_spacing", timestep_spacing, SPACINGS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
         if rescale_betas_zero_snr:
             raise ValueError("rescale_betas_zero_snr makes ᾱ = 0 at the first step; no method here can start there")
         total = whole("num_train_timesteps", num_train_timesteps)
@@ -133,7 +122,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("set_timesteps takes either num_inference_steps or timesteps")
         nodes = self._nodes(num_inference_steps) if timesteps is None else floats("timesteps", timesteps)
-        end, last = (-1.0 if self._arguments.set_alpha_to_one else 0.0), self.schedule.diffusion_step - 1
+        end = -1.0 if self.config["set_alpha_to_one"] else 0.0
+        last = self.schedule.diffusion_step - 1
         falling = nodes and sorted(set(nodes), reverse=True) == nodes
         if not falling or not 0 <= nodes[-1] <= nodes[0] <= last or nodes == [end]:
             shown = ", ".join(f"{t:g}" for t in nodes[:4]) + (", …" if len(nodes) > 4 else "")
@@ -142,7 +132,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
                 f"is only one; they are {shown or 'none'}"
             )
         self._grid = [*nodes, end] if end < nodes[-1] else nodes
-        method = METHODS[self._arguments.method]
+        method = METHODS[self.config["method"]]
         times = list(chain(*calls(method.trajectory(nothing(), self.schedule, self._grid))))
         listed = torch.tensor(times, dtype=torch.int64 if all(t == int(t) for t in times) else torch.float32)
         self.timesteps, self._times = listed.to(device), listed.tolist()
@@ -156,17 +146,12 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
-    @property
-    def _arguments(self) -> Any:
-        """The arguments of the constructor, as diffusers keeps them."""
-        return self.config
-
     def _nodes(self, steps: int | None) -> list[float]:
         steps = whole("num_inference_steps", steps)
         grid_of(self.schedule, steps)  # raises ValueError for a number of steps that cannot be run
-        spacing = self._arguments.timestep_spacing
-        offset = whole("steps_offset", self._arguments.steps_offset) if spacing in ("uniform", "leading") else 0
-        return [t + offset for t in SPACINGS[spacing](steps, self.schedule)]
+        spacing = self.config["timestep_spacing"]
+        offset = whole("steps_offset", self.config["steps_offset"]) if spacing in ("uniform", "leading") else 0
+        return [t + offset for t in nodes_of(spacing, steps, self.schedule)]
 
     def step(
         self,
@@ -175,7 +160,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """Go on by one network call: from x at this entry of `timesteps` to x at the next, or to the result.
@@ -196,7 +181,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-            self._events = resume(self._arguments.method, x, self.schedule, self._grid, self._step_index)
+            self._events = resume(self.config["method"], x, self.schedule, self._grid, self._step_index)
         self._check_turn(timestep, self._step_index)
         assert self._events is not None  # the run is not over
         query: Any = self._event
@@ -212,11 +197,10 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
                 query = next(self._events)
 
         output = model_output[:, : sample.shape[1]].to(x.dtype)
-        eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self._arguments.prediction_type)
+        eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self.config["prediction_type"])
         event: Any = self._events.send(eps)
         if isinstance(event, Draw):
-            drawn: Any = generator
-            event = self._events.send(randn_tensor(x.shape, generator=drawn, device=x.device, dtype=x.dtype))
+            event = self._events.send(randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype))
         self._step_index += 1
         self._event = event
         x = event.x.to(sample.dtype, copy=True)
@@ -285,8 +269,3 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.schedule.diffusion_step
-
-
-def _one_of(name: str, value: Any, known: Collection[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")

@@ -24,10 +24,9 @@ from pndm.runner.build import load_network, network_key, sampling_of
 from pndm.runner.checkpoints import KEEP
 from pndm.runner.measure.statistics import GROUPS
 from pndm.runner.preview import check
-from pndm.runner.solver.events import Query, Step
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.published import PublishedSchedule
-from pndm.runner.solver.solve import calls, drive, steps_near
+from pndm.runner.solver.solve import calls, rehearse, steps_near
 from pndm.runner.train import steps_of
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
@@ -47,23 +46,15 @@ class Line(NamedTuple):
 
 
 def lines(experiment):
-    """The `Line`s of the experiment's method. Raises ValueError when it cannot run, or chooses its steps itself."""
-    s = experiment.Sample
-    if adaptive(experiment):
-        raise ValueError(f"method {s.method} chooses its steps as it goes")
+    """The `Line`s of the experiment's method, which must not be adaptive. Raises InputError when it cannot run."""
     sampling = sampling_of(experiment)
     schedule = sampling.schedule
-    if s.profile == "published":
+    if sampling.profile == "published":
         schedule = PublishedSchedule(schedule)  # ᾱ where the released code takes itself to be
-    found, asked = [], []
-    for event in drive(sampling.events(), lambda event: event.x):
-        if isinstance(event, Query):
-            asked.append(event.t)
-        elif isinstance(event, Step):
-            t = found[-1].s if found else asked[0]
-            levels = (float(schedule.alpha_cumprod(at)) for at in (t, event.t))
-            found.append(Line(t, event.t, *levels, len(asked), event.order))
-            asked = []
+    found = []
+    for times, step in rehearse(sampling.events()):
+        levels = (float(schedule.alpha_cumprod(t)) for t in (times[0], step.t))
+        found.append(Line(times[0], step.t, *levels, len(times), step.order))
     return found
 
 
@@ -79,12 +70,13 @@ class Calibration(NamedTuple):
 
 
 class Meter:
-    """Measures on a device what runs cost; each network is loaded once, and is None when its file is not there."""
+    """Measures on a device what runs cost; each network is loaded once."""
 
     def __init__(self, device):
         self.device, self.networks, self.calibrations = device, {}, {}
 
     def network(self, experiment):
+        """The network, or None when its file is not there."""
         key = network_key(experiment, self.device)
         if key not in self.networks:
             try:
@@ -165,24 +157,22 @@ def show(experiment, device):
     if s.batch_size == "auto":
         raise InputError("auto is found by running; a plan needs a number", "Sample.batch_size")
     sampling_of(experiment)
-    print_lines(experiment)
-    calls = meter.calls(experiment)
-    if calls is not None:
+    if adaptive(experiment):
+        print(f"{s.method} chooses its steps as it goes")
+    else:
+        print_lines(lines(experiment))
+    if (calls := meter.calls(experiment)) is not None:
         print(f"calls an image    {calls:.6g}" + f", mean of {PILOT} images" * adaptive(experiment))
     print(f"images            {s.total_num:,} in batches of {s.batch_size:,}")
     print_totals([(experiment, calls)], meter)
 
 
-def print_lines(experiment):
-    if adaptive(experiment):
-        print(f"{experiment.Sample.method} chooses its steps as it goes")
-        return
-    found = lines(experiment)
+def print_lines(found):
     print(f"{'step':>4}{'t':>10}{'to':>10}{'ᾱ':>13}{'ᾱ after':>13}{'calls':>7}  order")
     for i, line in enumerate(found, 1):
         order = line.order if line.calls == 1 else f"{line.calls} stages"
-        levels = f"{line.alpha:13.6g}{line.alpha_s:13.6g}"
-        print(f"{i:4}{line.t:10.2f}{line.s:10.2f}{levels}{line.calls:7}  {order}")
+        t, s, alpha, alpha_s, calls, _ = line
+        print(f"{i:4}{t:10.2f}{s:10.2f}{alpha:13.6g}{alpha_s:13.6g}{calls:7}  {order}")
 
 
 def print_totals(runs, meter):

@@ -4,15 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pndm.runner.solver.events import Draw, Method, Step, Trajectory
+from pndm.runner.solver.events import Draw, Method, Step, Tensor, Trajectory
+from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import Data
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pndm.runner.solver.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,9 @@ class Ancestral(Method):
         return Data.options | {"eta"} if self.eta is None else Data.options
 
     def draws(self, **options: Any) -> bool:
-        eta: float = options.get("eta", 0.0) if self.eta is None else self.eta
-        return eta > 0
+        return bool(options.get("eta") if self.eta is None else self.eta)
 
-    def trajectory(self, x: "Tensor", schedule: "Schedule", grid: Sequence[float], **options: Any) -> Trajectory:
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
         eta = options.pop("eta") if self.eta is None else self.eta
         part = Data(schedule, **options)
         for t, s in pairwise(grid):

@@ -7,28 +7,30 @@ noise, and yields `Step(x, t, order)` when a step is done. `solve.solve` answers
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pndm.runner.solver.schedule import Schedule
+
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
+    import torch  # `--help` reads the methods and need not wait for torch
 
-    from pndm.runner.solver.schedule import Schedule
-
-
-Time: TypeAlias = "float | NDArray[np.float64]"  # of all images, or one each
+Tensor: TypeAlias = "torch.Tensor"
+Times: TypeAlias = NDArray[np.float64]
+Time: TypeAlias = float | Times  # of all images, or one each
 
 
 class Query(NamedTuple):
     """A request for ε(x, t): x (m, …); t one float for all images, or a float64 array (m,)."""
 
-    x: "Tensor"
+    x: Tensor
     t: Time
 
 
 class Draw(NamedTuple):
     """A request for standard normal noise like x (n, …)."""
 
-    x: "Tensor"
+    x: Tensor
 
 
 class Step(NamedTuple):
@@ -37,7 +39,7 @@ class Step(NamedTuple):
     order: the number of ε's that the step combined; of a Runge–Kutta step the number of its stages.
     """
 
-    x: "Tensor"
+    x: Tensor
     t: Time
     order: int
 
@@ -47,30 +49,34 @@ class NotFinite(ArithmeticError):
 
 
 Trajectory: TypeAlias = Generator[Query | Draw | Step, Any, None]
-Gradient: TypeAlias = "Generator[Query, Any, Tensor]"
-Combination: TypeAlias = "Generator[Query, Any, tuple[Tensor, Sequence[Tensor]]]"
+Gradient: TypeAlias = Generator[Query, Any, Any]
+Combination: TypeAlias = Generator[Query, Any, tuple[Any, Sequence[Any]]]
 
 
 class Method:
     """A line of the table `METHODS`. Its classes are `Multistep`, `Singlestep` and the others in this folder.
 
     adaptive: True if the method chooses its own steps. Its `trajectory` is given an empty grid then.
+    part: the transfer part, if there is one.
     with_options: the line that runs in place of this one when an option differs from its default.
     """
 
     adaptive: bool = False
+    part: type[Any] | None = None
     with_options: "Method | None" = None
 
     @property
     def options(self) -> frozenset[str]:
         """The names in `OPTIONS` that the method takes."""
-        return frozenset()
+        if self.with_options:
+            return self.with_options.options
+        return self.part.options if self.part else frozenset()
 
     def draws(self, **options: Any) -> bool:
         """Whether the method draws noise in its steps when it is given these options."""
-        return False
+        return self.with_options is not None and self.with_options.draws(**options)
 
-    def trajectory(self, x: "Tensor", schedule: "Schedule", grid: Sequence[float], **options: Any) -> Trajectory:
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
         """The generator of queries, draws and steps from x (n, …) at time grid[0] to time grid[-1].
 
         options: a value for each name in `self.options`.

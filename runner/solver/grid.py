@@ -7,47 +7,43 @@ multistep method, real numbers. The end, t = −1 (clean data), is not among the
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.schedule import Schedule
 
 
-def uniform(steps: int, schedule: "Schedule") -> list[float]:
+def uniform(steps: int, schedule: Schedule) -> list[float]:
     """Equal steps of t: k·N/steps for k = steps−1 … 0, as in the released code of PNDM and DDIM's "uniform"."""
     return [k * schedule.diffusion_step / steps for k in reversed(range(steps))]
 
 
-def quad(steps: int, schedule: "Schedule") -> list[float]:
+def quad(steps: int, schedule: Schedule) -> list[float]:
     """Equal steps of √t from N−1 to 0: DDIM (Song et al. 2021), appendix D.2, with c such that the first is N−1."""
     return _between(schedule, steps, lambda t: t**0.5, lambda root: root**2)
 
 
-def trailing(steps: int, schedule: "Schedule") -> list[float]:
+def trailing(steps: int, schedule: Schedule) -> list[float]:
     """Equal steps of t from N−1 to clean data: Lin et al. 2024, "Common diffusion noise schedules …", table 2."""
     return [(k + 1) * schedule.diffusion_step / steps - 1 for k in reversed(range(steps))]
 
 
-def logsnr(steps: int, schedule: "Schedule") -> list[float]:
+def logsnr(steps: int, schedule: Schedule) -> list[float]:
     """Equal steps of λ = log(√ᾱ/√(1−ᾱ)) from N−1 to 0: DPM-Solver (Lu et al. 2022), section 3.4."""
     return _between(schedule, steps, schedule.half_log_snr, schedule.time)
 
 
-def karras(steps: int, schedule: "Schedule") -> list[float]:
+def karras(steps: int, schedule: Schedule) -> list[float]:
     """Equal steps of σ^(1/7), σ = √(1/ᾱ − 1), from N−1 to 0: Karras et al. 2022, Eq. (5), ρ = 7."""
-    return _between(
-        schedule,
-        steps,
-        lambda t: math.exp(-schedule.half_log_snr(t) / 7),
-        lambda root: schedule.time(-7 * np.log(root)),
-    )
+
+    def root(t: float) -> float:
+        return math.exp(-schedule.half_log_snr(t) / 7)
+
+    return _between(schedule, steps, root, lambda root: schedule.time(-7 * np.log(root)))
 
 
-def _between(
-    schedule: "Schedule", steps: int, forth: Callable[[float], float], back: Callable[[Any], Any]
-) -> list[float]:
+def _between(schedule: Schedule, steps: int, forth: Callable[[float], Any], back: Callable[[Any], Any]) -> list[float]:
     """N−1 … 0 in steps that are equal after the map `forth`; `back` is its inverse, for arrays."""
     first = float(schedule.diffusion_step - 1)
     if steps == 1:
@@ -60,7 +56,7 @@ SPACINGS = {"uniform": uniform, "quad": quad, "trailing": trailing, "logsnr": lo
 
 
 def grid_of(
-    schedule: "Schedule", steps: int, spacing: str = "uniform", times: Sequence[float] | None = None
+    schedule: Schedule, steps: int, spacing: str = "uniform", times: Sequence[float] | None = None
 ) -> list[float]:
     """The steps + 1 times of a run: those of a spacing and −1, or `times` as they are given.
 
@@ -92,8 +88,8 @@ def _checked(values: Sequence[float], total: int) -> list[float]:
     if len(times) < 2:
         raise ValueError(f"{rule}; they are {times}")
     for place, t in enumerate(times):
-        ends_clean = t == -1 and place == len(times) - 1
-        if not 0 <= t <= total - 1 and not ends_clean:
+        clean = t == -1 and place == len(times) - 1
+        if not (clean or 0 <= t <= total - 1):
             raise ValueError(f"{rule}; times[{place}] is {t:.9g}")
     for place, (t, s) in enumerate(pairwise(times), 1):
         if t <= s:

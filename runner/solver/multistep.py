@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pndm.runner.solver.events import Method, Step, Trajectory
+from pndm.runner.solver.events import Method, Step, Tensor, Trajectory
+from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.singlestep import StepFunction
 from pndm.runner.solver.transfer import Data, Pseudo
 from pndm.runner.solver.weights import Rule, combine, equal_steps
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pndm.runner.solver.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -29,21 +25,14 @@ class Multistep(Method):
     """
 
     order: int
-    start: "StepFunction | None" = None
+    start: StepFunction | None = None
     part: type[Pseudo] = Pseudo
     rule: Rule = equal_steps
     taper: bool = False
     starts: int | None = None
     with_options: Method | None = None
 
-    @property
-    def options(self) -> frozenset[str]:
-        return self.with_options.options if self.with_options else self.part.options
-
-    def draws(self, **options: Any) -> bool:
-        return self.with_options is not None and self.with_options.draws(**options)
-
-    def trajectory(self, x: "Tensor", schedule: "Schedule", grid: Sequence[float], **options: Any) -> Trajectory:
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
         """Only the first gradient of a starting step enters the history.
 
         A step into clean data (ᾱ = 1) is never a starting step, since no ε exists there. It takes the order that the
@@ -61,8 +50,7 @@ class Multistep(Method):
             else:
                 newest = yield from part.gradient(x, t)
                 times, history = [t, *times][: self.order], [newest, *history][: self.order]
-                steps_left = len(grid) - number
-                order = min(len(history), steps_left) if self.taper else len(history)
+                order = min(len(history), len(grid) - number) if self.taper else len(history)
                 gradient = combine(self.rule(part, times[:order], t, s), history[:order])
             x = part.transfer(x, gradient, t, s)
             yield Step(x, s, order)
@@ -79,11 +67,7 @@ class PredictorCorrector(Method):
     rule: Rule
     part: type[Pseudo] = Data
 
-    @property
-    def options(self) -> frozenset[str]:
-        return self.part.options
-
-    def trajectory(self, x: "Tensor", schedule: "Schedule", grid: Sequence[float], **options: Any) -> Trajectory:
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
         """The gradient stays that at the predicted x, so that a step is one call.
 
         The reported states are the predicted ones. The last of them is the result. What is changed in such a state
@@ -97,11 +81,10 @@ class PredictorCorrector(Method):
             newest = yield from part.gradient(x, t)
             if history:
                 corrector = self.rule(part, [t, *times[:order]], times[0], t)
-                corrected = combine(corrector, [newest, *history[:order]])
-                x = part.transfer(before, corrected, times[0], t) + (x - predicted)
+                gradient = combine(corrector, [newest, *history[:order]])
+                x = part.transfer(before, gradient, times[0], t) + (x - predicted)
             times, history = [t, *times][: self.order], [newest, *history][: self.order]
-            steps_left = len(grid) - number
-            order = min(len(history), steps_left)
+            order = min(len(history), len(grid) - number)
             before = x
             x = part.transfer(x, combine(self.rule(part, times[:order], t, s), history[:order]), t, s)
             predicted = x.clone()

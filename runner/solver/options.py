@@ -4,24 +4,16 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-Kind: TypeAlias = "type[float] | type[bool]"
-
-# How a range is said, by the keywords that its limits have.
-RANGES = {
-    (): "a number",
+RANGES: dict[tuple[str, ...], str] = {
     ("ge", "le"): "a number from {ge:g} to {le:g}",
     ("gt", "lt"): "a number between {gt:g} and {lt:g}, both excluded",
-    ("ge", "lt"): "a number from {ge:g} to below {lt:g}",
-    ("gt", "le"): "a number above {gt:g}, up to {le:g}",
-    ("ge",): "a number, at least {ge:g}",
-    ("gt",): "a number above {gt:g}",
-    ("le",): "a number, at most {le:g}",
-    ("lt",): "a number below {lt:g}",
 }
+WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+HOLDS = {"ge": float.__ge__, "gt": float.__gt__, "le": float.__le__, "lt": float.__lt__}
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class Option:
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def type(self) -> Kind:
+    def type(self) -> Any:
         """bool of a switch, else float."""
         return bool if isinstance(self.default, bool) else float
 
@@ -47,7 +39,8 @@ class Option:
         """The allowed values, in words."""
         if self.type is bool:
             return "True or False"
-        return RANGES[tuple(sorted(self.limits))].format(**self.limits)
+        said = " and ".join(f"{WORDS[name]} {limit:g}" for name, limit in self.limits.items())
+        return RANGES.get(tuple(sorted(self.limits)), f"a number {said}".strip()).format(**self.limits)
 
     def allows(self, value: Any) -> bool:
         """Whether a value is of the type and in the range; None is allowed where it is the default."""
@@ -57,8 +50,7 @@ class Option:
             return isinstance(value, bool | np.bool_)
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real) or not math.isfinite(value):
             return False
-        holds = {"ge": float.__ge__, "gt": float.__gt__, "le": float.__le__, "lt": float.__lt__}
-        return all(holds[name](float(value), float(limit)) for name, limit in self.limits.items())
+        return all(HOLDS[name](float(value), float(limit)) for name, limit in self.limits.items())
 
 
 OPTIONS = {
@@ -72,9 +64,3 @@ OPTIONS = {
     "rtol": Option(1e-5, "relative tolerance of the step-size control", {"gt": 0, "lt": 1}),
     "atol": Option(1e-5, "absolute tolerance of the step-size control", {"gt": 0}),
 }
-
-
-def check_option(name: str, value: Any) -> None:
-    """Raise ValueError unless the option's value is of its type and in its range."""
-    if not OPTIONS[name].allows(value):
-        raise ValueError(f"{name} is {value!r}, it must be {OPTIONS[name].allowed}")

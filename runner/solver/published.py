@@ -5,20 +5,17 @@ quirks are listed in docs/methods.md.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pndm.runner.solver.adaptive import Control, Flow, Times, dormand_prince
-from pndm.runner.solver.events import Combination, Gradient, Method, Query, Trajectory
-from pndm.runner.solver.grid import grid_of
+from pndm.runner.solver.adaptive import Control, Flow, dormand_prince
+from pndm.runner.solver.events import Combination, Gradient, Method, Query, Tensor, Trajectory
+from pndm.runner.solver.grid import uniform
 from pndm.runner.solver.multistep import Multistep
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.singlestep import improved_euler, runge_kutta
 from pndm.runner.solver.transfer import Classical, Pseudo, phi
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PROFILES = ("exact", "published")
 
@@ -34,32 +31,24 @@ class PublishedSchedule(Schedule):
 
 
 class PublishedClassical(Classical):
-    """FON's slope in the released code: x − φ(x, ε, t, t−1), a φ-step over one training step."""
+    """FON's slope in the released code: x − φ(x, ε, t, t−1), a φ-step over one training step.
 
-    def gradient(self, x: "Tensor", t: float) -> Gradient:
-        eps = yield Query(x, t)
-        return self.slope(x, t, eps)
+    origin: the x and t of the slope in place of those of ε.
+    """
 
-    def slope(self, x: "Tensor", t: float, eps: "Tensor") -> "Tensor":
-        slope: Tensor = x - phi(x, eps, self.alpha(t), self.alpha(t - 1))
-        return slope
-
-
-class FromOrigin(PublishedClassical):
-    """The same in a Runge–Kutta step: every stage takes its slope from the x and t where the step began."""
-
-    def __init__(self, schedule: Schedule, x: "Tensor", t: float) -> None:
+    def __init__(self, schedule: Schedule, origin: tuple[Tensor, float] | None = None) -> None:
         super().__init__(schedule)
-        self.x, self.t = x, t
+        self.origin = origin
 
-    def gradient(self, x: "Tensor", t: float) -> Gradient:
+    def gradient(self, x: Tensor, t: float) -> Gradient:
         eps = yield Query(x, t)
-        return self.slope(self.x, self.t, eps)
+        x, t = self.origin or (x, t)
+        return x - phi(x, eps, self.alpha(t), self.alpha(t - 1))
 
 
-def published_runge_kutta(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
-    """Start of FON in the released code: only ε is the stage's own."""
-    return runge_kutta(FromOrigin(part.schedule, x, t), x, t, s)
+def published_runge_kutta(part: Pseudo, x: Tensor, t: float, s: float) -> Combination:
+    """Start of FON in the released code: every stage takes its slope from where the step began; ε is its own."""
+    return runge_kutta(PublishedClassical(part.schedule, (x, t)), x, t, s)
 
 
 class PublishedAdaptive(Method):
@@ -71,18 +60,13 @@ class PublishedAdaptive(Method):
 
     adaptive = True
 
-    def trajectory(self, x: "Tensor", schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
         total, first, last = schedule.diffusion_step, schedule.betas[0], schedule.betas[-1]
-
-        def alpha(tau: Times) -> Times:
-            level: Times = np.exp(-total * (tau * first + tau**2 / 2 * (last - first)))
-            return level
-
-        def slope(tau: Times) -> Times:
-            beta: Times = total * (first + tau * (last - first))
-            return -beta
-
-        flow = Flow(alpha, slope, clock=lambda tau: tau * (total - 1))
+        flow = Flow(
+            alpha=lambda tau: np.exp(-total * (tau * first + tau**2 / 2 * (last - first))),
+            slope=lambda tau: -total * (first + tau * (last - first)),
+            clock=lambda tau: tau * (total - 1),
+        )
         return dormand_prince(flow, x, 1.0, 1e-3, Control(rtol=1e-5, atol=1e-5, joint=True))
 
 
@@ -106,4 +90,4 @@ def published_grid(schedule: Schedule, steps: int) -> list[float]:
     able = published_counts(schedule.diffusion_step)
     if steps not in able:
         raise ValueError(f"profile 'published' cannot run {steps} steps; it can run {', '.join(map(str, able))}")
-    return grid_of(schedule, steps)
+    return [*uniform(steps, schedule), -1.0]

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,22 +35,9 @@ class Schedule:
         diffusion_step: int = 1000,
         betas: ArrayLike | None = None,
     ) -> None:
-        if betas is not None:
-            self.type, self.betas = "given", _checked(betas)
-        else:
-            if type not in TYPES:
-                raise ValueError(f"schedule type {type!r} is not one of {', '.join(TYPES)}")
-            if not isinstance(diffusion_step, numbers.Integral) or not 1 <= diffusion_step <= MOST_STEPS:
-                raise ValueError(
-                    f"diffusion_step is {diffusion_step!r}, it must be a whole number from 1 to {MOST_STEPS}"
-                )
-            if type != "cosine":
-                for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
-                    if not isinstance(value, numbers.Real):
-                        raise ValueError(f"{name} is {value!r}, it must be a number")
-                if not 0 < beta_start <= beta_end < 1:
-                    raise ValueError(f"betas must satisfy 0 < beta_start <= beta_end < 1, not {beta_start}, {beta_end}")
-            self.type, self.betas = type, _betas(type, beta_start, beta_end, diffusion_step)
+        if betas is None:
+            betas = _betas(type, beta_start, beta_end, diffusion_step)
+        self.betas = _checked(betas)
         self.diffusion_step = len(self.betas)
         self.alphas_cumprod = np.cumprod(1 - self.betas, dtype=np.float64)
         if not self.alphas_cumprod[-1] > 0:
@@ -58,23 +46,20 @@ class Schedule:
             )
         if not np.all(np.diff(self.alphas_cumprod, prepend=1.0) < 0):
             raise ValueError(f"β = {self.betas.min():g} is too small: ᾱ does not fall in every step, in float64")
-        self._log_alpha: Any = None
 
-    @property
+    @cached_property
     def log_alpha_cumprod(self) -> Any:
         """log ᾱ as a function of real t in [−1, N−1], exact at the integers; call with `nu=1` for its slope.
 
         A cubic spline through the training steps: twice differentiable, as Runge–Kutta methods need it. Where the
         schedule is so coarse that the spline would rise, a monotone cubic (PCHIP), differentiable once.
         """
-        if self._log_alpha is None:
-            from scipy.interpolate import CubicSpline, PchipInterpolator  # 0.3 s, which `--help` need not wait for
+        from scipy.interpolate import CubicSpline, PchipInterpolator  # 0.3 s, which `--help` need not wait for
 
-            times, values = np.arange(-1.0, self.diffusion_step), np.concatenate([[0.0], np.log(self.alphas_cumprod)])
-            spline = CubicSpline(times, values)
-            rises = spline(np.linspace(-1, self.diffusion_step - 1, 8 * self.diffusion_step + 1), nu=1).max() > 0
-            self._log_alpha = PchipInterpolator(times, values) if rises else spline
-        return self._log_alpha
+        times, values = np.arange(-1.0, self.diffusion_step), np.concatenate([[0.0], np.log(self.alphas_cumprod)])
+        spline = CubicSpline(times, values)
+        rises = spline(np.linspace(-1, self.diffusion_step - 1, 8 * self.diffusion_step + 1), nu=1).max() > 0
+        return PchipInterpolator(times, values) if rises else spline
 
     def alpha_cumprod(self, t: Any) -> Any:
         """ᾱ at real t in [−1, N−1] (a number or an array of them), float64; ᾱ(−1) = 1."""
@@ -97,9 +82,7 @@ class Schedule:
         """The t in [−1, N−1] of a given λ (a number or an array of them): the inverse of `half_log_snr`, by Newton."""
         wanted = -np.log1p(np.exp(-2 * np.asarray(half_log_snr)))
         log_alpha = self.log_alpha_cumprod
-        t: Any = np.interp(
-            -wanted, -log_alpha.c[-1], log_alpha.x[:-1]
-        )  # between the training steps it is nearly straight
+        t: Any = np.interp(-wanted, -log_alpha.c[-1], log_alpha.x[:-1])  # nearly straight between the training steps
         for _ in range(8):
             t = np.clip(t - (log_alpha(t) - wanted) / log_alpha(t, nu=1), -1, self.diffusion_step - 1)
         return t[()]
@@ -117,15 +100,23 @@ def _checked(betas: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-def _betas(type: str, start: float, end: float, count: int) -> NDArray[np.float64]:
-    """β of every training step, for a type in `TYPES`."""
+def _betas(type: str, start: float, end: float, count: int) -> Any:
+    """β of every training step, for a type in `TYPES`. Raises ValueError."""
+    if type not in TYPES:
+        raise ValueError(f"schedule type {type!r} is not one of {', '.join(TYPES)}")
+    if not isinstance(count, numbers.Integral) or not 1 <= count <= MOST_STEPS:
+        raise ValueError(f"diffusion_step is {count!r}, it must be a whole number from 1 to {MOST_STEPS}")
+    if type == "cosine":
+        edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - edges[1:] / edges[:-1], 0.999)
+    for name, value in (("beta_start", start), ("beta_end", end)):
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} is {value!r}, it must be a number")
+    if not 0 < start <= end < 1:
+        raise ValueError(f"betas must satisfy 0 < beta_start <= beta_end < 1, not {start}, {end}")
     if type == "linear":
         return np.linspace(start, end, count, dtype=np.float64)
-    if type == "quad":
-        return np.square(np.linspace(start**0.5, end**0.5, count, dtype=np.float64))
-    edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
-    capped: NDArray[np.float64] = np.minimum(1 - edges[1:] / edges[:-1], 0.999)
-    return capped
+    return np.square(np.linspace(start**0.5, end**0.5, count, dtype=np.float64))
 
 
 def eps_from(output: Any, x: Any, alpha: Any, prediction: str) -> Any:

@@ -7,29 +7,24 @@ returns the combination that carries x to s, and the gradients it is made of; th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from pndm.runner.solver import weights
-from pndm.runner.solver.events import Combination, Method, Step, Trajectory
+from pndm.runner.solver.events import Combination, Method, Step, Tensor, Trajectory
+from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import Pseudo
-from pndm.runner.solver.weights import combine
+from pndm.runner.solver.weights import combine, exact, in_lambda
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pndm.runner.solver.schedule import Schedule
-
-StepFunction: TypeAlias = "Callable[[Pseudo, Tensor, float, float], Combination]"
+StepFunction: TypeAlias = Callable[[Pseudo, Tensor, float, float], Combination]
 
 
-def improved_euler(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
+def improved_euler(part: Pseudo, x: Tensor, t: float, s: float) -> Combination:
     """(g₁ + g₂) / 2, the mean of the gradients at both ends of the step: the start of S-PNDM."""
     g1 = yield from part.gradient(x, t)
     g2 = yield from part.gradient(part.transfer(x, g1, t, s), s)
     return (g1 + g2) / 2, (g1, g2)
 
 
-def runge_kutta(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
+def runge_kutta(part: Pseudo, x: Tensor, t: float, s: float) -> Combination:
     """(g₁ + 2g₂ + 2g₃ + g₄) / 6, the classical Runge–Kutta method: the start of F-PNDM and FON."""
     middle = (t + s) / 2
     g1 = yield from part.gradient(x, t)
@@ -39,7 +34,7 @@ def runge_kutta(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
     return (g1 + 2 * g2 + 2 * g3 + g4) / 6, (g1, g2, g3, g4)
 
 
-def midpoint(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
+def midpoint(part: Pseudo, x: Tensor, t: float, s: float) -> Combination:
     """g₂, the gradient halfway in λ: DPM-Solver-2 (Lu et al. 2022, algorithm 1)."""
     middle = part.between(t, s, 1 / 2)
     g1 = yield from part.gradient(x, t)
@@ -47,13 +42,13 @@ def midpoint(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
     return g2, (g1, g2)
 
 
-def kutta(part: Pseudo, x: "Tensor", t: float, s: float) -> Combination:
+def kutta(part: Pseudo, x: Tensor, t: float, s: float) -> Combination:
     """DPM-Solver-3 (Lu et al. 2022, algorithm 2): stages at 1/3 and 2/3 in λ.
 
     The transfer to the second of them, and the one to s, are along the mean of a line in λ: through the first gradient
     and the newest.
     """
-    line = weights.in_lambda(weights.exact)
+    line = in_lambda(exact)
     third, two_thirds = part.between(t, s, 1 / 3), part.between(t, s, 2 / 3)
     g1 = yield from part.gradient(x, t)
     g2 = yield from part.gradient(part.transfer(x, g1, t, third), third)
@@ -72,11 +67,7 @@ class Singlestep(Method):
     step: StepFunction
     part: type[Pseudo] = Pseudo
 
-    @property
-    def options(self) -> frozenset[str]:
-        return self.part.options
-
-    def trajectory(self, x: "Tensor", schedule: "Schedule", grid: Sequence[float], **options: Any) -> Trajectory:
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
         part = self.part(schedule, **options)
         for t, s in pairwise(grid):
             if part.alpha(s) < 1:

@@ -11,19 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm.runner.solver.events import Draw, Method, Query, Step, Time, Trajectory
+from pndm.runner.solver.events import Draw, Query, Step, Time, Trajectory
 from pndm.runner.solver.grid import grid_of
-from pndm.runner.solver.methods import METHODS, method_named, methods_with
+from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.multistep import Multistep
-from pndm.runner.solver.options import OPTIONS, check_option
-from pndm.runner.solver.published import (
-    PROFILES,
-    PUBLISHED,
-    RELEASED,
-    PublishedSchedule,
-    published_counts,
-    published_grid,
-)
+from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.published import PROFILES, PUBLISHED, PublishedSchedule, published_counts, published_grid
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import phi
 
@@ -68,22 +61,16 @@ def solve(
     for name, value in (("network", network), ("noise", noise)):
         if not callable(value) and (name, value) != ("noise", None):
             raise ValueError(f"{name} is {value!r}, it must be a function")
-    return _states(events, network, len(x), noise)
+    return _states(events, network, noise, len(x))
 
 
-def _states(
-    events: Trajectory,
-    network: Callable[[Tensor, Tensor], Tensor],
-    images: int,
-    noise: Callable[[int], Tensor] | None,
-) -> Iterator[State]:
+def _states(events: Trajectory, network: Any, noise: Any, images: int) -> Iterator[State]:
     evaluated = done = 0
 
     def answer(event: Query | Draw) -> Tensor:
-        if isinstance(event, Query):
-            return _like(event.x, network(event.x, _times(event, network)), "the network returned")
-        assert noise is not None  # `solve` has checked it
-        return _like(event.x, noise(done), f"noise({done}) returned")
+        if isinstance(event, Draw):
+            return _like(event.x, noise(done), f"noise({done}) returned")
+        return _like(event.x, network(event.x, _times(event, network)), "the network returned")
 
     for event in drive(events, answer):
         if isinstance(event, Query):
@@ -94,7 +81,7 @@ def _states(
             done += 1
 
 
-def _times(query: Query, network: object) -> Tensor:
+def _times(query: Query, network: Any) -> Tensor:
     """t as the network takes it: (m,), or (1,) if all images are at one time and it broadcasts."""
     x, t = query
     if isinstance(t, np.ndarray):
@@ -131,7 +118,12 @@ def trajectory(
         raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule is a {type(schedule).__name__}, it must be a Schedule")
-    _check_state(x)
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x is {type(x).__name__}, it must be a tensor (n, …) of float32 or float64")
+    if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
+        raise ValueError(f"x is {x.dtype}, it must be float32 or float64: with less the methods lose their order")
+    if not x.ndim or not len(x):
+        raise ValueError(f"x is {tuple(x.shape)}, it must be (n, …) with one image or more")
     changed = _changed(method, options)
     steps = whole("steps", steps)
     custom_grid = spacing != "uniform" or times is not None
@@ -140,7 +132,7 @@ def trajectory(
 
     if profile == "published":
         if method not in PUBLISHED:
-            raise ValueError(f"profile 'published' is of the released code, which has {', '.join(RELEASED)} alone")
+            raise ValueError(f"profile 'published' is of the released code, which has {', '.join(PUBLISHED)} alone")
         if changed:
             raise ValueError(
                 f"profile 'published' takes no options and has fixed tolerances; {', '.join(changed)}: only with "
@@ -160,23 +152,16 @@ def trajectory(
     return line.trajectory(x, schedule, grid, **defaults | options)
 
 
-def _check_state(x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"x is {type(x).__name__}, it must be a tensor (n, …) of float32 or float64")
-    if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
-        raise ValueError(f"x is {x.dtype}, it must be float32 or float64: with less the methods lose their order")
-    if not x.ndim or not len(x):
-        raise ValueError(f"x is {tuple(x.shape)}, it must be (n, …) with one image or more")
-
-
 def _changed(method: str, options: dict[str, Any]) -> list[str]:
     """The names of the options that differ from their defaults. Raises ValueError for what the method cannot take."""
     for name, value in options.items():
         if name not in OPTIONS:
             raise ValueError(f"method {method} takes no option {name}; there are {', '.join(OPTIONS)}")
         if name not in METHODS[method].options:
-            raise ValueError(f"method {method} takes no option {name}; these do: {', '.join(methods_with(name))}")
-        check_option(name, value)
+            able = [other for other, line in METHODS.items() if name in line.options]
+            raise ValueError(f"method {method} takes no option {name}; these do: {', '.join(able)}")
+        if not OPTIONS[name].allows(value):
+            raise ValueError(f"{name} is {value!r}, it must be {OPTIONS[name].allowed}")
     if options.get("clip") and options.get("threshold") is not None:
         raise ValueError("clip and threshold exclude each other: a thresholded image is within [−1, 1]")
     return [name for name, value in options.items() if value != OPTIONS[name].default]
@@ -202,17 +187,20 @@ def drive(events: Trajectory, answer: Callable[[Query | Draw], Tensor]) -> Itera
         reply = None if isinstance(event, Step) else answer(event)
 
 
-def calls(events: Trajectory) -> list[list[Time]]:
-    """The times of the network calls in each step of a trajectory, one list a step. It is driven to its end."""
-    steps: list[list[Time]] = []
-    asked: list[Time] = []
+def rehearse(events: Trajectory) -> Iterator[tuple[list[Any], Step]]:
+    """The steps of a trajectory without a network: the times of the network calls of each, and its `Step`."""
+    asked: list[Any] = []
     for event in drive(events, lambda event: event.x):
         if isinstance(event, Query):
             asked.append(event.t)
         elif isinstance(event, Step):
-            steps.append(asked)
+            yield asked, event
             asked = []
-    return steps
+
+
+def calls(events: Trajectory) -> list[list[Any]]:
+    """The times of the network calls in each step of a trajectory, one list a step. It is driven to its end."""
+    return [asked for asked, _ in rehearse(events)]
 
 
 def nothing() -> Tensor:
@@ -227,7 +215,7 @@ def resume(method: str, x: Tensor, schedule: Schedule, grid: Sequence[float], do
     not known. So behind the starting steps the combination begins with order 1. If the run begins inside a starting
     step, the rest of that step is taken as DDIM steps between the times of its calls.
     """
-    line: Method = METHODS[method]
+    line = METHODS[method]
     steps = calls(line.trajectory(nothing(), schedule, grid))
     while done >= len(steps[0]):
         done -= len(steps[0])

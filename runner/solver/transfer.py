@@ -5,14 +5,10 @@ A part is made of a schedule. `gradient(x, t)` is a generator that asks for ε a
 """
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from pndm.runner.solver.events import Gradient, Query
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.events import Gradient, Query, Tensor
+from pndm.runner.solver.schedule import Schedule
 
 
 def phi(x: Any, eps: Any, alpha_t: float, alpha_s: float) -> Any:
@@ -44,25 +40,22 @@ class Pseudo:
     options: ClassVar[frozenset[str]] = frozenset()
     sign: ClassVar[int] = -1  # the mean of ε over a step is taken by dρ ∝ e^(−λ) dλ
 
-    def __init__(self, schedule: "Schedule") -> None:
+    def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
-    def alpha(self, t: float) -> float:
-        level: float = self.schedule.alpha_cumprod(t)
-        return level
+    def alpha(self, t: float) -> Any:
+        return self.schedule.alpha_cumprod(t)
 
     def between(self, t: float, s: float, share: float) -> float:
         """The time at a share, 0 … 1, of the step from t to s, in λ."""
         start, end = self.schedule.half_log_snr(t), self.schedule.half_log_snr(s)
         return float(self.schedule.time(start + share * (end - start)))
 
-    def gradient(self, x: "Tensor", t: float) -> Gradient:
-        eps: Tensor = yield Query(x, t)
-        return eps
+    def gradient(self, x: Tensor, t: float) -> Gradient:
+        return (yield Query(x, t))
 
-    def transfer(self, x: "Tensor", gradient: "Tensor", t: float, s: float) -> "Tensor":
-        moved: Tensor = phi(x, gradient, self.alpha(t), self.alpha(s))
-        return moved
+    def transfer(self, x: Tensor, gradient: Tensor, t: float, s: float) -> Any:
+        return phi(x, gradient, self.alpha(t), self.alpha(s))
 
 
 class Data(Pseudo):
@@ -77,14 +70,14 @@ class Data(Pseudo):
     options: ClassVar[frozenset[str]] = frozenset({"clip", "threshold"})
     sign: ClassVar[int] = 1  # the mean of x̂₀ over a step is taken by d(1/ρ) ∝ e^λ dλ
 
-    def __init__(self, schedule: "Schedule", clip: bool = False, threshold: float | None = None) -> None:
+    def __init__(self, schedule: Schedule, clip: bool = False, threshold: float | None = None) -> None:
         super().__init__(schedule)
         self.clip, self.threshold = clip, threshold
 
-    def gradient(self, x: "Tensor", t: float) -> Gradient:
+    def gradient(self, x: Tensor, t: float) -> Gradient:
         eps = yield Query(x, t)
         alpha = self.alpha(t)
-        data: Tensor = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
+        data = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
         if self.clip:
             return data.clamp(-1, 1)
         if self.threshold is not None:
@@ -93,7 +86,7 @@ class Data(Pseudo):
             return data.clamp(-bound, bound) / bound
         return data
 
-    def transfer(self, x: "Tensor", gradient: "Tensor", t: float, s: float) -> "Tensor":
+    def transfer(self, x: Tensor, gradient: Tensor, t: float, s: float) -> Any:
         a, b = self.alpha(t), self.alpha(s)
         weight = (b - a) / (math.sqrt(1 - a) * (math.sqrt(b * (1 - a)) + math.sqrt(a * (1 - b))))
         return math.sqrt((1 - b) / (1 - a)) * x + weight * gradient
@@ -102,10 +95,9 @@ class Data(Pseudo):
 class Classical(Pseudo):
     """Classical methods: the gradient is dx/dt of the probability-flow ODE, and x moves on a straight line."""
 
-    def gradient(self, x: "Tensor", t: float) -> Gradient:
+    def gradient(self, x: Tensor, t: float) -> Gradient:
         eps = yield Query(x, t)
-        slope: Tensor = flow(x, eps, self.alpha(t), self.schedule.log_alpha_cumprod(t, nu=1))
-        return slope
+        return flow(x, eps, self.alpha(t), self.schedule.log_alpha_cumprod(t, nu=1))
 
-    def transfer(self, x: "Tensor", gradient: "Tensor", t: float, s: float) -> "Tensor":
+    def transfer(self, x: Tensor, gradient: Tensor, t: float, s: float) -> Any:
         return x + (s - t) * gradient

@@ -17,14 +17,13 @@ for each time.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pndm.runner.solver.transfer import Pseudo
+from pndm.runner.solver.transfer import Pseudo
 
-Rule: TypeAlias = "Callable[[Pseudo, Sequence[float], float, float], Sequence[float]]"
+Rule: TypeAlias = Callable[[Pseudo, Sequence[float], float, float], Sequence[float]]
 Mean: TypeAlias = Callable[[int, float], Sequence[float]]  # (count, h) → the moments μⱼ, j < count
 
 # Gauss–Legendre on [0, 1]. Means are taken over v with τ = 1 − v², for which ρ is smooth even where it is √(t+1).
@@ -48,6 +47,12 @@ def moments(count: int, share: Callable[[Any], Any]) -> list[float]:
     return [1.0, *(1 - j * np.sum(_W * 2 * _V * _TAU ** (j - 1) * done) for j in range(1, count))]
 
 
+def places(variable: Callable[[float], Any], times: Sequence[float], t: float, s: float) -> list[float]:
+    """The nodes u of the times, in a variable, on the scale of the step from t to s."""
+    first, last = variable(t), variable(s)
+    return [(variable(time) - first) / (last - first) for time in times]
+
+
 def combine(weights: Sequence[float], gradients: Sequence[Any]) -> Any:
     """Σᵢ wᵢ gᵢ, of equally many weights and gradients."""
     total = weights[0] * gradients[0]
@@ -56,7 +61,7 @@ def combine(weights: Sequence[float], gradients: Sequence[Any]) -> Any:
     return total
 
 
-def equal_steps(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
+def equal_steps(part: Pseudo, times: Sequence[float], t: float, s: float) -> Sequence[float]:
     """Adams–Bashforth for equal steps, whatever the steps are: PNDM's Eq. (12), (13), iPNDM."""
     return ADAMS_BASHFORTH[len(times)]
 
@@ -70,18 +75,16 @@ ADAMS_BASHFORTH = {
 }
 
 
-def in_t(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
+def in_t(part: Pseudo, times: Sequence[float], t: float, s: float) -> Sequence[float]:
     """Polynomial in t, mean in ρ: the tAB of DEIS (Zhang & Chen 2023, Eq. (15))."""
-    first, last = part.schedule.rho(t), part.schedule.rho(s)
-    mean = moments(len(times), lambda tau: (part.schedule.rho(t + tau * (s - t)) - first) / (last - first))
-    return weights([(time - t) / (s - t) for time in times], mean)
+    rho = part.schedule.rho
+    mean = moments(len(times), lambda tau: (rho(t + tau * (s - t)) - rho(t)) / (rho(s) - rho(t)))
+    return weights(places(float, times, t, s), mean)
 
 
-def in_rho(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
+def in_rho(part: Pseudo, times: Sequence[float], t: float, s: float) -> Sequence[float]:
     """Polynomial in ρ, mean in ρ: Adams–Bashforth of variable step, the ρAB of DEIS (also called iPNDM_v)."""
-    first, length = part.schedule.rho(t), part.schedule.rho(s) - part.schedule.rho(t)
-    nodes = [(part.schedule.rho(time) - first) / length for time in times]
-    return weights(nodes, [1 / (j + 1) for j in range(len(times))])
+    return weights(places(part.schedule.rho, times, t, s), [1 / (j + 1) for j in range(len(times))])
 
 
 def in_lambda(mean: Mean) -> Rule:
@@ -91,13 +94,12 @@ def in_lambda(mean: Mean) -> Rule:
     A step into clean data is infinitely long in λ. Only the newest prediction says anything about its end.
     """
 
-    def rule(part: "Pseudo", times: Sequence[float], t: float, s: float) -> Sequence[float]:
+    def rule(part: Pseudo, times: Sequence[float], t: float, s: float) -> Sequence[float]:
         if len(times) == 1:
             return [1.0]
-        first = part.schedule.half_log_snr(t)
-        length = part.schedule.half_log_snr(s) - first
-        nodes = [(part.schedule.half_log_snr(time) - first) / length for time in times]
-        return weights(nodes, mean(len(times), part.sign * length))
+        half_log_snr = part.schedule.half_log_snr
+        h = part.sign * (half_log_snr(s) - half_log_snr(t))
+        return weights(places(half_log_snr, times, t, s), mean(len(times), h))
 
     return rule
 
