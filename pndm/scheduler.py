@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pndm.model.diffusers import BETAS
-from pndm.runner.solver.events import Draw, Query, Step, Trajectory
+from pndm.runner.solver.events import Draw, Step
 from pndm.runner.solver.grid import floats, grid_of, uniform
 from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.schedule import PREDICTIONS, Schedule, eps_from
@@ -61,6 +61,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         t = 0, and there is no step from t = 0 to t = 0.
 
     `timesteps` lists every network call. Stages of Runge–Kutta steps are calls, so there are more entries than steps.
+    `step_index` is the entry of the next call, None before the first; `begin_index` where the run begins, None: the
+    timestep of the first `step` tells it.
     The state is kept in float32 or better, whatever the pipeline's latents are. If a pipeline changes the latents
     between steps (inpainting, callbacks), the method goes on from the changed ones. If it changes them at a stage
     inside a step, only the network sees it.
@@ -141,10 +143,10 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def _reset(self) -> None:
         """Forget the run under way."""
-        self._events: Trajectory | None = None
-        self._event: Query | Step | None = None  # what the method yielded last
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
+        self._events: Any = None  # the method's trajectory
+        self._event: Any = None  # what it yielded last: a Query or a Step
+        self.step_index: int | None = None
+        self.begin_index: int | None = None
 
     def _nodes(self, steps: int | None) -> list[float]:
         steps = whole("num_inference_steps", steps)
@@ -179,12 +181,11 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("call set_timesteps before step")
         self._check(model_output, sample)
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
-        if self._step_index is None:
-            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-            self._events = resume(self.config["method"], x, self.schedule, self._grid, self._step_index)
-        self._check_turn(timestep, self._step_index)
-        assert self._events is not None  # the run is not over
-        query: Any = self._event
+        if self.step_index is None:
+            self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
+            self._events = resume(self.config["method"], x, self.schedule, self._grid, self.step_index)
+        self._check_turn(timestep, self.step_index)
+        query = self._event
         if query is None:
             query = next(self._events)
         else:
@@ -198,13 +199,13 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
         output = model_output[:, : sample.shape[1]].to(x.dtype)
         eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self.config["prediction_type"])
-        event: Any = self._events.send(eps)
+        event = self._events.send(eps)
         if isinstance(event, Draw):
             event = self._events.send(randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype))
-        self._step_index += 1
+        self.step_index += 1
         self._event = event
         x = event.x.to(sample.dtype, copy=True)
-        if self._step_index == len(self._times):
+        if self.step_index == len(self._times):
             self._events = self._event = None
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
@@ -230,19 +231,9 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if here and float(timestep) != expected:
             raise ValueError(f"step is called for t = {float(timestep):g}, but the next of timesteps is {expected:g}")
 
-    @property
-    def step_index(self) -> int | None:
-        """Index in `timesteps` of the next network call, None before the first."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Index in `timesteps` where the run begins; None: the timestep of the first `step` tells it."""
-        return self._begin_index
-
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at an entry of `timesteps` (image to image). The sample must be as noisy as that entry says."""
-        self._begin_index = begin_index
+        self.begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
         """The index of t in `timesteps`; the last one if t is there twice, where a step begins. Raises ValueError."""
@@ -263,8 +254,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         last = self.schedule.diffusion_step - 1
         if not np.all((times >= 0) & (times <= last)):
             raise ValueError(f"timesteps must be in 0 … {last}, not {times.min():g} … {times.max():g}")
-        alpha = torch.from_numpy(np.atleast_1d(self.schedule.alpha_cumprod(times)))
-        alpha = alpha.reshape(-1, *[1] * (original_samples.ndim - 1))
+        alpha = torch.from_numpy(self.schedule.alpha_cumprod(times)).reshape(-1, *[1] * (original_samples.ndim - 1))
         return alpha.sqrt().to(original_samples) * original_samples + (1 - alpha).sqrt().to(noise) * noise
 
     def __len__(self) -> int:

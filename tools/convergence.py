@@ -18,17 +18,13 @@ import numpy as np
 import torch
 
 from pndm.runner.solver.analytic import GaussianMixture
-from pndm.runner.solver.grid import uniform
+from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import TYPES, Schedule
 from pndm.runner.solver.solve import solve
 from pndm.runner.table.flow import STEPS, distance, problem
 
 TOLERANCES = (1e-3, 1e-5, 1e-7, 1e-9)
-
-
-def even_in_t(schedule, steps):
-    return [*uniform(steps, schedule), -1]
 
 
 def even_in_lambda(schedule, steps):
@@ -62,7 +58,7 @@ def main():
     network, noise = problem(schedule, args.components)
 
     end = network.flow(noise, 999, 200)
-    grids = [even_in_lambda(schedule, steps) if args.even else even_in_t(schedule, steps) for steps in STEPS]
+    grids = [(even_in_lambda if args.even else grid_of)(schedule, steps) for steps in STEPS]
     starts = [network.flow(noise, 999, times[0]) for times in grids]
     print("| method | " + " | ".join(f"{steps} steps" for steps in STEPS) + " | slopes |")
     print("|---" * (len(STEPS) + 2) + "|")

@@ -15,6 +15,7 @@ from pndm.config.load import load
 from pndm.model import load_model
 from pndm.runner.build import checkpoint_path
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.table.flow import distance
 from pndm.scheduler import MethodScheduler
 
 # What differs in each row: keys of both schedulers, keys of PNDMScheduler alone, keys of MethodScheduler alone, steps.
@@ -52,10 +53,6 @@ def predicting(network, prediction, schedule):
     return v if prediction == "v_prediction" else network
 
 
-def rms(a, b):
-    return (a - b).square().mean().sqrt().item()
-
-
 @torch.inference_mode()
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +69,7 @@ def main(argv=None):
         for steps in counts:
             x, calls = run(PNDMScheduler(**SAME | both | theirs), asked, noise, steps)
             y, mine = run(MethodScheduler(**SAME | both | ours), asked, noise, steps)
-            print(f"| {name} | {steps} | {calls} | {mine} | {rms(x, y):.2g} |")
+            print(f"| {name} | {steps} | {calls} | {mine} | {distance(x, y):.2g} |")
             name = ""
 
 
