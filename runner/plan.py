@@ -134,14 +134,12 @@ def count_calls(experiment):
 
 def most_calls(experiment, nfe):
     """The most network calls an image, up to `nfe`, that the method can spend. Raises ValueError if below a half."""
-    sampling = sampling_of(experiment)
-    near = steps_near(sampling.method, nfe, sampling.schedule, sampling.profile, **sampling.options)
+    s = sampling_of(experiment)
+    near = steps_near(s.method, nfe, s.schedule, s.profile, **s.options)
     spent = [calls for _, calls in near if nfe / 2 <= calls <= nfe]
     if not spent:
         able = " or ".join(str(calls) for _, calls in near)
-        raise ValueError(
-            f"method {sampling.method} cannot spend {nfe} network calls or half of them; it can spend {able}"
-        )
+        raise ValueError(f"method {s.method} cannot spend {nfe} network calls or half of them; it can spend {able}")
     return spent[-1]
 
 
@@ -160,19 +158,14 @@ def show(experiment, device):
     if adaptive(experiment):
         print(f"{s.method} chooses its steps as it goes")
     else:
-        print_lines(lines(experiment))
+        print(f"{'step':>4}{'t':>10}{'to':>10}{'ᾱ':>13}{'ᾱ after':>13}{'calls':>7}  order")
+        for i, (t, end, alpha, alpha_s, calls, order) in enumerate(lines(experiment), 1):
+            said = order if calls == 1 else f"{calls} stages"
+            print(f"{i:4}{t:10.2f}{end:10.2f}{alpha:13.6g}{alpha_s:13.6g}{calls:7}  {said}")
     if (calls := meter.calls(experiment)) is not None:
         print(f"calls an image    {calls:.6g}" + f", mean of {PILOT} images" * adaptive(experiment))
     print(f"images            {s.total_num:,} in batches of {s.batch_size:,}")
     print_totals([(experiment, calls)], meter)
-
-
-def print_lines(found):
-    print(f"{'step':>4}{'t':>10}{'to':>10}{'ᾱ':>13}{'ᾱ after':>13}{'calls':>7}  order")
-    for i, line in enumerate(found, 1):
-        order = line.order if line.calls == 1 else f"{line.calls} stages"
-        t, s, alpha, alpha_s, calls, _ = line
-        print(f"{i:4}{t:10.2f}{s:10.2f}{alpha:13.6g}{alpha_s:13.6g}{calls:7}  {order}")
 
 
 def print_totals(runs, meter):
@@ -183,7 +176,7 @@ def print_totals(runs, meter):
     print(f"images × calls    {sum(work(e, calls) for e, calls in runs if calls):,.0f}")
     if known:
         seconds = sum(work(e, calls) * c.seconds for e, calls, c in known)
-        memory = max(c.memory + _of_statistics(e) for e, _, c in known)
+        memory = max(c.memory + 8 * GROUPS * _features(e) ** 2 for e, _, c in known)
         print(f"time              {_duration(seconds)} of network calls, {sample.device_name(meter.device)}")
         print(f"memory            {_size(memory)}" + " of the GPU" * (meter.device.type == "cuda"))
     if missing:
@@ -213,10 +206,9 @@ def _pixels(experiment):
     return data.channels * data.image_size**2
 
 
-def _of_statistics(experiment):
-    """Bytes of the feature statistics."""
-    dimension = {"none": 0, "pixels": _pixels(experiment)}.get(experiment.Sample.features, 2048)
-    return 8 * GROUPS * dimension**2
+def _features(experiment):
+    """Features of an image, whose statistics are kept."""
+    return {"none": 0, "pixels": _pixels(experiment)}.get(experiment.Sample.features, 2048)
 
 
 def _duration(seconds):

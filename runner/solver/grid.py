@@ -68,7 +68,7 @@ def grid_of(
     if times is not None:
         if spacing != "uniform":
             raise ValueError(f"spacing {spacing!r} and times exclude each other")
-        return _checked(times, total)
+        return _checked(floats("times", times), total)
     if not 1 <= steps <= total:
         raise ValueError(f"{steps} steps cannot be run; a whole number from 1 to {total} can")
     return [*SPACINGS[spacing](steps, schedule), -1.0]
@@ -82,8 +82,7 @@ def floats(name: str, values: Iterable[Any]) -> list[float]:
         raise ValueError(f"{name} must be a list of numbers, not {values!r}") from None
 
 
-def _checked(values: Sequence[float], total: int) -> list[float]:
-    times = floats("times", values)
+def _checked(times: list[float], total: int) -> list[float]:
     rule = f"times must be two or more and fall from {total - 1} to 0, except the last, which may be −1 (clean data)"
     if len(times) < 2:
         raise ValueError(f"{rule}; they are {times}")

@@ -86,8 +86,7 @@ def _times(query: Query, network: Any) -> Tensor:
     x, t = query
     if isinstance(t, np.ndarray):
         return x.new_tensor(t)
-    one = x.new_full((1,), t)
-    return one if getattr(network, "broadcasts_time", False) else one.expand(len(x))
+    return x.new_full((1,), t).expand(1 if getattr(network, "broadcasts_time", False) else len(x))
 
 
 def _like(x: Tensor, answer: Any, who: str) -> Tensor:
@@ -144,12 +143,10 @@ def trajectory(
         return PUBLISHED[method].trajectory(x, PublishedSchedule(schedule), grid)
 
     grid = [] if line.adaptive else grid_of(schedule, steps, spacing, times)
-    if line.with_options is not None:
-        if not changed:
-            return line.trajectory(x, schedule, grid)
-        line = line.with_options
+    if line.with_options and not changed:
+        return line.trajectory(x, schedule, grid)
     defaults = {name: OPTIONS[name].default for name in line.options}
-    return line.trajectory(x, schedule, grid, **defaults | options)
+    return (line.with_options or line).trajectory(x, schedule, grid, **defaults | options)
 
 
 def _changed(method: str, options: dict[str, Any]) -> list[str]:
