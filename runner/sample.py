@@ -4,7 +4,7 @@
 
 Image i starts from its own noise. Batches are fixed ranges of image numbers and always run whole, so that an
 image is the same bytes whether it is made at once, after a restart, or among more images. The stages are
-iterables of (ids, uint8 images): `Sampler.images` → `Folder.write` → `measure`.
+iterables of (ids, uint8 images): `Sampler.images` → `Folder.write` → `Measurement`.
 """
 
 import contextlib
@@ -93,8 +93,9 @@ def complete(sampler, folder, measurement=None, progress=None):
     team, s = sampler.team, sampler.experiment.Sample
     start = time.perf_counter()
     with open_folder(folder, sampler.identity, team, s.keep) as target:
-        stream = target.write(sampler.images(target, progress))
-        for ids, _ in measure(stream, measurement):
+        for ids, images in target.write(sampler.images(target, progress)):
+            if measurement:
+                measurement.update(ids, images)
             team.beat()
             if progress:
                 progress.add(len(ids))
@@ -116,38 +117,21 @@ def kept(settings):
     return settings.total_num if settings.keep is None else min(settings.keep, settings.total_num)
 
 
-def measure(stream, measurement):
-    """Pass (ids, images) on; `measurement` sees them (None: nothing is measured)."""
-    for ids, images in stream:
-        if measurement:
-            measurement.update(ids, images)
-        yield ids, images
-
-
 class Sampler:
     """Makes the images of an experiment by their numbers, and counts the network calls.
 
-    loaded: what `load_network` returned for the experiment. Raises InputError if the method cannot run.
+    loaded: what `load_network` returned for the experiment. identity: what the images depend on; fingerprint: what the
+    images and their distance depend on. Raises InputError if the method cannot run.
     """
 
     def __init__(self, experiment, team, loaded):
         self.experiment, self.team, self.loaded = experiment, team, loaded
         self.sampling = sampling_of(experiment)
         self.calls = self.made = 0
-
-    @property
-    def identity(self):
-        """What the images depend on: runs with equal identities make equal images."""
-        return fingerprint(self.experiment, "images") | self._resolved()
-
-    @property
-    def fingerprint(self):
-        """What the images and their distance depend on."""
-        return fingerprint(self.experiment, "images", "distance") | self._resolved()
-
-    def _resolved(self):
-        digest, precision = self.loaded.record["sha256"], self.loaded.precision
-        return {"steps": self.sampling.steps, "checkpoint": digest, "precision": precision}
+        digest, precision = loaded.record["sha256"], loaded.precision
+        resolved = {"steps": self.sampling.steps, "checkpoint": digest, "precision": precision}
+        self.identity = fingerprint(experiment, "images") | resolved
+        self.fingerprint = fingerprint(experiment, "images", "distance") | resolved
 
     def images(self, target, progress=None):
         """(ids, uint8 images) of this process's batches: read where `target` has the whole batch, else made.
@@ -171,17 +155,16 @@ class Sampler:
 
     def make(self, ids, progress=None):
         """Begin to make images `ids`; returns a `Pending`."""
+        of = f"/{self.sampling.steps}" if self.sampling.steps else ""
 
-        def watch(step, state):
+        def watch(step):
             self.team.beat()
-            self.nfe = state.nfe
             if progress:
-                of = f"/{self.sampling.steps}" if self.sampling.steps else ""
                 progress.add(extra=f"step {step}{of}")
 
         with self._named(ids):
             pending = self.sampling.launch(self.loaded.network, ids, self.team.device, watch)
-        self.calls += self.nfe * len(ids)
+        self.calls += pending.nfe * len(ids)
         self.made += len(ids)
         return pending
 
