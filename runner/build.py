@@ -3,10 +3,9 @@
 Below this file nothing knows experiments: it gets the values that it needs.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +115,10 @@ def schedule_of(experiment):
         raise InputError(f"Schedule: {error}", "Schedule.beta_end", "Schedule.diffusion_step") from None
 
 
-_schedule = functools.lru_cache(64)(Schedule)  # the cells of a table share theirs
+_schedule = lru_cache(64)(Schedule)  # the cells of a table share theirs
 
 
-@functools.lru_cache(1024)
+@lru_cache(1024)
 def _steps(line, method, nfe, schedule, profile, options):
     """`steps_for`, searched once for cells that differ only in their seed; line: the method's in `METHODS`."""
     return steps_for(method, nfe, schedule, profile, **dict(options))

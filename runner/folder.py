@@ -21,6 +21,7 @@ from pndm.config.files import alone, aside, load_json, made, save_json
 from pndm.config.schema import difference
 
 GRID = 100  # images in grid.png
+IMAGE = re.compile(r"\d{6,}\.png")
 DELETE = "delete the folder, or choose another folder"
 
 
@@ -132,7 +133,7 @@ def finished(folder, fingerprint, total, kept):
     """
     if held_identity(folder) is None:
         return None
-    count = sum(is_image(entry.name) for entry in os.scandir(folder))
+    count = sum(bool(IMAGE.fullmatch(entry.name)) for entry in os.scandir(folder))
     if count > total:
         raise InputError(f"{folder} already holds {count:,} images of this run, more than {total:,}", "total_num")
     try:
@@ -145,13 +146,9 @@ def finished(folder, fingerprint, total, kept):
     return record if whole and not difference(record.get("fingerprint", {}), fingerprint) else None
 
 
-def is_image(name):
-    return re.fullmatch(r"\d{6,}\.png", name) is not None
-
-
 def holds_images(folder):
     """Whether a folder holds images, or the record of images that were not kept."""
-    return folder.is_dir() and any(is_image(e.name) or e.name == "result.json" for e in os.scandir(folder))
+    return folder.is_dir() and any(IMAGE.fullmatch(e.name) or e.name == "result.json" for e in os.scandir(folder))
 
 
 def name_of(i):

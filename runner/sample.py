@@ -23,7 +23,7 @@ from pndm.config.files import save_json
 from pndm.config.load import replaced
 from pndm.config.schema import fingerprint
 from pndm.model.engine import largest_batch
-from pndm.runner.build import load_network, precision_of, sampling_of
+from pndm.runner.build import load_network, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
 from pndm.runner.measure.measurement import Measurement, describe
 from pndm.runner.processes import processes
@@ -40,33 +40,26 @@ def run(experiment, device, folder, timeout=None):
     waits for another. Raises InputError before anything is written if it cannot be done.
     """
     with processes(device, timeout) as team:
-        folder = Path(folder)
-        loaded = load_network(experiment, team.device, _precision(experiment, folder, team.device))
-        if experiment.Sample.batch_size == "auto":
-            experiment = replaced(experiment, batch_size=fitting(experiment, loaded.network, folder, team))
+        folder, s = Path(folder), experiment.Sample
+        held = held_identity(folder) or {}  # a folder that is continued keeps what `auto` stood for
+        loaded = load_network(experiment, team.device, held.get("precision") if s.precision == "auto" else None)
+        if s.batch_size == "auto":
+            size = held.get("Sample.batch_size") or fitting(experiment, loaded.network, team)
+            experiment = replaced(experiment, batch_size=size)
         sampler = Sampler(experiment, team, loaded)
-        total = experiment.Sample.total_num
-        if record := finished(folder, sampler.fingerprint, total, kept(experiment.Sample)):
+        if record := finished(folder, sampler.fingerprint, s.total_num, kept(s)):
             if team.first:
-                print(f"{folder} already holds these {total:,} images")
+                print(f"{folder} already holds these {s.total_num:,} images")
                 report(record, folder)
             return record
         measurement = measurement_of(experiment, team)
-        with Progress(team, total, " images", "sampling") as progress:
+        with Progress(team, s.total_num, " images", "sampling") as progress:
             record = complete(sampler, folder, measurement, progress)
         return record and report(record, folder)
 
 
-def _precision(experiment, folder, device):
-    """A folder that is continued keeps its precision, whatever `auto` stands for on this machine."""
-    held = held_identity(folder) if experiment.Sample.precision == "auto" else None
-    return (held or {}).get("precision") or precision_of(experiment, device)
-
-
-def fitting(experiment, network, folder, team):
-    """The batch size that `auto` stands for: that of the images in `folder`, else what fits every process's memory."""
-    if (held := held_identity(folder)) is not None:
-        return held["Sample.batch_size"]
+def fitting(experiment, network, team):
+    """The batch size that `auto` stands for: what fits every process's memory."""
     data = experiment.Dataset
     size = largest_batch(network.plain, (data.channels, data.image_size, data.image_size), team.device)
     return int(team.least(torch.tensor(size)))
