@@ -27,24 +27,38 @@ def aside(path):
 
 
 @contextlib.contextmanager
-def alone(folder, argument):
-    """While inside, `folder` is this run's alone. The system lifts the lock when the process ends, however it ends.
+def made(folder):
+    """Make `folder`, a Path. After an error, the folders that were made are removed, unless something is in them."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
 
-    Raises InputError, about `argument`, if another run is in there. Systems without such locks let everyone in.
+
+@contextlib.contextmanager
+def alone(path, argument=None, message=None):
+    """While inside, `path`, a folder or a lock file, is this run's alone; the lock goes with its process.
+
+    If another run is in there: raises InputError about `argument`, or waits for it if that is None. Systems without
+    such locks let everyone in.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if argument else 0))
         except BlockingIOError:
-            raise InputError(
-                f"another run is at work in {folder}; wait for it, or choose another folder", argument
-            ) from None
+            message = message or f"another run is at work in {path}; wait for it, or choose another folder"
+            raise InputError(message, argument) from None
         except OSError:
             pass  # a file system without locks
         yield

@@ -35,26 +35,25 @@ def batches(images, size):
     """
     shape = images[0].shape
 
-    def stack(ids, futures):
-        for i, future in zip(ids, futures, strict=True):
-            if (found := future.result().shape) != shape:
+    def stack(ids, loaded):
+        loaded = list(loaded)
+        for i, image in zip(ids, loaded, strict=True):
+            if image.shape != shape:
                 raise InputError(
-                    f"{images.name(i)} is {tuple(found)}, {images.name(0)} {tuple(shape)}; all must be of one shape"
+                    f"{images.name(i)} is {tuple(image.shape)}, {images.name(0)} {tuple(shape)}; "
+                    "all must be of one shape"
                 )
-        return ids, torch.stack([future.result() for future in futures])
+        return ids, torch.stack(loaded)
 
+    pending = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pending = deque()
-        try:
-            for first in range(0, len(images), size):
-                ids = range(first, min(first + size, len(images)))
-                pending.append((ids, [pool.submit(images.__getitem__, i) for i in ids]))
-                if len(pending) > 2:
-                    yield stack(*pending.popleft())
-            while pending:
+        for first in range(0, len(images), size):
+            ids = range(first, min(first + size, len(images)))
+            pending.append((ids, pool.map(images.__getitem__, ids)))
+            if len(pending) > 2:
                 yield stack(*pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for ids, loaded in pending:
+            yield stack(ids, loaded)
 
 
 def encode(images, section):

@@ -1,5 +1,6 @@
 """Readers of the datasets' own files, with the recipes of the paper's released code."""
 
+import contextlib
 import gzip
 import io
 import zipfile
@@ -15,8 +16,8 @@ import torch
 from PIL import Image
 
 from pndm.config.errors import InputError
-from pndm.dataset.database import Database
-from pndm.dataset.download import filled
+from pndm.config.files import alone, made
+from pndm.dataset import database
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DEFAULT = Path("temp/dataset")
@@ -54,8 +55,11 @@ class Recipe:
     crop: tuple | None = None
     size: int | None = None
 
-    def decode(self, file, name):
-        """The image in `file` (a path or bytes), called `name` in errors, as uint8 (C, H, W)."""
+    def decode(self, file, name=None):
+        """The image in `file` (a path or bytes), called `name` in errors, as uint8 (C, H, W). Raises InputError."""
+        from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+        name = name or file
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 grey = self.channels == 1 if self.channels else image.mode in ("1", "L", "LA") or image.mode[0] == "I"
@@ -70,26 +74,17 @@ class Recipe:
         if self.crop:
             image = image.crop(self.crop)
         if self.size and image.size != (self.size, self.size):
-            from torchvision.transforms.functional import center_crop, resize
-
             image = center_crop(resize(image, self.size), self.size)
-        array = np.array(image)
-        return torch.from_numpy(array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-    def open(self, path):
-        return self.decode(path, path)
+        return pil_to_tensor(image)
 
     @property
     def record(self):
-        left, upper, right, lower = self.crop or (0, 0, 0, 0)
-        crop = (
-            f"{right - left}×{lower - upper} about ({(left + right) // 2}, {(upper + lower) // 2})"
-            if self.crop
-            else None
-        )
-        resize = (
-            f"smaller side to {self.size}, antialiased bilinear; centre {self.size}×{self.size}" if self.size else None
-        )
+        crop = resize = None
+        if self.crop:
+            left, upper, right, lower = self.crop
+            crop = f"{right - left}×{lower - upper} about ({(left + right) // 2}, {(upper + lower) // 2})"
+        if self.size:
+            resize = f"smaller side to {self.size}, antialiased bilinear; centre {self.size}×{self.size}"
         return {"crop": crop, "resize": resize}
 
 
@@ -108,7 +103,7 @@ def cifar10(section):
 
     root = _root(section)
     try:
-        with filled(root):
+        with _filled(root):
             data = CIFAR10(root, train=True, download=not (root / CIFAR10.base_folder).exists()).data
     except (OSError, RuntimeError) as error:
         raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
@@ -127,7 +122,7 @@ def fashion(section):
     folders = [root, root / "FashionMNIST" / "raw", *([] if section.path else [DEBIAN])]
     if not (file := _idx_file(folders)):
         try:
-            with filled(root / "FashionMNIST" / "raw"):
+            with _filled(root / "FashionMNIST" / "raw"):
                 FashionMNIST(root, train=True, download=True)
         except (OSError, RuntimeError) as error:
             raise _missing(section, "train-images-idx3-ubyte.gz, from github.com/zalandoresearch", error) from None
@@ -145,8 +140,10 @@ def celeba(section):
         files = ", ".join(name for _, _, name in CelebA.file_list if name.endswith(".txt"))
         raise _missing(section, f"celeba/ with img_align_celeba/ (the .jpg files), {files}", error) from None
     recipe = Recipe(section.channels, (89 - 64, 121 - 64, 89 + 64, 121 + 64), section.image_size)
-    read = partial(_open_in, _root(section) / CelebA.base_folder / "img_align_celeba", recipe)
-    return Images(names, read, {"dataset": "CELEBA", "split": "train"} | recipe.record)
+    images = _root(section) / CelebA.base_folder / "img_align_celeba"
+    return Images(
+        [images / name for name in names], recipe.decode, {"dataset": "CELEBA", "split": "train"} | recipe.record
+    )
 
 
 def lsun(section):
@@ -157,32 +154,30 @@ def lsun(section):
     """
     if not section.category:
         raise InputError("Dataset.category: LSUN needs one, bedroom or church_outdoor, say")
-    name = f"{section.category}_train_lmdb"
-    if not (_root(section) / name / "data.mdb").is_file():
-        raise _missing(section, f"{name}/data.mdb, from github.com/fyu/lsun")
-    database = Database.at(_root(section) / name)
+    path = _root(section) / f"{section.category}_train_lmdb"
+    if not (path / "data.mdb").is_file():
+        raise _missing(section, f"{path.name}/data.mdb, from github.com/fyu/lsun")
     recipe = Recipe(section.channels, None, section.image_size)
-    with database.begin() as transaction:
+    with database.transaction(path) as transaction:
         keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
     record = {"dataset": "LSUN", "category": section.category, "split": "train"}
-    return Images(keys, partial(database.read, recipe), record | recipe.record)
+    return Images(keys, partial(database.read, path, recipe), record | recipe.record)
 
 
 def ffhq(section):
     """All images: from the released code's LMDB (keys RESOLUTION-00000 …, `length`), or a folder of image files."""
-    root, record = _root(section), {"dataset": "FFHQ", "split": "all"}
-    recipe = Recipe(section.channels, None, section.image_size)
+    root, recipe = _root(section), Recipe(section.channels, None, section.image_size)
+    record = {"dataset": "FFHQ", "split": "all"} | recipe.record
     if not (root / "data.mdb").exists():
         if not (files := image_files(root, "**/*")):
             raise _missing(
                 section, "the images in any subfolders, or data.mdb of an LMDB, from github.com/NVlabs/ffhq-dataset"
             )
-        return Images(files, recipe.open, record | recipe.record)
-    database = Database.at(root)
-    with database.begin() as transaction:
+        return Images(files, recipe.decode, record)
+    with database.transaction(root) as transaction:
         count = int(transaction.get(b"length") or 0)
     keys = np.array([f"{section.image_size}-{i:05d}".encode() for i in range(count)])
-    return Images(keys, partial(database.read, recipe), record | recipe.record)
+    return Images(keys, partial(database.read, root, recipe), record)
 
 
 def folder(section):
@@ -190,7 +185,7 @@ def folder(section):
     root, recipe = _root(section), Recipe(section.channels, None, section.image_size)
     if not (files := image_files(root, "**/*")):
         raise _missing(section, f"image files ({', '.join(sorted(SUFFIXES))}) in any subfolders")
-    return Images(files, recipe.open, {"dataset": "FOLDER", "path": str(root), "split": "all"} | recipe.record)
+    return Images(files, recipe.decode, {"dataset": "FOLDER", "path": str(root), "split": "all"} | recipe.record)
 
 
 READERS = {
@@ -217,7 +212,7 @@ def plain_folder(path):
     """The images that lie in a folder, as they are. Raises InputError when there are none."""
     if not (files := image_files(path)):
         raise InputError(f"{path}: no image files in this folder ({', '.join(sorted(SUFFIXES))})")
-    return Images(files, Recipe().open, {"dataset": "FOLDER", "path": str(path), "split": None} | Recipe().record)
+    return Images(files, Recipe().decode, {"dataset": "FOLDER", "path": str(path), "split": None} | Recipe().record)
 
 
 def array(path):
@@ -256,12 +251,15 @@ def _idx(file):
     return torch.from_numpy(pixels[:, None].copy())
 
 
-def _open_in(folder, recipe, name):
-    return recipe.open(folder / name)
-
-
 def _from_array(image):
     return torch.from_numpy(np.array(image.transpose(2, 0, 1)))  # a copy, since a file's own array is read-only
+
+
+@contextlib.contextmanager
+def _filled(folder):
+    """While inside, a dataset is downloaded to a folder, by one process and in silence."""
+    with made(folder), alone(folder), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def _root(section):

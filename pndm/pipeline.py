@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
+from torchvision.transforms.functional import to_pil_image
 
 from pndm.config.errors import InputError
 from pndm.config.load import load, validate
@@ -21,7 +22,6 @@ from pndm.dataset import to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.runner.build import checkpoint_path, schedule_of
-from pndm.runner.folder import to_image
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.schedule import Schedule, eps_from
 from pndm.runner.solver.solve import solve, whole
@@ -193,5 +193,5 @@ def _device(name: str | torch.device) -> torch.device:
 def _output(images: torch.Tensor, kind: str) -> Any:
     """Images (n, C, H, W) in [0, 1] as `PipelineOutput` has them."""
     if kind == "pil":
-        return [to_image(image) for image in (images * 255).round().to(torch.uint8).cpu()]
+        return [to_pil_image(image) for image in (images * 255).round().to(torch.uint8).cpu()]
     return images.permute(0, 2, 3, 1).cpu().numpy() if kind == "np" else images

@@ -25,32 +25,24 @@ class Batch(NamedTuple):
     t: torch.Tensor  # (n,) int64, training steps 0 … T−1
 
 
-class Batches:
-    """Iterable of the `Batch`es of steps `first` … `last`−1, on `device`.
+def batches(images, section, seed, times, places, device, first, last):
+    """The `Batch`es of steps `first` … `last`−1, on `device`. Raises InputError where an image cannot be read.
 
     images: a dataset; section: the `Dataset` section; times: T, the number of training steps of the schedule;
-    part: (start, stop), this process's places in every batch. Raises InputError where an image cannot be read.
+    places: a range, this process's part of every batch.
     """
+    order = itertools.islice(image_order(len(images), section.batch_size, seed), first, last)
+    mine = (numbers[places.start : places.stop] for numbers in order)
+    loader = DataLoader(_Stacked(images), batch_size=None, sampler=mine, num_workers=section.num_workers)
+    cuda = device.type == "cuda"
 
-    def __init__(self, images, section, seed, times, part, device, first, last):
-        self.section, self.seed, self.times, self.device = section, seed, times, device
-        self.places, self.first = range(*part), first
-        order = itertools.islice(image_order(len(images), section.batch_size, seed), first, last)
-        mine = (batch[slice(*part)] for batch in order)
-        self.loader = DataLoader(
-            _Reported(images), batch_sampler=mine, num_workers=section.num_workers, collate_fn=_stack
-        )
+    def prepare(step, found):
+        if isinstance(found, InputError):
+            raise found
+        batch = draw(found, section, seed, step, places, times)
+        return Batch(*((part.pin_memory() if cuda else part).to(device, non_blocking=cuda) for part in batch))
 
-    def __iter__(self):
-        return ahead(self._prepare(step, images) for step, images in enumerate(self.loader, self.first))
-
-    def _prepare(self, step, images):
-        if isinstance(images, InputError):
-            raise images
-        batch = draw(images, self.section, self.seed, step, self.places, self.times)
-        if self.device.type != "cuda":
-            return Batch(*(tensor.to(self.device) for tensor in batch))
-        return Batch(*(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in batch))
+    return ahead(prepare(step, found) for step, found in enumerate(loader, first))
 
 
 def draw(images, section, seed, step, places, times):
@@ -106,19 +98,14 @@ def _normal(generators, shape):
     return np.stack([rng.standard_normal(tuple(shape), np.float32) for rng in generators])
 
 
-class _Reported:
-    """A dataset whose items may be an InputError: raised in a worker process, it would arrive with a traceback."""
+class _Stacked:
+    """[numbers] the images as one uint8 tensor (n, C, H, W), or an InputError: a worker would add its traceback."""
 
     def __init__(self, images):
         self.images = images
 
-    def __getitem__(self, i):
+    def __getitem__(self, numbers):
         try:
-            return self.images[i]
+            return torch.stack([self.images[i] for i in numbers])
         except InputError as error:
             return error
-
-
-def _stack(images):
-    """A uint8 tensor (n, C, H, W), or the first InputError among the images."""
-    return next((image for image in images if isinstance(image, InputError)), None) or torch.stack(images)

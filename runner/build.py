@@ -3,10 +3,9 @@
 Below this file nothing knows experiments: it gets the values that it needs.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +53,9 @@ class Sampling:
         """Whether the method draws noise in its steps."""
         return METHODS[self.method].draws(**self.options)
 
-    def events(self, x=None):
-        """The method's events, to be answered by the caller; x: a tensor (n, …), of least size by default."""
-        x = nothing() if x is None else x
-        return trajectory(self.method, x, self.schedule, self.steps or 1, self.profile, **self.options)
+    def events(self):
+        """The method's events on an x of least size, to be answered by the caller."""
+        return trajectory(self.method, nothing(), self.schedule, self.steps or 1, self.profile, **self.options)
 
     def noise(self, ids, device, stream="sampling", step=0):
         """The noise of images `ids`: float32 (n, C, H, W) on `device`; stream and step as of `runner.random.noise`."""
@@ -65,13 +63,12 @@ class Sampling:
 
     def states(self, network, ids, device):
         """The states of `solve` from the noise of images `ids` on, one after each step."""
-        draw = partial(self.noise, ids, device, "step")
-        x = self.noise(ids, device)
+        x, draw = self.noise(ids, device), partial(self.noise, ids, device, "step")
         return solve(self.method, network, x, self.schedule, self.steps or 1, self.profile, noise=draw, **self.options)
 
     @torch.inference_mode()
-    def launch(self, network, ids, device, watch=lambda step, state: None):
-        """Begin to make images `ids`; returns a `Pending`. `watch` is called with the number and state of each step.
+    def launch(self, network, ids, device, watch=lambda step: None):
+        """Begin to make images `ids`; returns a `Pending`. `watch` is called with the number of each step done.
 
         On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
         """
@@ -79,26 +76,24 @@ class Sampling:
         for step, state in enumerate(self.states(network, ids, device), 1):
             finite.append(state.x.isfinite().all())
             times.append(state.t)
-            watch(step, state)
-        return Pending(self.decode(state.x), torch.stack(finite), times)
+            watch(step)
+        return Pending(self.decode(state.x), torch.stack(finite), times, state.nfe)
 
 
 class Pending:
     """Images that a device is making; `result` waits for them.
 
     images: uint8 (n, C, H, W) on the device. finite: for each step, whether its state was finite. times: where each
-    step ended.
+    step ended. nfe: network calls an image.
     """
 
-    def __init__(self, images, finite, times):
-        self.times = times
-        self.ready = None
-        if images.device.type == "cuda":
-            self.images, self.finite = _copy(images), _copy(finite)
+    def __init__(self, images, finite, times, nfe):
+        self.times, self.nfe, self.ready = times, nfe, None
+        queued = images.device.type == "cuda"  # the copies are in pinned memory, written while the CPU goes on
+        self.images, self.finite = images.to("cpu", non_blocking=queued), finite.to("cpu", non_blocking=queued)
+        if queued:
             self.ready = torch.cuda.Event(blocking=True)
             self.ready.record(torch.cuda.current_stream(images.device))
-        else:
-            self.images, self.finite = images.cpu(), finite.cpu()
 
     def result(self):
         """The images on the CPU. Raises NotFinite that names the first step with NaN or infinity."""
@@ -111,11 +106,6 @@ class Pending:
         return self.images
 
 
-def _copy(tensor):
-    """A copy in pinned memory, which the GPU writes while the CPU goes on."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
 def schedule_of(experiment):
     """The experiment's `Schedule`. Raises InputError where its β leave no ᾱ."""
     s = experiment.Schedule
@@ -125,10 +115,10 @@ def schedule_of(experiment):
         raise InputError(f"Schedule: {error}", "Schedule.beta_end", "Schedule.diffusion_step") from None
 
 
-_schedule = functools.lru_cache(64)(Schedule)  # the cells of a table share theirs
+_schedule = lru_cache(64)(Schedule)  # the cells of a table share theirs
 
 
-@functools.lru_cache(1024)
+@lru_cache(1024)
 def _steps(line, method, nfe, schedule, profile, options):
     """`steps_for`, searched once for cells that differ only in their seed; line: the method's in `METHODS`."""
     return steps_for(method, nfe, schedule, profile, **dict(options))
@@ -149,10 +139,9 @@ def sampling_of(experiment):
             hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
             steps = _steps(line, s.method, s.nfe, schedule, s.profile, hashable)
         shape = (data.channels, data.image_size, data.image_size)
-        given = {} if line.adaptive else {"steps": steps}
-        sampling = Sampling(
-            s.method, given.get("steps"), s.profile, options, schedule, shape, s.seed, partial(decode, section=data)
-        )
+        steps = None if line.adaptive else steps
+        coding = partial(decode, section=data)
+        sampling = Sampling(s.method, steps, s.profile, options, schedule, shape, s.seed, coding)
         sampling.events()
     except ValueError as error:
         names = [*(["nfe"] if s.nfe else []), *options, "sample_speed", "nfe", "profile", "method"]
@@ -185,12 +174,8 @@ def read_network(experiment):
     given = experiment.Sample.model_path
     path = checkpoint_path(given)
     source = checkpoint.read(path)
-    record = {
-        "path": given,
-        "sha256": checkpoint.sha256(source.path),
-        "format": source.format,
-        "weights": source.weights,
-    }
+    digest = checkpoint.sha256(source.path)
+    record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     return load_model(experiment.Model, source).float(), path, record
 
 
@@ -217,5 +202,4 @@ def checkpoint_path(given):
             return path
     if diffusers.is_hub_name(given):
         return given
-    message = f"no file {given}; docs/networks.md names where the published ones come from"
-    raise InputError(message, "Sample.model_path")
+    raise InputError(f"no file {given}; docs/networks.md names where the published ones come from", "Sample.model_path")

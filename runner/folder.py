@@ -11,16 +11,17 @@ import re
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from pndm.config.errors import InputError
-from pndm.config.files import alone, aside, load_json, save_json
+from pndm.config.files import alone, aside, load_json, made, save_json
 from pndm.config.schema import difference
 
 GRID = 100  # images in grid.png
+IMAGE = re.compile(r"\d{6,}\.png")
 DELETE = "delete the folder, or choose another folder"
 
 
@@ -33,30 +34,27 @@ def open_folder(path, identity, team, keep=None):
     or another run is at work in it.
     """
     check_owner(path, identity)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()] if team.first else []
-    try:
-        with contextlib.ExitStack() as stack:
-            if team.first:
-                path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(alone(path, "image_path"))
-                check_owner(path, identity)  # again: of two runs that begin together one comes first
-                for left in path.glob(".*.tmp"):
-                    left.unlink()
-                if not holds_images(path):
-                    missing.insert(0, path / "run.json")
-                    save_json(path / "run.json", identity)
+    with contextlib.ExitStack() as stack:
+        if team.first:
+            stack.enter_context(made(path))
+            stack.enter_context(alone(path, "image_path"))
+            check_owner(path, identity)  # again: of two runs that begin together one comes first
+            for left in path.glob(".*.tmp"):
+                left.unlink()
+            if not holds_images(path):
+                save_json(path / "run.json", identity)
+        try:
             team.wait()
             path.mkdir(parents=True, exist_ok=True)  # a folder that another machine made may not show yet
-            folder = Folder(path, stack.enter_context(ThreadPoolExecutor(2)), keep)
-            yield folder
-            folder.settle(0)
+            with ThreadPoolExecutor(2) as pool:
+                folder = Folder(path, pool, keep)
+                yield folder
+                folder.settle(0)
             team.wait()
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if not holds_images(path):
-                for made in missing:
-                    made.rmdir() if made.is_dir() else made.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            if team.first and not holds_images(path):
+                (path / "run.json").unlink(missing_ok=True)
+            raise
 
 
 class Folder:
@@ -84,7 +82,7 @@ class Folder:
         for ids, images in stream:
             for i, image in zip(ids, images, strict=True):
                 if i < self.keep and name_of(i) not in self.present:
-                    self.pending.append(self.pool.submit(self.save, name_of(i), to_image(image)))
+                    self.pending.append(self.pool.submit(self.save, name_of(i), to_pil_image(image)))
             self.settle(2 * len(ids))
             yield ids, images
 
@@ -96,7 +94,7 @@ class Folder:
     def save_grid(self, count):
         """Write grid.png of the first `count` images."""
         if count:
-            self.save("grid.png", to_image(grid(self.read(range(count)))))
+            self.save("grid.png", to_pil_image(grid(self.read(range(count)))))
 
     def settle(self, most):
         """Wait until at most `most` images are unwritten; raises what writing raised."""
@@ -135,11 +133,12 @@ def finished(folder, fingerprint, total, kept):
     """
     if held_identity(folder) is None:
         return None
-    count = sum(is_image(entry.name) for entry in os.scandir(folder))
+    count = sum(bool(IMAGE.fullmatch(entry.name)) for entry in os.scandir(folder))
     if count > total:
         raise InputError(f"{folder} already holds {count:,} images of this run, more than {total:,}", "total_num")
-    record = load_record(folder)
-    if record is None:
+    try:
+        record = load_json(folder / "result.json")
+    except (OSError, ValueError):
         return None
     if (images := record.get("images", 0)) > total:
         raise InputError(f"{folder} already holds the record of {images:,} images of this run", "total_num")
@@ -147,21 +146,9 @@ def finished(folder, fingerprint, total, kept):
     return record if whole and not difference(record.get("fingerprint", {}), fingerprint) else None
 
 
-def load_record(folder):
-    """The dict in result.json, None where there is none or it is damaged."""
-    try:
-        return load_json(folder / "result.json")
-    except (OSError, ValueError):
-        return None
-
-
-def is_image(name):
-    return re.fullmatch(r"\d{6,}\.png", name) is not None
-
-
 def holds_images(folder):
     """Whether a folder holds images, or the record of images that were not kept."""
-    return folder.is_dir() and any(is_image(e.name) or e.name == "result.json" for e in os.scandir(folder))
+    return folder.is_dir() and any(IMAGE.fullmatch(e.name) or e.name == "result.json" for e in os.scandir(folder))
 
 
 def name_of(i):
@@ -175,16 +162,9 @@ def read_image(path):
         if not path.is_file():
             raise OSError("no regular file")
         with Image.open(path) as image:
-            pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-        return torch.from_numpy(pixels.copy())
+            return pil_to_tensor(image)
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path}: not a readable image ({error}); delete it and run again") from None
-
-
-def to_image(image):
-    """uint8 (C, H, W) → PIL image, grey or RGB."""
-    array = image.numpy()
-    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
 def grid(images):

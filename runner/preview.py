@@ -25,8 +25,8 @@ def check(experiment):
         raise InputError("distance_num needs at least 2 images, and Sample.features", "Train.distance_num")
 
 
-class Stopped(Exception):
-    """The run was told to stop while images were made."""
+class NoImages(Exception):
+    """The run was told to stop while images were made, or they are not finite."""
 
 
 class Preview:
@@ -39,58 +39,57 @@ class Preview:
     def __init__(self, experiment, team, stopped):
         self.experiment, self.team, self.stopped = experiment, team, stopped
         self.sampling = sampling_of(experiment)
-        data, sample = experiment.Dataset, experiment.Sample
         wanted = experiment.Train.distance_num
-        self.measurement = Measurement.of(data, sample, team.device, team) if wanted else None
+        self.measurement = Measurement.of(experiment.Dataset, experiment.Sample, team.device, team) if wanted else None
 
     def grid(self, network):
         """One uint8 image (3, H, W) of 64 images by `network`, or None where they cannot be made."""
         try:
-            return grid(torch.cat([images for _, images in self._images(network, range(GRID))]))
-        except (NotFinite, Stopped) as error:
-            return self._explain(error)
+            return grid(torch.cat([images for _, images in self._images(network, self._batches(GRID))]))
+        except NoImages:
+            return None
 
     def distance(self, network, skip=False):
         """The Fréchet distance of `distance_num` images; None where they cannot be made, and on ranks other than 0.
 
         Every rank makes its share of the images. If one is told to `skip`, none makes any.
         """
-        failed = float(skip)
+        batches = [] if skip else self._batches(self.experiment.Train.distance_num)
+        failed = skip
         try:
-            count = 0 if skip else self.experiment.Train.distance_num
-            for ids, images in self._images(network, range(count), self.team.share):
+            for ids, images in self._images(network, batches[self.team.rank :: self.team.size]):
                 self.measurement.update(ids, images)
-        except (NotFinite, Stopped) as error:
-            failed = 1.0
-            self._explain(error)
+        except NoImages:
+            failed = True
         try:
-            if self.team.total(torch.tensor(failed)):
+            if self.team.any(failed):
                 return None
             self.measurement.gather(self.team)
             return self.measurement.card()["value"] if self.team.first else None
         finally:
             self.measurement.reset()
 
-    def _images(self, network, ids, share=lambda batches: batches):
-        """(ids, uint8 images) of the batches that `share` leaves."""
-        e, device = self.experiment, self.team.device
-        engine = Engine(copy.deepcopy(network), device, precision_of(e, device))
+    def _batches(self, count):
+        size = self.experiment.Sample.batch_size
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def _images(self, network, batches):
+        """(ids, uint8 images) of each batch, a range of ids. Raises NoImages."""
+        device = self.team.device
+        engine = Engine(copy.deepcopy(network), device, precision_of(self.experiment, device))
 
         def attentive(x, t):
             self.team.beat()
             if self.stopped():
-                raise Stopped
+                raise NoImages
             return engine(x, t)
 
-        size = e.Sample.batch_size
-        with torch.inference_mode():
-            for first in share(range(0, len(ids), size)):
-                batch = ids[first : first + size]
-                yield batch, self.sampling.launch(attentive, batch, device).result()
-
-    def _explain(self, error):
-        if isinstance(error, NotFinite):
+        try:
+            for ids in batches:
+                yield ids, self.sampling.launch(attentive, ids, device).result()
+        except NotFinite as error:
             print(f"no images of the averaged network: {error}", file=sys.stderr)
+            raise NoImages from None
 
 
 def comparable(experiment):

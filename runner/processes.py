@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ class Processes:
     device: torch.device
     rank: int = 0
     size: int = 1
-    store: Any = None  # of torch.distributed
+    store: Any = field(default_factory=dist.HashStore)
     timeout: float = TIMEOUT
     last_beat: float = 0.0
     deals: int = 0
@@ -46,11 +47,7 @@ class Processes:
     def restarted(self) -> bool:
         """Whether torchrun has restarted the ranks after one of them failed (`--max-restarts`). All ranks call it."""
         # torchrun raises the count only on the machine where a rank failed.
-        return int(self.total(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))) > 0
-
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This rank's items: every size-th, from its rank on."""
-        return items[self.rank :: self.size]
+        return self.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
 
     def deal(self, items: Sequence[T]) -> Iterator[T]:
         """This rank's items, one after another: each time the first item that no rank has taken. All ranks call it.
@@ -58,16 +55,14 @@ class Processes:
         A fast rank takes more items than a slow one. To take an item counts as a heartbeat.
         """
         self.deals += 1
-        return self._take(items, self.counter(f"taken by deal {self.deals}"))
-
-    def _take(self, items: Sequence[T], taken: Callable[[int], int]) -> Iterator[T]:
+        taken = self.counter(f"taken by deal {self.deals}")
         while (i := taken(1) - 1) < len(items):
             self.beat()
             yield items[i]
 
     def counter(self, name: str) -> Callable[[int], int]:
         """add(n) → the sum of what all ranks have added under this name so far. No rank waits."""
-        return _Count().add if self.size == 1 else lambda n: self.store.add(name, n)
+        return partial(self.store.add, name)
 
     def beat(self) -> None:
         """Send a heartbeat to the ranks that wait, at most one a second: this rank is at work."""
@@ -78,9 +73,6 @@ class Processes:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Send heartbeats from a thread during one long call, such as a distance in 2,048 dimensions on rank 0."""
-        if self.size == 1:
-            yield
-            return
         done = threading.Event()
 
         def beat() -> None:
@@ -112,21 +104,9 @@ class Processes:
             time.sleep(0.1)
             watch()
 
-    def announce(self, flag: Callable[[], bool]) -> Callable[[], bool]:
-        """Begin to ask whether flag() is true on any rank; returns a function that gives the answer.
-
-        Only that function waits for the other ranks. With one process it is `flag` itself. All ranks call it.
-        """
-        if self.size == 1:
-            return flag
-        told = torch.tensor([float(flag())], device=self.device)
-        work = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True)
-
-        def answer() -> bool:
-            work.wait()
-            return bool(told.item())
-
-        return answer
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. All ranks call it."""
+        return bool(self.total(torch.tensor(float(flag))))
 
     def total(self, tensor: torch.Tensor, operation: Any = dist.ReduceOp.SUM) -> torch.Tensor:
         """The sum of a tensor over all ranks, on the CPU. All ranks call it."""
@@ -151,34 +131,12 @@ class Processes:
     def collect(self, tensors: Sequence[torch.Tensor], to: int) -> list[list[torch.Tensor]]:
         """Send this rank's tensors to rank `to`. That rank gets those of every rank, on the CPU, in order of ranks.
 
-        The others get an empty list. Shapes may differ between ranks. The number of tensors, their dtypes and numbers
-        of dimensions may not. All ranks call it.
+        The others get an empty list. All ranks call it.
         """
-        if self.rank == to:
-            return [
-                list(tensors) if rank == to else [self._receive(tensor, rank).cpu() for tensor in tensors]
-                for rank in range(self.size)
-            ]
-        for tensor in tensors:
-            dist.send(torch.tensor(tensor.shape, device=self.device), to)
-            dist.send(tensor.to(self.device).contiguous(), to)
-        return []
-
-    def _receive(self, like: torch.Tensor, rank: int) -> torch.Tensor:
-        shape = torch.zeros(like.ndim, dtype=torch.int64, device=self.device)
-        dist.recv(shape, rank)
-        tensor = torch.empty(shape.tolist(), dtype=like.dtype, device=self.device)
-        dist.recv(tensor, rank)
-        return tensor
-
-
-class _Count:
-    def __init__(self) -> None:
-        self.total = 0
-
-    def add(self, n: int) -> int:
-        self.total += n
-        return self.total
+        mine = [tensor.cpu() for tensor in tensors]
+        gathered: list[Any] = [None] * self.size if self.rank == to else []
+        dist.gather_object(mine, gathered or None, to)
+        return gathered
 
 
 @contextmanager
@@ -188,17 +146,21 @@ def processes(device: torch.device, timeout: float | None = None) -> Iterator[Pr
     timeout: minutes (default 30) that a rank waits for others that do nothing; then all end. Raises InputError when
     torchrun's variables are wrong, when there are more ranks than GPUs, and when another rank no longer answers.
     """
-    size = environment_number("WORLD_SIZE", 1)
-    rank, local_rank = (environment_number(name, 0) for name in ("RANK", "LOCAL_RANK"))
+    size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
     if device.type == "cuda":
-        device = _gpu(device, local_rank if size > 1 else None)
+        if size > 1:
+            device = torch.device("cuda", _number("LOCAL_RANK", 0))
+        if device.index is not None:
+            if device.index >= (there := torch.cuda.device_count()):
+                raise InputError(f"more processes than the {there} GPUs of this machine (torchrun's --nproc_per_node)")
+            torch.cuda.set_device(device)
     if size == 1:
         yield Processes(device)
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise InputError(f"WORLD_SIZE is {size}, but {' and '.join(missing)} are not set; torchrun sets them all")
-    environment_number("MASTER_PORT", 0)
+    _number("MASTER_PORT", 0)
     _stop_with_torchrun()
     try:
         team = _join(device, rank, size, timeout or TIMEOUT)
@@ -215,23 +177,12 @@ def processes(device: torch.device, timeout: float | None = None) -> Iterator[Pr
         dist.destroy_process_group()
 
 
-def environment_number(name: str, default: int) -> int:
+def _number(name: str, default: int) -> int:
     """A variable that torchrun sets, as a number from 0. Raises InputError."""
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdecimal()):
         raise InputError(f"the environment variable {name} is {text!r}; torchrun sets it to a whole number from 0")
     return int(text)
-
-
-def _gpu(device: torch.device, local_rank: int | None) -> torch.device:
-    """The GPU of a local rank, or the one that `device` names, made current. Raises InputError."""
-    if local_rank is not None:
-        device = torch.device("cuda", local_rank)
-    if device.index is not None:
-        if device.index >= (there := torch.cuda.device_count()):
-            raise InputError(f"more processes than the {there} GPUs of this machine (torchrun's --nproc_per_node)")
-        torch.cuda.set_device(device)
-    return device
 
 
 def _join(device: torch.device, rank: int, size: int, timeout: float) -> Processes:
@@ -240,10 +191,9 @@ def _join(device: torch.device, rank: int, size: int, timeout: float) -> Process
         _find_torchrun(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     store, rank, size = next(dist.rendezvous("env://", timeout=patience))
     store = _meet(store, rank, size, patience)
-    if device.type == "cuda":
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=patience, device_id=device)
-    else:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    gpu = device if device.type == "cuda" else None
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=gpu)
     return Processes(device, rank, size, store, timeout)
 
 

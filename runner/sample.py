@@ -4,7 +4,7 @@
 
 Image i starts from its own noise. Batches are fixed ranges of image numbers and always run whole, so that an
 image is the same bytes whether it is made at once, after a restart, or among more images. The stages are
-iterables of (ids, uint8 images): `Sampler.images` → `Folder.write` → `measure`.
+iterables of (ids, uint8 images): `Sampler.images` → `Folder.write` → `Measurement`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pndm.config.files import save_json
 from pndm.config.load import replaced
 from pndm.config.schema import fingerprint
 from pndm.model.engine import largest_batch
-from pndm.runner.build import load_network, precision_of, sampling_of
+from pndm.runner.build import load_network, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
 from pndm.runner.measure.measurement import Measurement, describe
 from pndm.runner.processes import processes
@@ -40,33 +40,26 @@ def run(experiment, device, folder, timeout=None):
     waits for another. Raises InputError before anything is written if it cannot be done.
     """
     with processes(device, timeout) as team:
-        folder = Path(folder)
-        loaded = load_network(experiment, team.device, _precision(experiment, folder, team.device))
-        if experiment.Sample.batch_size == "auto":
-            experiment = replaced(experiment, batch_size=fitting(experiment, loaded.network, folder, team))
+        folder, s = Path(folder), experiment.Sample
+        held = held_identity(folder) or {}  # a folder that is continued keeps what `auto` stood for
+        loaded = load_network(experiment, team.device, held.get("precision") if s.precision == "auto" else None)
+        if s.batch_size == "auto":
+            size = held.get("Sample.batch_size") or fitting(experiment, loaded.network, team)
+            experiment = replaced(experiment, batch_size=size)
         sampler = Sampler(experiment, team, loaded)
-        total = experiment.Sample.total_num
-        if record := finished(folder, sampler.fingerprint, total, kept(experiment.Sample)):
+        if record := finished(folder, sampler.fingerprint, s.total_num, kept(s)):
             if team.first:
-                print(f"{folder} already holds these {total:,} images")
+                print(f"{folder} already holds these {s.total_num:,} images")
                 report(record, folder)
             return record
         measurement = measurement_of(experiment, team)
-        with Progress(team, total, " images", "sampling") as progress:
+        with Progress(team, s.total_num, " images", "sampling") as progress:
             record = complete(sampler, folder, measurement, progress)
         return record and report(record, folder)
 
 
-def _precision(experiment, folder, device):
-    """A folder that is continued keeps its precision, whatever `auto` stands for on this machine."""
-    held = held_identity(folder) if experiment.Sample.precision == "auto" else None
-    return (held or {}).get("precision") or precision_of(experiment, device)
-
-
-def fitting(experiment, network, folder, team):
-    """The batch size that `auto` stands for: that of the images in `folder`, else what fits every process's memory."""
-    if (held := held_identity(folder)) is not None:
-        return held["Sample.batch_size"]
+def fitting(experiment, network, team):
+    """The batch size that `auto` stands for: what fits every process's memory."""
     data = experiment.Dataset
     size = largest_batch(network.plain, (data.channels, data.image_size, data.image_size), team.device)
     return int(team.least(torch.tensor(size)))
@@ -93,8 +86,9 @@ def complete(sampler, folder, measurement=None, progress=None):
     team, s = sampler.team, sampler.experiment.Sample
     start = time.perf_counter()
     with open_folder(folder, sampler.identity, team, s.keep) as target:
-        stream = target.write(sampler.images(target, progress))
-        for ids, _ in measure(stream, measurement):
+        for ids, images in target.write(sampler.images(target, progress)):
+            if measurement:
+                measurement.update(ids, images)
             team.beat()
             if progress:
                 progress.add(len(ids))
@@ -116,38 +110,21 @@ def kept(settings):
     return settings.total_num if settings.keep is None else min(settings.keep, settings.total_num)
 
 
-def measure(stream, measurement):
-    """Pass (ids, images) on; `measurement` sees them (None: nothing is measured)."""
-    for ids, images in stream:
-        if measurement:
-            measurement.update(ids, images)
-        yield ids, images
-
-
 class Sampler:
     """Makes the images of an experiment by their numbers, and counts the network calls.
 
-    loaded: what `load_network` returned for the experiment. Raises InputError if the method cannot run.
+    loaded: what `load_network` returned for the experiment. identity: what the images depend on; fingerprint: what the
+    images and their distance depend on. Raises InputError if the method cannot run.
     """
 
     def __init__(self, experiment, team, loaded):
         self.experiment, self.team, self.loaded = experiment, team, loaded
         self.sampling = sampling_of(experiment)
         self.calls = self.made = 0
-
-    @property
-    def identity(self):
-        """What the images depend on: runs with equal identities make equal images."""
-        return fingerprint(self.experiment, "images") | self._resolved()
-
-    @property
-    def fingerprint(self):
-        """What the images and their distance depend on."""
-        return fingerprint(self.experiment, "images", "distance") | self._resolved()
-
-    def _resolved(self):
-        digest, precision = self.loaded.record["sha256"], self.loaded.precision
-        return {"steps": self.sampling.steps, "checkpoint": digest, "precision": precision}
+        digest, precision = loaded.record["sha256"], loaded.precision
+        resolved = {"steps": self.sampling.steps, "checkpoint": digest, "precision": precision}
+        self.identity = fingerprint(experiment, "images") | resolved
+        self.fingerprint = fingerprint(experiment, "images", "distance") | resolved
 
     def images(self, target, progress=None):
         """(ids, uint8 images) of this process's batches: read where `target` has the whole batch, else made.
@@ -171,17 +148,16 @@ class Sampler:
 
     def make(self, ids, progress=None):
         """Begin to make images `ids`; returns a `Pending`."""
+        of = f"/{self.sampling.steps}" if self.sampling.steps else ""
 
-        def watch(step, state):
+        def watch(step):
             self.team.beat()
-            self.nfe = state.nfe
             if progress:
-                of = f"/{self.sampling.steps}" if self.sampling.steps else ""
                 progress.add(extra=f"step {step}{of}")
 
         with self._named(ids):
             pending = self.sampling.launch(self.loaded.network, ids, self.team.device, watch)
-        self.calls += self.nfe * len(ids)
+        self.calls += pending.nfe * len(ids)
         self.made += len(ids)
         return pending
 

@@ -23,7 +23,7 @@ from pndm.model.ema import EMA
 from pndm.model.engine import resolve, tf32
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
-from pndm.runner.batches import Batches
+from pndm.runner.batches import batches
 from pndm.runner.build import schedule_of
 from pndm.runner.checkpoints import TrainFolder
 from pndm.runner.preview import Preview, check, comparable
@@ -48,17 +48,12 @@ def run(experiment, device, folder, restart=False, timeout=None, minutes=None):
         Trainer(experiment, team, path, restart).train(minutes)
 
 
-def batches_of(count, section):
-    """The number of whole batches in `count` images, by a `Dataset` section. Raises InputError if there is none."""
-    if count < section.batch_size:
-        raise InputError(f"batch_size {section.batch_size} is above the {count} images", "Dataset.batch_size")
-    return count // section.batch_size
-
-
 def steps_of(experiment, count):
     """The number of steps of a training on `count` images. Raises InputError if there is not one batch of them."""
-    batches = batches_of(count, experiment.Dataset)
-    return experiment.Train.steps or experiment.Train.epoch * batches
+    size = experiment.Dataset.batch_size
+    if count < size:
+        raise InputError(f"batch_size {size} is above the {count} images", "Dataset.batch_size")
+    return experiment.Train.steps or experiment.Train.epoch * (count // size)
 
 
 class Trainer:
@@ -75,7 +70,7 @@ class Trainer:
         self.steps = steps_of(experiment, len(self.images))
         if n < team.size:
             raise InputError(f"batch_size {n} is below the {team.size} processes", "Dataset.batch_size")
-        self.part = tuple(rank * n // team.size for rank in (team.rank, team.rank + 1))
+        self.places = range(team.rank * n // team.size, (team.rank + 1) * n // team.size)
         self.stop = _Stop(team)
         self.preview = Preview(experiment, team, self._attend)
 
@@ -106,25 +101,25 @@ class Trainer:
             return
         e, team = self.experiment, self.team
         end = time.monotonic() + 60 * minutes if minutes else float("inf")
-        batches = Batches(
-            self.images, e.Dataset, e.Train.seed, len(self.alphas), self.part, self.device, self.done, self.steps
+        prepared = batches(
+            self.images, e.Dataset, e.Train.seed, len(self.alphas), self.places, self.device, self.done, self.steps
         )
         with contextlib.ExitStack() as stack:
             stack.enter_context(tf32(self.precision == "tf32"))
             stack.enter_context(self.stop)
             if team.first:
-                stack.enter_context(self.folder)
+                stack.enter_context(self.folder.locked())
             self.progress = stack.enter_context(Progress(team, self.steps, " steps", "training", self.done))
-            log = stack.enter_context(Log(self.folder.path, e, team, self.progress))
-            for batch in stack.enter_context(contextlib.closing(iter(batches))):
+            log = stack.enter_context(contextlib.closing(Log(self.folder.path, e, team, self.progress, self.done)))
+            for batch in stack.enter_context(contextlib.closing(prepared)):
                 norm = self.step(batch)
                 self.progress.add(int(team.first))
-                late = team.first and time.monotonic() > end
-                stopped = self._agreed(late)
+                asks = self.device.type != "cuda" or team.size == 1 or self.done % POLL == 0
+                stopped = asks and team.any(self.stop.asked or (team.first and time.monotonic() > end))
                 self._look(log, norm, stopped)
                 if stopped:
                     break
-        if team.total(torch.tensor(float(self.stop.asked))):
+        if team.any(self.stop.asked):
             raise KeyboardInterrupt
 
     def step(self, batch):
@@ -169,12 +164,6 @@ class Trainer:
         self.progress.add()
         return self.stop.asked
 
-    def _agreed(self, late):
-        """Whether the run ends after this step: a process was told to stop, or the time is over (`late`)."""
-        if self.team.size > 1 and self.device.type == "cuda" and self.done % POLL:
-            return False
-        return self.team.announce(lambda: self.stop.asked or late)()
-
     def _look(self, log, norm, stopped):
         """After a step: write scalars, make images, keep a checkpoint, each when it is due."""
         train, done = self.experiment.Train, self.done
@@ -195,16 +184,17 @@ class Trainer:
         """Log a grid of the average's images, and their distance; keep the average with the least distance."""
         network, grid = self.ema.network, None
         if self.team.first:
-            log.saying("images for the grid")
+            self.progress.add(extra="images for the grid", force=True)
             grid = self.preview.grid(network)
-            log.image(self.done, grid)
+            if grid is not None:
+                log.write(self.done, {}, grid)
         if not measures:
             return
-        log.saying(f"distance of {self.experiment.Train.distance_num:,} images")
+        self.progress.add(extra=f"distance of {self.experiment.Train.distance_num:,} images", force=True)
         value = self.preview.distance(network, skip=self.team.first and grid is None)
         if value is None:
             return
-        log.scalar(self.done, f"frechet_{self.experiment.Sample.features}", value)
+        log.write(self.done, {f"frechet_{self.experiment.Sample.features}": value})
         if value < self.best:
             self.best = value
             self.folder.save_network("best.safetensors", network, self.experiment, self.done)

@@ -44,23 +44,15 @@ class Meter:
 
 
 class Log:
-    """Writes to TensorBoard, in the first process, and to the bar; used as a context.
+    """Writes to TensorBoard, in the first process, and to the bar; `done` steps were done before."""
 
-    The events file appears with the first value, so that a run that fails before leaves none.
-    """
-
-    def __init__(self, folder, experiment, team, progress):
-        self.folder, self.team, self.progress, self.writer = folder, team, progress, None
-        self.batch = experiment.Dataset.batch_size
+    def __init__(self, folder, experiment, team, progress, done):
         data = experiment.Dataset
-        self.said = ""
-        self.pixels = data.channels * data.image_size**2
-        self.since, self.counted = time.monotonic(), progress.initial
+        self.folder, self.team, self.progress, self.writer, self.said = folder, team, progress, None, ""
+        self.batch, self.pixels = data.batch_size, data.channels * data.image_size**2
+        self.since, self.counted = time.monotonic(), done
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
         if self.writer:
             self.writer.close()
 
@@ -75,28 +67,20 @@ class Log:
         self.since, self.counted = now, step
         self.said = f"loss {loss:.4f}, {speed:.0f} images/s"
         self.progress.add(extra=self.said)
-        self.scalar(step, "loss", loss)
-        self.scalar(step, "gradient_norm", norm)
-        self.scalar(step, "learning_rate", rate)
-        self.scalar(step, "images_per_second", speed)
+        values = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "images_per_second": speed}
         for name, (square, mean) in ranges.items():
-            self.scalar(step, f"error_by_t/{name}", square)
-            self.scalar(step, f"mean_error_by_t/{name}", mean)
+            values |= {f"error_by_t/{name}": square, f"mean_error_by_t/{name}": mean}
         if (busy := _gpu_busy(self.team.device)) is not None:
-            self.scalar(step, "gpu_utilisation", busy)
+            values["gpu_utilisation"] = busy
+        self.write(step, values)
 
-    def scalar(self, step, name, value):
-        """Log one value."""
-        self._open(step).add_scalar(name, value, step)
-
-    def image(self, step, image):
-        """Log a grid, uint8 (3, H, W); None: there is none."""
-        if image is not None:
-            self._open(step).add_image("sample", image, step)
-
-    def saying(self, what):
-        """Let the bar say what takes the time now."""
-        self.progress.add(extra=what, force=True)
+    def write(self, step, values, grid=None):
+        """Write numbers by their names, and a grid, uint8 (3, H, W). The first of them makes the events file."""
+        self.writer = self.writer or SummaryWriter(self.folder, purge_step=step)
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        if grid is not None:
+            self.writer.add_image("sample", grid, step)
 
     @contextlib.contextmanager
     def busy(self):
@@ -105,10 +89,6 @@ class Log:
         yield
         self.since += time.monotonic() - begun
         self.progress.add(extra=self.said)
-
-    def _open(self, step):
-        self.writer = self.writer or SummaryWriter(self.folder, purge_step=step)
-        return self.writer
 
 
 def _gpu_busy(device):

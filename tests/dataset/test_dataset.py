@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from pndm.config.errors import InputError
+from pndm.config.files import alone
 from pndm.config.load import load
 from pndm.config.schema import DatasetSection
 from pndm.dataset import batches, count_images, open_dataset
 from pndm.dataset.database import close_databases
-from pndm.dataset.download import alone
 from pndm.dataset.readers import Recipe, array, plain_folder
 
 
@@ -103,7 +103,7 @@ def test_sixteen_bits_are_scaled(tmp_path, channels):
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(levels).save(tmp_path / "deep.png")
     expected = np.rint(levels / 257)
-    image = Recipe(channels).open(tmp_path / "deep.png").numpy()
+    image = Recipe(channels).decode(tmp_path / "deep.png").numpy()
     assert image.shape[0] == (channels or 1)
     assert (image == expected).all()
 
@@ -112,11 +112,11 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path):
     order = []
 
     def second():
-        with alone(tmp_path / "new"):
+        with alone(tmp_path):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with alone(tmp_path / "new"):
+    with alone(tmp_path):
         thread.start()
         thread.join(0.2)
         order.append("first")

@@ -398,7 +398,7 @@ def test_a_run_ends_after_its_minutes_and_can_continue(tiny, straight, cli, tmp_
 
 
 def test_two_runs_in_one_folder_are_refused(tiny, cli, tmp_path):
-    with TrainFolder(tmp_path):
+    with TrainFolder(tmp_path).locked():
         status, _, err = cli(*flags(tiny, tmp_path, 1))
     assert (status, err.count("\n")) == (2, 1)
     assert "another process trains in this folder" in err
