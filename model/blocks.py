@@ -22,10 +22,11 @@ def sinusoidal_embedding(t, channels, cosine_first=False, shift=1):
 
 
 class GroupNorm(nn.GroupNorm):
-    """`groups` groups, 32 as a rule; `narrow`: of four channels each, 32 groups at most."""
+    """settings.norm_groups groups; if settings.narrow_groups, of four channels each, 32 groups at most."""
 
-    def __init__(self, channels, eps, narrow=False, groups=32):
-        super().__init__(min(channels // 4, 32) if narrow else groups, channels, eps=eps)
+    def __init__(self, channels, settings):
+        groups = min(channels // 4, 32) if settings.narrow_groups else settings.norm_groups
+        super().__init__(groups, channels, eps=settings.norm_eps)
 
     def forward(self, x):  # (n, C, H, W) → the same
         return group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
@@ -44,8 +45,6 @@ def double(x):
 class Downsample(nn.Module):
     """Halve the resolution: 2×2 mean, or a strided 3×3 convolution padded on all sides ("same") or right and bottom."""
 
-    kind = "downsample"  # as `UNet.layers` says it
-
     def __init__(self, channels, kind):
         super().__init__()
         self.pad = kind == "conv"
@@ -60,15 +59,12 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the resolution: nearest neighbour, then a 3×3 convolution unless `kind` is "mean"."""
 
-    kind = "upsample"  # as `UNet.layers` says it
-
     def __init__(self, channels, kind):
         super().__init__()
         self.conv = None if kind == "mean" else nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x, temb):  # (n, C, H, W) → (n, C, 2H, 2W); temb is not used
-        x = double(x)
-        return x if self.conv is None else self.conv(x)
+        return double(x) if self.conv is None else self.conv(double(x))
 
 
 class ResBlock(nn.Module):
@@ -77,16 +73,13 @@ class ResBlock(nn.Module):
     resample: `halve` or `double` where the block changes the resolution (PF_deep).
     """
 
-    kind = "block"  # as `UNet.layers` says it
-
-    def __init__(self, in_channels, out_channels, settings, resample=None):
+    def __init__(self, in_channels, out_channels, s, resample=None):  # s: the network's `Settings`
         super().__init__()
-        s = settings
         self.scale_shift, self.rescale, self.resample = s.scale_shift, s.skip_rescale, resample
-        self.norm1 = GroupNorm(in_channels, s.norm_eps, s.narrow_groups, s.norm_groups)
+        self.norm1 = GroupNorm(in_channels, s)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.temb_proj = nn.Linear(4 * s.channels, out_channels * (2 if s.scale_shift else 1))
-        self.norm2 = GroupNorm(out_channels, s.norm_eps, s.narrow_groups, s.norm_groups)
+        self.norm2 = GroupNorm(out_channels, s)
         self.dropout = nn.Dropout(s.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         needed = in_channels != out_channels or resample
@@ -114,8 +107,9 @@ class Attention(nn.Module):
 
     def __init__(self, channels, heads, settings):
         super().__init__()
-        self.heads, self.rescale = heads, settings.skip_rescale
-        self.norm = GroupNorm(channels, settings.norm_eps, settings.narrow_groups, settings.norm_groups)
+        self.heads = channels // settings.head_channels if settings.head_channels else heads
+        self.rescale = settings.skip_rescale
+        self.norm = GroupNorm(channels, settings)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj_out = nn.Linear(channels, channels)
 

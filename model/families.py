@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import torch
 
+from pndm.model.blocks import Downsample, ResBlock
+from pndm.model.unet import UNet
+
 
 class Source(NamedTuple):
     """Where a tensor of `UNet` comes from: the names and the common shape of published tensors, make(*them) → it."""
@@ -22,7 +25,7 @@ class Source(NamedTuple):
 class Family:
     """How a family names and stores tensors.
 
-    places: network → the family's name of each of `network.layers()`. parts: "kind.part" of a layer → the family's
+    places: network → the family's name of each of `network.layers()`. parts: "Class.part" of a layer → the family's
     name of the part, or three names, where q, k and v are apart; a part that is not listed has the same name here.
     attention_axes: the number of further axes, of length 1, where attention's matrices are stored as convolutions.
     by_head: the one matrix of q, k and v is stored head by head, each with its q, k, v.
@@ -34,10 +37,6 @@ class Family:
     by_head: bool = False
 
 
-def _same(network):
-    return [layer for _, layer in network.layers()]
-
-
 def _numbered(network):
     return [f"all_modules.{i}" for i, _ in enumerate(network.layers())]
 
@@ -47,13 +46,13 @@ def _iddpm(network):
              "mid.block_1": "middle_block.0", "mid.attn_1": "middle_block.1", "mid.block_2": "middle_block.2",
              "norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
     places, group, inner = [], {"down": 0, "up": -1}, 0
-    for kind, layer in network.layers():
+    for layer in network.layers():
         way = layer.split(".")[0]
         if layer in fixed:
             places.append(fixed[layer])
             continue
         # A residual block opens a group, and so does a downsampling; any other layer joins the open group.
-        if kind in ("block", "downsample"):
+        if isinstance(network.get_submodule(layer), (ResBlock, Downsample)):
             group[way] += 1
             inner = 0
         else:
@@ -69,7 +68,7 @@ def _diffusers(network):
              "block": "resnets", "attn": "attentions",
              "downsample": "downsamplers", "upsample": "upsamplers"}  # fmt: skip
     places, top = [], len(network.settings.multipliers) - 1
-    for _, layer in network.layers():
+    for layer in network.layers():
         way, *rest = layer.split(".")
         if way in ("down", "up"):
             level, word = int(rest[0]), words[rest[1]]
@@ -80,28 +79,28 @@ def _diffusers(network):
 
 
 _PF = {
-    "block.norm1": "GroupNorm_0", "block.conv1": "Conv_0", "block.temb_proj": "Dense_0",
-    "block.norm2": "GroupNorm_1", "block.conv2": "Conv_1", "block.shortcut": "NIN_0",
-    "attn.norm": "GroupNorm_0", "attn.qkv": "NIN_0 NIN_1 NIN_2", "attn.proj_out": "NIN_3",
-    "downsample.conv": "Conv_0", "upsample.conv": "Conv_0",
+    "ResBlock.norm1": "GroupNorm_0", "ResBlock.conv1": "Conv_0", "ResBlock.temb_proj": "Dense_0",
+    "ResBlock.norm2": "GroupNorm_1", "ResBlock.conv2": "Conv_1", "ResBlock.shortcut": "NIN_0",
+    "Attention.norm": "GroupNorm_0", "Attention.qkv": "NIN_0 NIN_1 NIN_2", "Attention.proj_out": "NIN_3",
+    "Downsample.conv": "Conv_0", "Upsample.conv": "Conv_0",
 }  # fmt: skip
 _NEW_DIFFUSERS = {
-    "block.temb_proj": "time_emb_proj", "block.shortcut": "conv_shortcut",
-    "attn.norm": "group_norm", "attn.qkv": "to_q to_k to_v", "attn.proj_out": "to_out.0",
+    "ResBlock.temb_proj": "time_emb_proj", "ResBlock.shortcut": "conv_shortcut",
+    "Attention.norm": "group_norm", "Attention.qkv": "to_q to_k to_v", "Attention.proj_out": "to_out.0",
 }  # fmt: skip
 
 FAMILIES = {
-    "this project": Family(_same, {}),
-    "DDIM": Family(_same, {"block.shortcut": "nin_shortcut", "attn.qkv": "q k v"}, attention_axes=2),
+    "this project": Family(UNet.layers, {}),
+    "DDIM": Family(UNet.layers, {"ResBlock.shortcut": "nin_shortcut", "Attention.qkv": "q k v"}, attention_axes=2),
     "iDDPM": Family(_iddpm, attention_axes=1, by_head=True, parts={
-        "block.norm1": "in_layers.0", "block.conv1": "in_layers.2", "block.temb_proj": "emb_layers.1",
-        "block.norm2": "out_layers.0", "block.conv2": "out_layers.3", "block.shortcut": "skip_connection",
-        "downsample.conv": "op"}),
+        "ResBlock.norm1": "in_layers.0", "ResBlock.conv1": "in_layers.2", "ResBlock.temb_proj": "emb_layers.1",
+        "ResBlock.norm2": "out_layers.0", "ResBlock.conv2": "out_layers.3", "ResBlock.shortcut": "skip_connection",
+        "Downsample.conv": "op"}),
     "PF": Family(_numbered, _PF),
-    "PF_deep": Family(_numbered, _PF | {"block.shortcut": "Conv_2"}),
+    "PF_deep": Family(_numbered, _PF | {"ResBlock.shortcut": "Conv_2"}),
     "diffusers": Family(_diffusers, _NEW_DIFFUSERS),
     "diffusers before 0.15": Family(_diffusers, _NEW_DIFFUSERS | {
-        "attn.qkv": "query key value", "attn.proj_out": "proj_attn"}),
+        "Attention.qkv": "query key value", "Attention.proj_out": "proj_attn"}),
 }  # fmt: skip
 
 
@@ -109,8 +108,9 @@ def layout(network, family):
     """For a `UNet`: its tensor names → `Source` in the naming of `family`, a name in `FAMILIES`."""
     family = FAMILIES[family]
     sources = {}
-    for (kind, layer), place in zip(network.layers(), family.places(network), strict=True):
+    for layer, place in zip(network.layers(), family.places(network), strict=True):
         module = network.get_submodule(layer)
+        kind = type(module).__name__
         for name, tensor in module.named_parameters():
             part, _, leaf = name.rpartition(".")
             parts = family.parts.get(f"{kind}.{part}", part).split(" ")
@@ -118,7 +118,7 @@ def layout(network, family):
                 leaf = {"weight": "W", "bias": "b"}[leaf]
             names = tuple(".".join(filter(None, (place, part, leaf))) for part in parts)
             heads = module.heads if family.by_head and part == "qkv" else None
-            axes = family.attention_axes if kind == "attn" and tensor.ndim == 2 else 0
+            axes = family.attention_axes if kind == "Attention" and tensor.ndim == 2 else 0
             sources[f"{layer}.{name}"] = _source(names, leaf, tuple(tensor.shape), heads, axes)
     return sources
 

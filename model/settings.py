@@ -37,11 +37,6 @@ class Settings:
     skip_rescale: bool = False
     resample: str = "conv"
 
-    @property
-    def factor(self):
-        """Height and width of the images must be multiples of this."""
-        return 2 ** (len(self.multipliers) - 1)
-
 
 def settings_of(config):
     """The `Settings` of a `Model` section (a dict as in the YAML files, or the validated section).
@@ -49,31 +44,39 @@ def settings_of(config):
     Raises InputError with the key that cannot be.
     """
     c = model_section(config)
-    settings = _FAMILIES[c.struc](c)
+    settings = _iddpm(c) if c.struc == "iDDPM" else _sized(c)
     if settings.out_channels < settings.in_channels:
         key = "Model.out_ch" if c.struc == "DDIM" else "Model.out_channels"
         raise InputError(f"{key} is {settings.out_channels}; ε of {settings.in_channels} channels needs as many", key)
-    _check_groups(settings, {"DDIM": "Model.ch", "iDDPM": "Model.model_channels"}.get(c.struc, "Model.nf"))
+    widest = 2 * settings.channels * max(settings.multipliers)
+    # Narrow groups have 4 channels, until there are 32 groups.
+    unit = 4 if settings.narrow_groups and widest < 132 else settings.norm_groups
+    if settings.channels % unit:
+        key = {"DDIM": "Model.ch", "iDDPM": "Model.model_channels"}.get(c.struc, "Model.nf")
+        raise InputError(f"{key} is {settings.channels}; a multiple of {unit} is needed", key)
     if c.struc == "iDDPM":
         _check_heads(settings)
-    elif c.image_size % settings.factor:
-        raise InputError(
-            f"Model.image_size {c.image_size} cannot be halved {len(c.ch_mult) - 1} times", "Model.image_size"
-        )
+    elif c.image_size % 2 ** (halvings := len(c.ch_mult) - 1):
+        raise InputError(f"Model.image_size {c.image_size} cannot be halved {halvings} times", "Model.image_size")
     return settings
 
 
-def _ddim(c):
+def _sized(c):
+    """The `Settings` of DDIM, PF and PF_deep, whose sections name the size of the images."""
+    if c.struc == "DDIM":
+        own = {"in_channels": c.in_channels, "out_channels": c.out_ch, "channels": c.ch, "norm_groups": c.norm_groups}
+    else:
+        own = {"in_channels": c.num_channels, "out_channels": c.num_channels, "channels": c.nf, "attention_up": "last"}
+    if c.struc == "PF_deep":
+        own |= {"narrow_groups": True, "skip_rescale": c.skip_rescale, "resample": "block"}
+    else:
+        own["resample"] = "conv" if c.resamp_with_conv else "mean"
     return Settings(
-        in_channels=c.in_channels,
-        out_channels=c.out_ch,
-        channels=c.ch,
         multipliers=tuple(c.ch_mult),
         num_res_blocks=c.num_res_blocks,
-        attention=_levels(c),
+        attention=tuple(i for i in range(len(c.ch_mult)) if c.image_size // 2**i in c.attn_resolutions),
         dropout=c.dropout,
-        norm_groups=c.norm_groups,
-        resample="conv" if c.resamp_with_conv else "mean",
+        **own,
     )
 
 
@@ -84,7 +87,7 @@ def _iddpm(c):
         channels=c.model_channels,
         multipliers=tuple(c.channel_mult),
         num_res_blocks=c.num_res_blocks,
-        attention=tuple(level for level in range(len(c.channel_mult)) if 2**level in c.attention_resolutions),
+        attention=tuple(i for i in range(len(c.channel_mult)) if 2**i in c.attention_resolutions),
         heads=c.num_heads,
         heads_up=c.num_heads if c.num_heads_upsample == -1 else c.num_heads_upsample,
         dropout=c.dropout,
@@ -94,42 +97,6 @@ def _iddpm(c):
         norm_eps=1e-5,
         resample="same" if c.conv_resample else "mean",
     )
-
-
-def _pf(c, **more):
-    return Settings(
-        in_channels=c.num_channels,
-        out_channels=c.num_channels,
-        channels=c.nf,
-        multipliers=tuple(c.ch_mult),
-        num_res_blocks=c.num_res_blocks,
-        attention=_levels(c),
-        attention_up="last",
-        dropout=c.dropout,
-        **more,
-    )
-
-
-_FAMILIES = {
-    "DDIM": _ddim,
-    "iDDPM": _iddpm,
-    "PF": lambda c: _pf(c, resample="conv" if c.resamp_with_conv else "mean"),
-    "PF_deep": lambda c: _pf(c, narrow_groups=True, skip_rescale=c.skip_rescale, resample="block"),
-}
-
-
-def _levels(c):
-    """The levels whose resolution has attention."""
-    return tuple(i for i in range(len(c.ch_mult)) if c.image_size // 2**i in c.attn_resolutions)
-
-
-def _check_groups(settings, key):
-    """Raise InputError unless the group norms divide the channels; `key` is where the section says them."""
-    widest = 2 * settings.channels * max(settings.multipliers)
-    # Narrow groups have 4 channels, until there are 32 groups.
-    unit = 4 if settings.narrow_groups and widest < 132 else settings.norm_groups
-    if settings.channels % unit:
-        raise InputError(f"{key} is {settings.channels}; a multiple of {unit} is needed", key)
 
 
 def _check_heads(settings):

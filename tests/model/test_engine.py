@@ -16,6 +16,7 @@ from pndm.config.errors import InputError
 from pndm.model import engine, load_model
 from pndm.model.blocks import GroupNorm
 from pndm.model.engine import Engine, largest_batch, resolve
+from pndm.model.settings import Settings
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
 
@@ -81,7 +82,7 @@ def test_the_state_stays_float32():
     st.floats(-3, 3, allow_subnormal=False),
 )
 def test_group_norm_does_not_depend_on_the_layout(n, channels, height, width, mean):
-    norm = GroupNorm(channels, 1e-6)
+    norm = GroupNorm(channels, Settings())
     torch.manual_seed(channels)
     torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
     x = mean + torch.randn(n, channels, height, width)
@@ -97,7 +98,7 @@ def test_group_norm_of_a_constant_is_nothing(value):
     """All that is left are rounding errors, which the root of 1 / eps = 1000 enlarges."""
     x = torch.full((2, 64, 8, 8), value).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        assert GroupNorm(64, 1e-6)(x).abs().max() < 1e-3 * value
+        assert GroupNorm(64, Settings())(x).abs().max() < 1e-3 * value
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
