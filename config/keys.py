@@ -5,13 +5,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-DECIDES = {
-    "images": "what the images of a sampling run are",
-    "distance": "what distance is measured of them",
-    "network": "which network is loaded, and how it runs",
-    "training": "what network a training run ends with",
-}
-
 
 class Contradiction(ValueError):
     """Values that exclude each other. keys: "Section.key" of each, the most likely mistake first."""
@@ -57,8 +50,10 @@ TEXT = {"min_length": 1}
 def key(default, meaning, decides="", runners="", metavar=None, among=None, **limits) -> Any:
     """A key with a default.
 
-    decides: words of `DECIDES`. runners: those that have the key as a flag; the help calls its value `metavar`. among:
-    a table of the names that are allowed; it may grow while the program runs. limits: those of pydantic's Field.
+    decides: of a sampling run its "images", the "distance" that is measured of them, the "network" that is loaded and
+    how it runs; "training": the network that a training run ends with. runners: those that have the key as a flag; the
+    help calls its value `metavar`. among: a table of the names that are allowed; it may grow while the program runs.
+    limits: those of pydantic's Field.
     """
     extra = {"decides": decides.split(), "runners": runners.split(), "metavar": metavar, "among": among}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)

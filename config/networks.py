@@ -43,23 +43,29 @@ class IDDPMModel(Section):
     num_heads_upsample: int = key(-1, "attention heads on the way up; −1: num_heads", SHAPE, ge=-1, le=2**14)
 
 
-class PFModel(Section):
+class ScoreSDEModel(Section):
+    """What PF and PF_deep have in common."""
+
     fixed: ClassVar[dict] = {"nonlinearity": "swish", "conditional": True, "centered": True}
 
-    struc: Literal["PF"] = needed("family", SHAPE)
+    struc: str = needed("family", SHAPE)
     image_size: int = needed("height and width in pixels", SHAPE, **SIDE)
     num_channels: int = needed("colour channels", SHAPE, **CHANNELS)
-    nf: int = needed("channels of the finest level, a multiple of 32", SHAPE, **CHANNELS)
+    nf: int = needed("channels of the finest level, in PF a multiple of 32", SHAPE, **CHANNELS)
     ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
     num_res_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
     attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
     dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
+
+
+class PFModel(ScoreSDEModel):
+    struc: Literal["PF"] = needed("family", SHAPE)
     resamp_with_conv: bool = key(True, "convolutions where the resolution changes", SHAPE)
 
 
-class PFDeepModel(Section):
+class PFDeepModel(ScoreSDEModel):
     ignored = frozenset({"init_scale", "combine_method", "fir_kernel", "continuous", "fourier_scale"})
-    fixed: ClassVar[dict] = PFModel.fixed | {
+    fixed: ClassVar[dict] = ScoreSDEModel.fixed | {
         "resamp_with_conv": True,
         "resblock_type": "biggan",
         "progressive": "none",
@@ -70,13 +76,6 @@ class PFDeepModel(Section):
     }
 
     struc: Literal["PF_deep"] = needed("family", SHAPE)
-    image_size: int = needed("height and width in pixels", SHAPE, **SIDE)
-    num_channels: int = needed("colour channels", SHAPE, **CHANNELS)
-    nf: int = needed("channels of the finest level", SHAPE, **CHANNELS)
-    ch_mult: Widths = needed("channels of each level, in units of nf", SHAPE)
-    num_res_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
-    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
-    dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
     skip_rescale: bool = key(True, "residual sums divided by √2", SHAPE)
 
 

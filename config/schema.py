@@ -1,6 +1,6 @@
 """The keys of an experiment: type, range, default, meaning, and what each of them decides.
 
-What a key decides is a few words of `keys.DECIDES`. "Is this the same run?" is answered from them alone
+What a key decides is a few words of `keys.key`. "Is this the same run?" is answered from them alone
 (`fingerprint`). The flags of the command line are made from the same keys (`flags`): a key is declared once, here. The
 options of the numerical methods are declared once in `runner/solver/options.py`.
 """
@@ -53,9 +53,8 @@ class ScheduleSection(Section):
         if self.beta_start > self.beta_end:
             raise Contradiction(f"beta_start {self.beta_start} is above beta_end {self.beta_end}", "beta_start")
         if self.noise_schedule not in (None, self.type):
-            raise Contradiction(
-                f"noise_schedule {self.noise_schedule!r} contradicts type {self.type!r}", "noise_schedule"
-            )
+            message = f"noise_schedule {self.noise_schedule!r} contradicts type {self.type!r}"
+            raise Contradiction(message, "noise_schedule")
         return self
 
 
@@ -241,7 +240,7 @@ def keys(experiment=None):
 
 
 def fingerprint(experiment, *words) -> dict[str, Any]:
-    """The values that decide something: "Section.key" → value, of all keys that decide any of `words` (`DECIDES`).
+    """The values that decide something: "Section.key" → value, of all keys that decide any of `words` (`key`).
 
     Two experiments with equal fingerprints are the same run as far as these words go.
     """

@@ -1,14 +1,16 @@
 """Networks: the one UNet, the published formats it can be read from, closed-form networks."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from pndm.model.unet import UNet
+from pndm.config.errors import InputError
+from pndm.model.checkpoint import read, state_dict_for
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 
 
-def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device" = "cpu") -> "UNet":
+def load_model(config: Any, checkpoint: Any = None, device: str | torch.device = "cpu") -> UNet:
     """The network of a `Model` section, in evaluation mode on `device`: network(x, t) → ε.
 
     config: a `Model` section, a dict as in the YAML files (or the validated section); None for a checkpoint that
@@ -17,13 +19,6 @@ def load_model(config: Any, checkpoint: Any = None, device: "str | torch.device"
     without one the weights are random. Half precision becomes float32, float64 stays.
     Raises InputError (a ValueError) naming the key, or the first setting or tensors that do not fit.
     """
-    import torch
-
-    from pndm.config.errors import InputError
-    from pndm.model.checkpoint import read, state_dict_for
-    from pndm.model.settings import settings_of
-    from pndm.model.unet import UNet
-
     checkpoint = None if checkpoint is None else read(checkpoint)
     settings = checkpoint and checkpoint.settings if config is None else settings_of(config)
     if settings is None:

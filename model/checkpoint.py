@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Checkpoint:
 
     def __post_init__(self):
         try:
-            self.format, self.weights, self.record = map(printable, (self.format, str(self.weights), self.record))
+            self.weights, self.record = printable(str(self.weights)), printable(self.record)
         except (RecursionError, ValueError):  # nested for ever; a number of 5,000 digits
             raise InputError(f"{self.path or self.format}: damaged: its record is no plain data") from None
 
@@ -78,7 +78,9 @@ def state_dict_for(network, checkpoint):
         raise InputError(f"{checkpoint.name}: does not fit the Model section: {problem}")
     tensors, fit = checkpoint.tensors, closest(network, checkpoint.tensors)
     if fit.differences:
-        raise InputError(f"{checkpoint.name}: does not fit the Model section: {some(fit.differences)}")
+        first, more = "; ".join(fit.differences[:3]), len(fit.differences) - 3
+        more = f"; and {more:,} more" if more > 0 else ""
+        raise InputError(f"{checkpoint.name}: does not fit the Model section: {first}{more}")
     dtype = torch.float64 if any(v.dtype == torch.float64 for v in tensors.values()) else torch.float32
 
     def made(source):
@@ -113,16 +115,10 @@ def differences(expected, tensors):
 
 def contrast(theirs, ours):
     """The first setting in which two networks differ, dropout aside; "" when there is none."""
-    for name in (item.name for item in fields(Settings) if item.name != "dropout"):
-        if getattr(theirs, name) != getattr(ours, name):
-            return f"its network has {name} {getattr(theirs, name)}, the section {getattr(ours, name)}"
+    for name, value in vars(ours).items():
+        if name != "dropout" and value != getattr(theirs, name):
+            return f"its network has {name} {getattr(theirs, name)}, the section {value}"
     return ""
-
-
-def some(items, most=3):
-    """The first few of many, in words."""
-    items = [str(item) for item in items]
-    return "; ".join(items[:most]) + (f"; and {len(items) - most:,} more" if len(items) > most else "")
 
 
 def read(source):
@@ -179,9 +175,8 @@ def _read_safetensors(path):
         raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path}: damaged safetensors file: its record is no mapping")
-    weights = record.get("weights")
     settings = _settings_of(record["Model"], path) if record.get("Model") is not None else None
-    return Checkpoint(tensors, "safetensors", weights or "not stated", path, settings, record)
+    return Checkpoint(tensors, "safetensors", record.get("weights") or "not stated", path, settings, record)
 
 
 def _check_zip(path):
@@ -215,7 +210,7 @@ def _size(content):
             left += value.values()
         elif isinstance(value, (list, tuple)):
             left += value
-        elif isinstance(value, torch.Tensor) and _is_plain(value):
+        elif _is_plain(value):
             storages.add((value.untyped_storage().data_ptr(), value.untyped_storage().nbytes()))
     return sum(size for _, size in storages)
 

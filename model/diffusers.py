@@ -1,6 +1,5 @@
 """The folders of diffusers that hold a `UNet2DModel`, on the disk or on the hub."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -8,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pndm.config.errors import InputError
+from pndm.config.files import load_json
 from pndm.model.settings import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -92,12 +92,7 @@ def training_of(weights):
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return None
-    try:
-        tree = _object(path)
-        noise = Noise.model_validate(tree)
-    except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
-        raise InputError(f"{path}: {key} is {tree[key]!r}; the methods cannot do that") from None
+    noise = _validated(Noise, _object(path), path, "the methods")
     size = _object(weights.with_name("config.json")).get("sample_size")
     schedule = {
         "type": BETAS[noise.beta_schedule],
@@ -112,12 +107,20 @@ def training_of(weights):
 def _object(path):
     """The JSON object in a file. Raises InputError."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return tree
+        return load_json(path)
+    except ValueError:
+        raise InputError(f"{path}: not a JSON object") from None
+
+
+def _validated(model, tree, path, who):
+    """`tree`, what a file holds, as a `model`. Raises InputError naming the first key that `who` cannot do."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        problem = "is an unknown setting" if first["type"] == "extra_forbidden" else f"is {tree[key]!r}"
+        raise InputError(f"{path}: {key} {problem}; {who} cannot do that") from None
 
 
 def settings_of(path):
@@ -125,13 +128,8 @@ def settings_of(path):
     tree = _object(path)
     if (kind := tree.get("_class_name")) != "UNet2DModel":
         raise InputError(f"{path}: _class_name is {kind!r}, only 'UNet2DModel' can be read")
-    try:
-        c = Config.model_validate({key: value for key, value in tree.items() if not key.startswith("_")})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = first["loc"][0]
-        problem = "is an unknown setting" if first["type"] == "extra_forbidden" else f"is {tree[key]!r}"
-        raise InputError(f"{path}: {key} {problem}; the UNet cannot do that") from None
+    tree = {key: value for key, value in tree.items() if not key.startswith("_")}
+    c = _validated(Config, tree, path, "the UNet")
 
     def refuse(key, why):
         raise InputError(f"{path}: {key} is {getattr(c, key)!r}; {why}")

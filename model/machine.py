@@ -54,11 +54,8 @@ def physical_cores(root="/"):
     root: where /proc and /sys are (for tests).
     """
     root = Path(root)
-    if hasattr(os, "sched_getaffinity"):
-        cpus = os.sched_getaffinity(0)
-        cores = len({_siblings(root, cpu) for cpu in cpus})
-    else:
-        cores = os.cpu_count() or 1
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = len({_siblings(root, cpu) for cpu in cpus})
     if hasattr(os, "process_cpu_count"):  # it knows of `python -X cpu_count`
         cores = min(cores, os.process_cpu_count() or 1)
     return max(1, min([cores, *_quotas(root)]))
