@@ -92,17 +92,14 @@ def state_dict_for(network, checkpoint):
 
 def closest(network, tensors):
     """The `Fit` with the fewest differences among all families."""
-    fits = []
-    for family in FAMILIES:
-        sources = layout(network, family)
-        expected = {name: source.shape for source in sources.values() for name in source.names}
-        fits.append(Fit(family, sources, differences(expected, tensors)))
+    layouts = {family: layout(network, family) for family in FAMILIES}
+    fits = [Fit(family, sources, _differences(sources, tensors)) for family, sources in layouts.items()]
     return min(fits, key=lambda fit: len(fit.differences))
 
 
-def differences(expected, tensors):
-    """How named tensors differ from the expected names and shapes: a text for each that does, in their order."""
-    found = []
+def _differences(sources, tensors):
+    """How named tensors differ from the names and shapes of `sources`: a text for each that does, in their order."""
+    expected, found = {name: source.shape for source in sources.values() for name in source.names}, []
     for name, shape in expected.items():
         if name not in tensors:
             found.append(f"missing {name}")

@@ -14,6 +14,8 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
 BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
 Positive = Annotated[int, Field(ge=1, le=10**6)]
+Down = Literal["DownBlock2D", "AttnDownBlock2D"]
+Up = Literal["UpBlock2D", "AttnUpBlock2D"]
 
 
 class Config(BaseModel):
@@ -29,19 +31,9 @@ class Config(BaseModel):
     time_embedding_dim: Positive | None = None
     freq_shift: Literal[0, 1] = 0
     flip_sin_to_cos: bool = True
-    down_block_types: tuple[Literal["DownBlock2D", "AttnDownBlock2D"], ...] = (
-        "DownBlock2D",
-        "AttnDownBlock2D",
-        "AttnDownBlock2D",
-        "AttnDownBlock2D",
-    )
+    down_block_types: tuple[Down, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
-    up_block_types: tuple[Literal["UpBlock2D", "AttnUpBlock2D"], ...] = (
-        "AttnUpBlock2D",
-        "AttnUpBlock2D",
-        "AttnUpBlock2D",
-        "UpBlock2D",
-    )
+    up_block_types: tuple[Up, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     block_out_channels: tuple[Positive, ...] = (224, 448, 672, 896)
     layers_per_block: Positive = 2
     mid_block_scale_factor: Literal[1] = 1

@@ -26,15 +26,14 @@ def resolve(precision, device, smooth=True):
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}", "Sample.precision")
     if precision == "tf32" and (device.type != "cuda" or torch.version.hip):
-        raise InputError(
-            f"precision tf32 needs an NVIDIA GPU; {device.type} can do fp32 and bf16", "Sample.precision", "device"
-        )
+        message = f"precision tf32 needs an NVIDIA GPU; {device.type} can do fp32 and bf16"
+        raise InputError(message, "Sample.precision", "device")
     if precision != "auto":
         return precision
-    if not smooth:
-        return "fp32"
-    fast = has_bfloat16(device)
-    return "bf16" if (faster_by_timing() if fast is None else fast) else "fp32"
+    fast = smooth and has_bfloat16(device)
+    if fast is None:
+        fast = faster_by_timing()
+    return "bf16" if fast else "fp32"
 
 
 @functools.cache
@@ -71,9 +70,9 @@ class Engine:
     broadcasts_time = True
 
     def __init__(self, network, device, precision="fp32", compile=False):
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = self.plain = network.to(device, memory_format=torch.channels_last)
         self.network.set_inner(torch.bfloat16 if precision == "bf16" else torch.float32)
-        self.precision, self.compiled, self.plain = precision, compile, self.network
+        self.precision, self.compiled = precision, compile
         if compile:
             compiler = os.environ.get("CXX", "g++")
             if not shutil.which(compiler):

@@ -82,8 +82,7 @@ def _quotas(root):
         top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         folder = top / place.lstrip("/")
         for group in (folder, *folder.parents):  # a container sees its own group as the top
-            quota = _quota(group)
-            if quota:
+            if quota := _quota(group):
                 yield int(quota)
             if group == top:
                 break
@@ -94,7 +93,7 @@ def _quota(group):
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = " ".join((group / file).read_text() for file in files).split()
-            return max(1.0, int(quota) / int(period)) if int(quota) > 0 else None
+            return int(quota) / int(period) if int(quota) > 0 else None
         except (OSError, ValueError):  # not there, or "max"
             continue
     return None

@@ -45,10 +45,9 @@ class UNet(nn.Module):
         super().__init__()
         s = self.settings = settings
         width, blocks, deep = [s.channels * m for m in s.multipliers], s.num_res_blocks, s.resample == "block"
+        wide = 4 * s.channels
         self.temb = nn.Module()
-        self.temb.dense = nn.ModuleList(
-            [nn.Linear(s.channels, 4 * s.channels), nn.Linear(4 * s.channels, 4 * s.channels)]
-        )
+        self.temb.dense = nn.ModuleList([nn.Linear(s.channels, wide), nn.Linear(wide, wide)])
         self.conv_in = nn.Conv2d(s.in_channels, s.channels, 3, padding=1)
 
         self.down, skips, c = nn.ModuleList(), [s.channels], s.channels

@@ -60,19 +60,19 @@ def examine(file, to=None):
     say("weights", source.weights)
     say("parameters", f"{sum(v.numel() for v in source.tensors.values()):,} in {len(source.tensors):,} tensors")
     say("network", f"{'' if fitting else 'closest is '}{best.section.struc} under the names of {best.family}")
-    if fitting:
-        say("fits", ", ".join(fitting))
-    else:
+    if not fitting:
         say("fits", f"no experiment of config/; from {best.experiment} it differs in {len(best.differences):,}:")
         for difference in best.differences[:5]:
             say("", difference)
-    if target and not fitting:
-        raise InputError(f"--to: {source.path} fits no experiment, so nothing is converted")
+        if target:
+            raise InputError(f"--to: {source.path} fits no experiment, so nothing is converted")
+        return 1
+    say("fits", ", ".join(fitting))
     if target:
         metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest}
         checkpoint.save(target, checkpoint.state_dict_for(best.network, source), metadata)
         say("written", target)
-    return 0 if fitting else 1
+    return 0
 
 
 def say(what, value):
