@@ -6,6 +6,7 @@ options of the numerical methods are declared once in `runner/solver/options.py`
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, create_model, model_validator
@@ -212,8 +213,8 @@ class Experiment(Section):
         for ours, theirs in (("image_size", "image_size"), (channels, "channels")):
             value, wanted = getattr(model, ours, None), getattr(data, theirs)
             if value not in (None, wanted):
-                ours, theirs = f"Model.{ours}", f"Dataset.{theirs}"
-                raise Contradiction(f"{ours} {value} is not {theirs} {wanted}", ours, theirs)
+                message = f"Model.{ours} {value} is not Dataset.{theirs} {wanted}"
+                raise Contradiction(message, f"Model.{ours}", f"Dataset.{theirs}")
         if sample.sample_speed > (total := self.Schedule.diffusion_step):
             message = f"Sample.sample_speed {sample.sample_speed} is above Schedule.diffusion_step {total}"
             raise Contradiction(message, "Sample.sample_speed", "Schedule.diffusion_step")
@@ -244,12 +245,8 @@ def fingerprint(experiment, *words) -> dict[str, Any]:
 
     Two experiments with equal fingerprints are the same run as far as these words go.
     """
-    found = {}
-    for name, item in keys(experiment):
-        if set(words) & set(item.json_schema_extra["decides"]):
-            section, inner = name.split(".")
-            found[name] = getattr(getattr(experiment, section), inner)
-    return found
+    deciding = [name for name, item in keys(experiment) if set(words) & set(item.json_schema_extra["decides"])]
+    return {name: attrgetter(name)(experiment) for name in deciding}
 
 
 def difference(held, wanted):
