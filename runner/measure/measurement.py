@@ -6,7 +6,7 @@ from pndm.config.errors import InputError
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
 from pndm.runner.measure.features import is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
-from pndm.runner.measure.statistics import Moments, Statistics
+from pndm.runner.measure.statistics import ALONE, Moments, Statistics
 
 # A distance from fewer images is marked weak: its bias falls as one over their number. A data set's whole split has
 # no more images to offer, so it never counts as few.
@@ -26,7 +26,7 @@ class Measurement:
         self.reset()
 
     @classmethod
-    def of(cls, dataset, sample, device, team=None):
+    def of(cls, dataset, sample, device, team=ALONE):
         """What a sampling run measures: `dataset` and `sample` are an experiment's sections.
 
         All processes of `team` call this, and share the work on the reference. Raises InputError when the reference
@@ -52,7 +52,6 @@ class Measurement:
     def reset(self):
         """Forget the images seen."""
         self.statistics, self.kept = Statistics(self.extractor.dimension, device=self.device), []
-        self.error, self.gathered = None, False
 
     def update(self, ids, images):
         """Take in uint8 images (n, C, H, W) of those numbers."""
@@ -63,23 +62,20 @@ class Measurement:
 
     def gather(self, team):
         """Put together what all processes (`Processes`) have seen; all call this, then the first calls `card`."""
-        if team.size == 1:
-            return
         self.statistics.gather(team)
         self.error = standard_error(self.statistics, self.reference.mu, self.reference.sigma, team)
-        self.gathered = True
         if self.metrics:
             none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.extractor.dimension)
-            mine = [torch.cat(parts) for parts in zip(none, *self.kept, strict=True)]
-            self.kept = team.collect(mine, 0)
+            self.kept = team.collect([torch.cat(parts) for parts in zip(none, *self.kept, strict=True)], 0)
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""
-        extractor, mu, sigma = self.extractor, self.reference.mu, self.reference.sigma
+        if not self.statistics.gathered:
+            self.gather(ALONE)
+        extractor = self.extractor
         record = {"images": self.statistics.count, "features": extractor.name, "hash": extractor.hash}
         moments = Moments(*self.statistics.moments(), self.made_of | record)
-        error = self.error if self.gathered else standard_error(self.statistics, mu, sigma)
-        card = make_card(moments, self.reference, extractor, error, self.device)
+        card = make_card(moments, self.reference, extractor, self.error, self.device)
         if self.metrics:
             ids, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
             features, others = features[ids.argsort()], torch.cat(self.others)
