@@ -73,7 +73,7 @@ def network(args):
     return {"config": args.config, "batch": args.batch, "flops": flops, "rounds": rounds, "table": table}
 
 
-held = {}  # in the process of a contender: its loop and what that takes
+held: dict = {}  # in the process of a contender: its loop and what that takes
 
 
 def start(name, args, where):

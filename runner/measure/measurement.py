@@ -86,18 +86,17 @@ class Measurement:
 def make_card(a, b, extractor=None, error=None, device="cpu"):
     """The card of the distance of `a` from the reference `b`, both `Moments`."""
     made = a.record if a.record.get("features") else b.record
-    counts = [moments.record.get("images") for moments in (a, b)]
-    few = [count is not None and count < WEAK for count in counts]
-    whole = [moments.record.get("split") is not None for moments in (a, b)]
+    origin = {name: value for name, value in b.record.items() if name not in ("features", "hash", "file_hash")}
+    sides = [(moments.record.get("images"), moments.record.get("split")) for moments in (a, b)]
     return {
         "value": frechet_distance(a.mu, a.sigma, b.mu, b.sigma, device),
         "error": error,
         "features": made.get("features"),
         "hash": made.get("hash"),
-        "images": counts[0],
+        "images": a.record.get("images"),
         "resize": extractor and extractor.resize,
-        "reference": _origin(b) | {"images": counts[1]},
-        "weak": (few[0] and not whole[0]) or (few[1] and not whole[1]),
+        "reference": origin | {"hash": b.record.get("file_hash"), "images": b.record.get("images")},
+        "weak": any(count is not None and count < WEAK and split is None for count, split in sides),
     }
 
 
@@ -152,9 +151,3 @@ def refuse_metrics(metrics, where, count):
 def summing_device(device):
     """Where sums in float64 are made for a run on `device`: there if it is an NVIDIA GPU, else on the CPU."""
     return device if torch.device(device).type == "cuda" else torch.device("cpu")
-
-
-def _origin(moments):
-    """Where a reference comes from: the file and its hash, and what its record says of the images."""
-    origin = {name: value for name, value in moments.record.items() if name not in ("features", "hash", "file_hash")}
-    return origin | {"hash": moments.record.get("file_hash")}
