@@ -11,9 +11,9 @@ from helpers import ROOT
 FLOORS = [
     ["runner/solver"],
     ["config"],
-    ["model", "dataset"],
+    ["model", "dataset", "runner/processes.py"],
     ["runner/measure"],
-    ["runner/build.py", "runner/folder.py", "runner/random.py", "runner/processes.py", "runner/progress.py"],
+    ["runner/build.py", "runner/folder.py", "runner/random.py", "runner/progress.py"],
     ["runner"],  # the runners: its other files
     ["runner/table"],
     ["pndm"],

@@ -15,15 +15,32 @@ import operator
 import os
 import platform
 import statistics
-import sys
+import tempfile
 import time
 import warnings
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import scipy.linalg
+import torch
+from torch.profiler import ProfilerActivity
 
-from pndm.tools.contenders import contender, network, shape_of
+from pndm.cli import device
+from pndm.config.errors import InputError
+from pndm.config.files import save_json
+from pndm.config.load import load, replaced
+from pndm.config.schema import PRECISIONS
+from pndm.model import checkpoint, load_model
+from pndm.model.unet import UNet
+from pndm.runner import sample
+from pndm.runner.build import load_network, sampling_of
+from pndm.runner.measure.distance import frechet_distance
+from pndm.runner.measure.features import EXTRACTORS
+from pndm.runner.measure.measurement import Measurement
+from pndm.tools.contenders import clock, contender, network, shape_of
 
 
 def frechet(args):
@@ -31,9 +48,12 @@ def frechet(args):
 
     On moments of normal vectors whose variances spread over some three decades, as features' do.
     """
-    from pndm.runner.measure.distance import frechet_distance
+    from pytorch_fid.fid_score import calculate_frechet_distance as theirs
 
-    theirs = _pytorch_fid()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    sqrtm = scipy.linalg.sqrtm
+    if "disp" not in signature(sqrtm).parameters:  # from SciPy 1.18 on; pytorch-fid passes it
+        scipy.linalg.sqrtm = lambda a, disp=True: sqrtm(a) if disp else (sqrtm(a), 0.0)
     rng = np.random.default_rng(0)
     scales = np.exp(rng.normal(-1, 1, args.dimension))
 
@@ -66,39 +86,20 @@ def sampling(args):
     By F-PNDM, on the bundled digits network, or on random weights and without statistics. The run is that of
     `--runner sample`, from its first batch to its last file; loading the network and the reference come before it.
     """
-    import tempfile
+    where, inside, forward = device("auto"), [], UNet.forward
 
-    import torch
-    from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+    def timed(*inputs):
+        start = clock(where)
+        eps = forward(*inputs)
+        inside.append(clock(where) - start)
+        return eps
 
-    from pndm.cli import device
-    from pndm.config.load import load, replaced
-    from pndm.model import checkpoint, load_model
-    from pndm.model.unet import UNet
-    from pndm.runner import sample
-
-    where, inside = device("auto"), []
-
-    def now():
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def enter(module, _):
-        if isinstance(module, UNet):
-            inside.append(-now())
-
-    def leave(module, *_):
-        if isinstance(module, UNet):
-            inside[-1] += now()
-
-    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     values = {"total_num": args.images, "sample_speed": args.steps, "method": "F-PNDM"}
     values |= {"batch_size": args.batch} if args.batch else {}
     experiment, rounds = load(args.config), []
     for _ in range(args.repeat):
         inside.clear()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(UNet, "forward", timed):
             if args.config != "digits.yml":
                 torch.manual_seed(0)
                 path = Path(folder) / "random.safetensors"
@@ -108,8 +109,6 @@ def sampling(args):
         share = 1 - sum(inside) / record["seconds"]
         rounds.append({name: record[name] for name in ("seconds", "images_per_second", "nfe")} | {"outside": share})
         print(f"{record['seconds']:.2f} s, {100 * share:.2f} % outside the network")
-    for hook in hooks:
-        hook.remove()
     outside = statistics.median(r["outside"] for r in rounds)
     print(f"median {100 * outside:.2f} % outside the network")
     return {"config": args.config, "steps": args.steps, "rounds": rounds, "outside": outside}
@@ -117,14 +116,7 @@ def sampling(args):
 
 def features(args):
     """Images a second through pytorch-fid's Inception, with random weights, from uint8 images of 32×32."""
-    import tempfile
-    from unittest import mock
-
-    import torch
     from pytorch_fid import inception
-
-    from pndm.cli import device
-    from pndm.runner.measure.features import EXTRACTORS
 
     where = device("auto")
     with (
@@ -148,13 +140,6 @@ def precision(args):
 
     The same noise in both; rms in grey levels of 255, before rounding; distances with their jackknife errors.
     """
-    import torch
-
-    from pndm.cli import device
-    from pndm.config.load import load, replaced
-    from pndm.runner.build import load_network, sampling_of
-    from pndm.runner.measure.measurement import Measurement
-
     where = device("auto")
     digits = load("digits.yml")
     measurement = Measurement.of(digits.Dataset, digits.Sample, where)
@@ -184,11 +169,6 @@ def precision(args):
 
 def profile(args):
     """Where the time of one network call goes, operator by operator (torch.profiler)."""
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    from pndm.cli import device
-
     where = device("auto")
     loop, network = contender("here", args, where)
     x = torch.randn(args.batch, *shape_of(args.config), device=where)
@@ -211,20 +191,6 @@ def profile(args):
     return figures | {"milliseconds": total / args.repeat / 1000}
 
 
-def _pytorch_fid():
-    """pytorch-fid's function; for SciPy from 1.18 on, whose `sqrtm` lacks `disp`, with that argument put back."""
-    from inspect import signature
-
-    from pytorch_fid import fid_score
-    from scipy import linalg
-
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    if "disp" not in signature(linalg.sqrtm).parameters:
-        sqrtm = linalg.sqrtm
-        linalg.sqrtm = lambda a, disp=True: sqrtm(a) if disp else (sqrtm(a), 0.0)
-    return fid_score.calculate_frechet_distance
-
-
 def _timed(function, *arguments):
     start = time.perf_counter()
     value = function(*arguments)
@@ -233,8 +199,6 @@ def _timed(function, *arguments):
 
 def machine():
     """What figures depend on besides the code."""
-    import torch
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": platform.processor() or platform.machine(),
@@ -252,9 +216,6 @@ def positive(text):
 
 
 def main(argv=None):
-    from pndm.config.errors import InputError
-    from pndm.config.schema import PRECISIONS
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
 
@@ -285,11 +246,8 @@ def main(argv=None):
     try:
         figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
     except InputError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"benchmark.py: {error}\n")
     if args.json:
-        from pndm.config.files import save_json
-
         save_json(args.json, figures)
 
 

@@ -1,8 +1,25 @@
 """The benchmark `network`: three contenders on the same weights, each in a process of its own (tools/benchmark.py)."""
 
-import argparse
-import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pndm.cli import device
+from pndm.config.load import load
+from pndm.model import backend, load_model
+from pndm.model.engine import Engine, peak, resolve
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import solve
+from pndm.runner.solver.transfer import phi
+
+CALLS = 59  # of F-PNDM in 50 steps
+CONTENDERS = ("here", "plain", "diffusers")
 
 
 def network(args):
@@ -13,42 +30,42 @@ def network(args):
     one after the other, and a product of two square matrices in bfloat16 and in float32, whose rate is what FLOP/s are
     a share of.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from pndm.cli import device
-    from pndm.config.load import load
-    from pndm.model.settings import settings_of
-    from pndm.model.unet import UNet
-
     where = device("auto")
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         UNet(settings_of(load(args.config).Model))(torch.zeros(1, *shape_of(args.config)), torch.zeros(1))
     flops = counter.get_total_flops() * args.batch
-    workers, rounds = {name: Worker(name, args, where) for name in CONTENDERS}, []
-    eps = {name: worker.eps for name, worker in workers.items()}
+    workers = {name: ProcessPoolExecutor(1, get_context("spawn"), start, (name, args, where)) for name in CONTENDERS}
+    eps = {name: worker.submit(predict).result() for name, worker in workers.items()}
+    rounds = []
     for _ in range(args.repeat):
         found = {}
         for name, worker in workers.items():
-            seconds, inside = worker.run()
+            seconds, inside = worker.submit(run).result()
             found[name] = {"calls_per_second": len(inside) / seconds, "outside": 1 - sum(inside) / seconds}
-        for dtype in (torch.bfloat16, torch.float32):
-            found[f"product_{str(dtype)[6:]}"] = product_rate(dtype, args.side, where)
+        for kind in ("bfloat16", "float32"):
+            found[f"product_{kind}"] = product_rate(getattr(torch, kind), args.side, where)
         rounds.append(found)
-    peaks = {name: worker.end() for name, worker in workers.items()}
-    product = {name: statistics.median(r[name] for r in rounds) for name in ("product_bfloat16", "product_float32")}
+    products = [median(r[f"product_{kind}"] for r in rounds) for kind in ("bfloat16", "float32")]
     print(
         f"{args.config}, batch {args.batch}, {flops / args.batch / 1e9:.3g} GFLOP an image and call; matrix product: "
-        "{product_bfloat16:.3g} FLOP/s in bfloat16, {product_float32:.3g} in float32".format(**product)
+        f"{products[0]:.3g} FLOP/s in bfloat16, {products[1]:.3g} in float32"
     )
     print(f"{'':16}  calls/s  images/s   TFLOP/s  of bf16   ratio  outside  memory MiB  rms to plain")
     table = {}
     for name in CONTENDERS:
-        row = table[name] = _row(name, rounds, args.batch, flops)
-        row["peak_bytes"] = peaks[name]
-        row["rms_to_plain"] = float((eps[name] - eps["plain"]).square().mean().sqrt() / eps["plain"].std())
+        calls = median(r[name]["calls_per_second"] for r in rounds)
+        row = table[name] = {
+            "calls_per_second": calls,
+            "images_per_second": calls * args.batch / CALLS,
+            "flops": calls * flops,
+            "share_of_product": median(r[name]["calls_per_second"] * flops / r["product_bfloat16"] for r in rounds),
+            "ratio": median(r[name]["calls_per_second"] / r["plain"]["calls_per_second"] for r in rounds),
+            "outside": median(r[name]["outside"] for r in rounds),
+            "peak_bytes": workers[name].submit(peak, where).result(),
+            "rms_to_plain": float((eps[name] - eps["plain"]).square().mean().sqrt() / eps["plain"].std()),
+        }
         print(
-            f"{name:16}{row['calls_per_second']:9.3f}{row['images_per_second']:10.4f}{row['flops'] / 1e12:10.3f}"
+            f"{name:16}{calls:9.3f}{row['images_per_second']:10.4f}{row['flops'] / 1e12:10.3f}"
             f"{100 * row['share_of_product']:8.0f}%{row['ratio']:8.2f}{100 * row['outside']:8.2f}%"
             f"{row['peak_bytes'] / 2**20:12,.0f}{row['rms_to_plain']:14.1e}"
         )
@@ -56,88 +73,40 @@ def network(args):
     return {"config": args.config, "batch": args.batch, "flops": flops, "rounds": rounds, "table": table}
 
 
-def _row(name, rounds, batch, flops):
-    """The medians over the rounds of one contender."""
-
-    def median(of):
-        return statistics.median(of(r[name]["calls_per_second"], r) for r in rounds)
-
-    return {
-        "calls_per_second": median(lambda calls, r: calls),
-        "images_per_second": median(lambda calls, r: calls * batch / CALLS),
-        "flops": median(lambda calls, r: calls * flops),
-        "share_of_product": median(lambda calls, r: calls * flops / r["product_bfloat16"]),
-        "ratio": median(lambda calls, r: calls / r["plain"]["calls_per_second"]),
-        "outside": median(lambda calls, r: r[name]["outside"]),
-    }
+held: dict = {}  # in the process of a contender: its loop and what that takes
 
 
-CALLS = 59  # of F-PNDM in 50 steps
-CONTENDERS = ("here", "plain", "diffusers")
-
-
-class Worker:
-    """A process with one contender, which runs its loop when it is told to."""
-
-    def __init__(self, name, args, where):
-        import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(name, vars(args) | {"function": None}, where, theirs))
-        self.process.start()
-        theirs.close()  # else the end of the process would go unnoticed
-        self.eps = self.pipe.recv()
-
-    def run(self):
-        """(seconds of the loop, seconds of each network call)."""
-        self.pipe.send(True)
-        return self.pipe.recv()
-
-    def end(self):
-        """End the process; returns the bytes that it has held at most (on a GPU: there)."""
-        self.pipe.send(False)
-        return self.pipe.recv()
-
-
-def serve(name, args, where, pipe):
-    import torch
-
-    from pndm.model import backend
-    from pndm.model.engine import peak
-
+def start(name, args, where):
+    """Make this process the contender's."""
     if name == "here":
         backend.start()
-    args = argparse.Namespace(**args)
     loop, network = contender(name, args, where)
     torch.manual_seed(0)
-    x, t = torch.randn(args.batch, *shape_of(args.config)).to(where), torch.full((args.batch,), 500.0, device=where)
-    with torch.inference_mode():
-        pipe.send(network(x, t).float().cpu())
-        while pipe.recv():
-            pipe.send(time_loop(loop, network, x, args.steps, where))
-    pipe.send(peak(where))
+    x = torch.randn(args.batch, *shape_of(args.config)).to(where)
+    held.update(loop=loop, network=network, x=x, steps=args.steps, where=where)
+
+
+@torch.inference_mode()
+def predict():
+    """ε of the contender's network."""
+    x = held["x"]
+    return held["network"](x, torch.full((len(x),), 500.0, device=x.device)).float().cpu()
+
+
+@torch.inference_mode()
+def run():
+    """(seconds of the contender's loop, seconds of each network call)."""
+    return time_loop(**held)
 
 
 def shape_of(config):
-    from pndm.config.load import load
-
     data = load(config).Dataset
     return data.channels, data.image_size, data.image_size
 
 
 def contender(name, args, where):
     """A loop(network, x, steps), and its network(x, t) → ε."""
-    import torch
     from diffusers import PNDMScheduler, UNet2DModel
-
-    from pndm.config.load import load
-    from pndm.model import load_model
-    from pndm.model.engine import Engine, resolve
-    from pndm.model.settings import settings_of
-    from pndm.runner.solver.schedule import Schedule
-    from pndm.runner.solver.solve import solve
-    from pndm.runner.solver.transfer import phi
 
     section, schedule = load(args.config).Model, Schedule()
     torch.manual_seed(0)
@@ -190,37 +159,33 @@ def diffusers_config(s, size):
     }
 
 
+def clock(where):
+    """Seconds, when the device has done what it was given."""
+    if where.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def time_loop(loop, network, x, steps, where):
     """(seconds of the loop, seconds of each network call)."""
-    import torch
-
     inside = []
 
-    def now():
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def timed(x, t):
-        start = now()
+        start = clock(where)
         eps = network(x, t)
-        inside.append(now() - start)
+        inside.append(clock(where) - start)
         return eps
 
-    start = now()
+    start = clock(where)
     loop(timed, x, steps)
-    return now() - start, inside
+    return clock(where) - start, inside
 
 
 def product_rate(dtype, side, where, repeat=3):
-    """FLOP/s of a product of two square matrices: of `repeat` in a row after a first, as the loops are timed."""
-    import torch
-
-    def products(product, a, b):
-        for _ in range(repeat):
-            product(a, b)
-
+    """FLOP/s of a product of two square matrices: of `repeat` in a row after a first."""
     a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
     a @ b
-    seconds, _ = time_loop(products, torch.matmul, a, b, where)
-    return repeat * 2 * side**3 / seconds
+    start = clock(where)
+    for _ in range(repeat):
+        a @ b
+    return repeat * 2 * side**3 / (clock(where) - start)

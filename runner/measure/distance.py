@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from pndm.runner.measure.statistics import check_moments, real
+from pndm.runner.measure.statistics import ALONE, check_moments, real
 
 Array = np.ndarray | torch.Tensor
 EPS = 2.0**-52
@@ -46,7 +46,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, devic
     return max(0.0, float(apart - 2 * trace))
 
 
-def standard_error(statistics, mu, sigma, team=None):
+def standard_error(statistics, mu, sigma, team=ALONE):
     """Standard error of the Fréchet distance from the images in `statistics` to the reference `mu`, `sigma`.
 
     By the delete-a-group jackknife: √((G − 1)/G · Σ (θ_g − θ̄)²), θ_g the distance without group g (Efron &
@@ -74,10 +74,8 @@ def standard_error(statistics, mu, sigma, team=None):
             covariance = span.T @ covariance @ span
         product = root.T @ covariance @ root if failed else _congruent(root, covariance)
         distances[g] = apart - 2 * torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
-        if team:
-            team.beat()
-    if team:
-        distances = team.total(distances)
+        team.beat()
+    distances = team.total(distances)
     return math.sqrt((int(groups.sum()) - 1) * np.var(distances[groups].numpy()))
 
 

@@ -53,52 +53,11 @@ def pixels(shape, device, path):
     return Extractor("pixels", dimension, None, None, lambda images: images.flatten(1).double() / 255)
 
 
-def inception(shape, device, path):
-    """pytorch-fid's Inception, pool3. A distance is an FID only with its network and its weights.
+def network(name, dimension, load, size, mean, std, mode="bicubic"):
+    """An entry of EXTRACTORS: `load(path)` → (network, file of its weights).
 
-    Its own preprocessing: levels in [0, 1], grey repeated to 3 channels, bilinear resize to 299×299, then [−1, 1].
+    It sees levels in [0, 1], grey repeated to 3 channels, resized to size × size, less `mean`, over `std`.
     """
-    import pytorch_fid.inception as package
-    from torch.nn.functional import interpolate
-
-    from pndm.model.checkpoint import sha256
-
-    file = _inception_file(path, package.FID_WEIGHTS_URL)
-    net = _inception_network(file).to(device)
-
-    def function(images):
-        x = (images.to(device).float() / 255).expand(-1, 3, -1, -1)
-        return net(2 * interpolate(x, (299, 299), mode="bilinear", align_corners=False) - 1)
-
-    return Extractor("inception", 2048, sha256(file), "bilinear to 299×299", function)
-
-
-def _inception_network(file):
-    """torchvision's Inception made of pytorch-fid's blocks, whose pools differ, up to the last pool.
-
-    pytorch-fid's own class downloads the weights when it is made, wherever they are.
-    """
-    import torch
-    from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1, FIDInceptionE_2
-    from torchvision.models import inception as parts
-
-    def last(channels):
-        return (FIDInceptionE_1 if channels == 1280 else FIDInceptionE_2)(channels)
-
-    blocks = [parts.BasicConv2d, FIDInceptionA, parts.InceptionB, FIDInceptionC, parts.InceptionD, last]
-    blocks.append(parts.InceptionAux)
-    network = parts.Inception3(1008, aux_logits=False, inception_blocks=blocks, init_weights=False)
-    try:
-        network.load_state_dict(_weights(file))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        message = f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})"
-        raise InputError(message, "Sample.inception_path") from None
-    network.fc = torch.nn.Identity()
-    return network.eval()
-
-
-def network(name, dimension, load, size, mean, std):
-    """An entry of EXTRACTORS: `load(path)` → (network, file of its weights); it sees images resized to `size`."""
 
     def extractor(shape, device, path):
         import torch
@@ -112,15 +71,49 @@ def network(name, dimension, load, size, mean, std):
 
         def function(images):
             x = (images.to(device).float() / 255).expand(-1, 3, -1, -1)
-            return net((interpolate(x, (size, size), mode="bicubic", antialias=True) - shift) / scale)
+            return net((interpolate(x, (size, size), mode=mode, antialias=mode == "bicubic") - shift) / scale)
 
-        return Extractor(name, dimension, sha256(file), f"bicubic to {size}×{size}", function)
+        return Extractor(name, dimension, sha256(file), f"{mode} to {size}×{size}", function)
 
     return extractor
 
 
+def load_inception(path):
+    """pytorch-fid's Inception up to pool3, and the file of its weights: as given, in the hub's cache, or downloaded.
+
+    torchvision's network is made of pytorch-fid's blocks, whose pools differ. pytorch-fid's own class downloads the
+    weights when it is made, wherever they are.
+    """
+    import torch
+    from pytorch_fid import inception
+    from torchvision.models import inception as parts
+
+    def last(channels):
+        return (inception.FIDInceptionE_1 if channels == 1280 else inception.FIDInceptionE_2)(channels)
+
+    file = _inception_file(path, inception.FID_WEIGHTS_URL)
+    blocks = [parts.BasicConv2d, inception.FIDInceptionA, parts.InceptionB, inception.FIDInceptionC]
+    blocks += [parts.InceptionD, last, parts.InceptionAux]
+    net = parts.Inception3(1008, aux_logits=False, inception_blocks=blocks, init_weights=False)
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        message = f"{file}: not readable as weights ({type(error).__name__})"
+        raise InputError(message, "Sample.inception_path") from None
+    try:
+        net.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        message = f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})"
+        raise InputError(message, "Sample.inception_path") from None
+    net.fc = torch.nn.Identity()
+    return net, file
+
+
 # name → function (shape of an image (C, H, W), device, inception_path or None) → Extractor
-EXTRACTORS = {"pixels": pixels, "inception": inception}
+EXTRACTORS = {
+    "pixels": pixels,
+    "inception": network("inception", 2048, load_inception, 299, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear"),
+}
 
 
 def make_extractor(name, shape, device="cpu", path=None):
@@ -135,18 +128,7 @@ def is_fid(name, digest):
     return name == "inception" and (digest or "").startswith(FID_HASH)
 
 
-def _weights(file):
-    import torch
-
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        message = f"{file}: not readable as weights ({type(error).__name__})"
-        raise InputError(message, "Sample.inception_path") from None
-
-
 def _inception_file(path, url):
-    """The file of Inception's weights: as given, or in the hub's cache, or downloaded into it."""
     import torch
 
     name = url.rsplit("/", 1)[1]

@@ -40,14 +40,17 @@ def compare(paths, features, device, inception_path=None, out=None, metrics=()):
     if len(paths) != 2:
         raise InputError(f"two paths are needed, each of images or a statistics file; {len(paths)} are given", "paths")
     _refuse_unwritable(out, ".json")
-    sides = [open_side(path) for path in paths]
-    for path, side in zip(paths, sides, strict=True):
-        refuse_metrics(metrics, path, None if _moments(side) else len(side))
-    extractor = _extractor_for(paths, sides, features, device, inception_path)
-    for path, side in zip(paths, sides, strict=True):
-        if _moments(side):
-            refuse_other(path, side, extractor or sides[1], "paths")
-    card = _measure(*sides, extractor, metrics, summing_device(device))
+    a, b = sides = [open_side(path) for path in paths]
+    pairs = list(zip(paths, sides, strict=True))
+    for path, side in pairs:
+        refuse_metrics(metrics, path, None if isinstance(side, Moments) else len(side))
+    features = features or next(filter(None, map(_features_of, paths, sides)), "inception")
+    images = [(path, tuple(side[0].shape)) for path, side in pairs if not isinstance(side, Moments)]
+    extractor = _extractor_for(images, features, device, inception_path) if images else None
+    for path, side in pairs:
+        if isinstance(side, Moments):
+            refuse_other(path, side, extractor or b, "paths")
+    card = _measure(a, b, extractor, metrics, summing_device(device))
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         save_json(out, card)
@@ -61,14 +64,12 @@ def make_statistics(images, features, device, out, inception_path=None):
     features None: inception.
     """
     _refuse_unwritable(out, ".npz")
-    features = features or "inception"
     _refuse_few(images.record["dataset"], images)
-    extractor = make_extractor(features, images[0].shape, device, inception_path)
+    extractor = make_extractor(features or "inception", images[0].shape, device, inception_path)
     moments = moments_of(images, extractor, summing_device(device))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     moments.save(out)
-    print(f"{out}: {extractor.dimension} {features} features of {len(images):,} images")
-    return moments
+    print(f"{out}: {extractor.dimension} {extractor.name} features of {len(images):,} images")
 
 
 def open_side(path):
@@ -93,25 +94,19 @@ def open_side(path):
     return images
 
 
-def features_of(path, side):
+def _features_of(path, side):
     """The name of the features that a statistics file, or the record of the run in a folder, says; or None."""
-    if _moments(side):
+    if isinstance(side, Moments):
         return side.record.get("features")
     try:
-        record = load_json(Path(path) / "result.json")
-        return (record.get("frechet") or {}).get("features")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return (load_json(Path(path) / "result.json").get("frechet") or {}).get("features")
+    except (OSError, ValueError, AttributeError):
         return None
 
 
-def _extractor_for(paths, sides, features, device, inception_path):
-    """The extractor for the sides that are images; None when there are none. Raises InputError."""
-    shapes = {path: tuple(side[0].shape) for path, side in zip(paths, sides, strict=True) if not _moments(side)}
-    if not shapes:
-        return None
-    known = [name for name in map(features_of, paths, sides) if name]
-    features = features or (known[0] if known else "inception")
-    shape = next(iter(shapes.values()))
+def _extractor_for(images, features, device, inception_path):
+    """The extractor for images, given as pairs of a path and a shape (C, H, W). Raises InputError."""
+    shape = images[0][1]
     try:
         extractor = make_extractor(features, shape, device, inception_path)
     except InputError as error:
@@ -119,8 +114,8 @@ def _extractor_for(paths, sides, features, device, inception_path):
             more = "images as small as these can be compared by features pixels"
             raise InputError(f"{error}; {more}", *error.keys) from None
         raise
-    if not extractor.resize and len(set(shapes.values())) > 1:
-        what = " and ".join(f"{path} of {shape}" for path, shape in shapes.items())
+    if not extractor.resize and images[-1][1] != shape:
+        what = " and ".join(f"{path} of {shape}" for path, shape in images)
         raise InputError(f"features {features}: {what}; they are compared at one size only", "Sample.features", "paths")
     return extractor
 
@@ -128,9 +123,9 @@ def _extractor_for(paths, sides, features, device, inception_path):
 def _measure(a, b, extractor, metrics, device):
     """The card of the distance of `a` from the reference `b`, each images or `Moments`."""
     kept = [] if metrics else None
-    if not _moments(b):
+    if not isinstance(b, Moments):
         b = moments_of(b, extractor, device, kept=kept)
-    if _moments(a):
+    if isinstance(a, Moments):
         return make_card(a, b, extractor, device=device)
     measurement = Measurement(extractor, b, a.record, metrics, kept, device)
     with tqdm(total=len(a), unit="image", desc="features", dynamic_ncols=True, disable=None) as bar:
@@ -138,10 +133,6 @@ def _measure(a, b, extractor, metrics, device):
             measurement.update(ids, images)
             bar.update(len(ids))
     return measurement.card()
-
-
-def _moments(side):
-    return isinstance(side, Moments)
 
 
 def _refuse_few(where, images):

@@ -6,7 +6,7 @@ from pndm.config.errors import InputError
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
 from pndm.runner.measure.features import is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
-from pndm.runner.measure.statistics import Moments, Statistics
+from pndm.runner.measure.statistics import ALONE, Moments, Statistics
 
 # A distance from fewer images is marked weak: its bias falls as one over their number. A data set's whole split has
 # no more images to offer, so it never counts as few.
@@ -26,7 +26,7 @@ class Measurement:
         self.reset()
 
     @classmethod
-    def of(cls, dataset, sample, device, team=None):
+    def of(cls, dataset, sample, device, team=ALONE):
         """What a sampling run measures: `dataset` and `sample` are an experiment's sections.
 
         All processes of `team` call this, and share the work on the reference. Raises InputError when the reference
@@ -52,7 +52,6 @@ class Measurement:
     def reset(self):
         """Forget the images seen."""
         self.statistics, self.kept = Statistics(self.extractor.dimension, device=self.device), []
-        self.error, self.gathered = None, False
 
     def update(self, ids, images):
         """Take in uint8 images (n, C, H, W) of those numbers."""
@@ -63,23 +62,20 @@ class Measurement:
 
     def gather(self, team):
         """Put together what all processes (`Processes`) have seen; all call this, then the first calls `card`."""
-        if team.size == 1:
-            return
         self.statistics.gather(team)
         self.error = standard_error(self.statistics, self.reference.mu, self.reference.sigma, team)
-        self.gathered = True
         if self.metrics:
             none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.extractor.dimension)
-            mine = [torch.cat(parts) for parts in zip(none, *self.kept, strict=True)]
-            self.kept = team.collect(mine, 0)
+            self.kept = team.collect([torch.cat(parts) for parts in zip(none, *self.kept, strict=True)], 0)
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""
-        extractor, mu, sigma = self.extractor, self.reference.mu, self.reference.sigma
+        if not self.statistics.gathered:
+            self.gather(ALONE)
+        extractor = self.extractor
         record = {"images": self.statistics.count, "features": extractor.name, "hash": extractor.hash}
         moments = Moments(*self.statistics.moments(), self.made_of | record)
-        error = self.error if self.gathered else standard_error(self.statistics, mu, sigma)
-        card = make_card(moments, self.reference, extractor, error, self.device)
+        card = make_card(moments, self.reference, extractor, self.error, self.device)
         if self.metrics:
             ids, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
             features, others = features[ids.argsort()], torch.cat(self.others)
@@ -90,18 +86,17 @@ class Measurement:
 def make_card(a, b, extractor=None, error=None, device="cpu"):
     """The card of the distance of `a` from the reference `b`, both `Moments`."""
     made = a.record if a.record.get("features") else b.record
-    counts = [moments.record.get("images") for moments in (a, b)]
-    few = [count is not None and count < WEAK for count in counts]
-    whole = [moments.record.get("split") is not None for moments in (a, b)]
+    origin = {name: value for name, value in b.record.items() if name not in ("features", "hash", "file_hash")}
+    sides = [(moments.record.get("images"), moments.record.get("split")) for moments in (a, b)]
     return {
         "value": frechet_distance(a.mu, a.sigma, b.mu, b.sigma, device),
         "error": error,
         "features": made.get("features"),
         "hash": made.get("hash"),
-        "images": counts[0],
+        "images": a.record.get("images"),
         "resize": extractor and extractor.resize,
-        "reference": _origin(b) | {"images": counts[1]},
-        "weak": (few[0] and not whole[0]) or (few[1] and not whole[1]),
+        "reference": origin | {"hash": b.record.get("file_hash"), "images": b.record.get("images")},
+        "weak": any(count is not None and count < WEAK and split is None for count, split in sides),
     }
 
 
@@ -156,9 +151,3 @@ def refuse_metrics(metrics, where, count):
 def summing_device(device):
     """Where sums in float64 are made for a run on `device`: there if it is an NVIDIA GPU, else on the CPU."""
     return device if torch.device(device).type == "cuda" else torch.device("cpu")
-
-
-def _origin(moments):
-    """Where a reference comes from: the file and its hash, and what its record says of the images."""
-    origin = {name: value for name, value in moments.record.items() if name not in ("features", "hash", "file_hash")}
-    return origin | {"hash": moments.record.get("file_hash")}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from pndm.config.errors import InputError
 from pndm.dataset import batches, open_dataset
 from pndm.model import checkpoint
-from pndm.runner.measure.statistics import ROWS, Moments, Part, refuse_infinite
+from pndm.runner.measure.statistics import ALONE, ROWS, Moments, Part, refuse_infinite, symmetric
 
 BATCH = 64  # images that are read and described at a time
 LANES = 20  # parts of the images that processes share out
@@ -36,7 +37,7 @@ class Lane:
         return image
 
 
-def reference_of(section, extractor, device, team=None, kept=None):
+def reference_of(section, extractor, device, team=ALONE, kept=None):
     """The `Moments` of the data set of a `Dataset` section.
 
     Features of a network are computed once: the moments are kept in a file below temp/stats. Its name holds the cache
@@ -51,45 +52,39 @@ def reference_of(section, extractor, device, team=None, kept=None):
     moments = None
     with contextlib.suppress(InputError):
         moments = Moments.load(path)
-    found = torch.tensor(float(moments is not None))
-    if team.least(found) if team else found:
+    if team.least(torch.tensor(float(moments is not None))):
         return moments
     moments = moments_of(images, extractor, device, team)
-    if team is None or team.first:
+    if team.first:
         with contextlib.suppress(OSError):  # a full disk is no reason to stop: the next run computes it again
             path.parent.mkdir(parents=True, exist_ok=True)
             moments.save(path)
     return moments
 
 
-def moments_of(images, extractor, device="cpu", team=None, kept=None):
+def moments_of(images, extractor, device="cpu", team=ALONE, kept=None):
     """`Moments` of `images` (len() images, [i], .record), each read once.
 
     All processes of `team` call this: each takes every size-th of 20 lanes of the images, and all get the result. It
     is the same to the last digit for any number of processes. The features, float32, are added to the list `kept`.
     """
-    n, (rank, size) = len(images), (team.rank, team.size) if team else (0, 1)
+    n = len(images)
     lanes = [range(n * i // LANES, n * (i + 1) // LANES) for i in range(LANES)]
     total = Part(extractor.dimension, device)
-    with tqdm(total=n, unit="image", desc="features", dynamic_ncols=True, disable=None if rank == 0 else True) as bar:
-        for first in range(0, LANES, size):
-            turn = lanes[first : first + size]  # one lane for each process
-            lane = turn[rank] if rank < len(turn) else range(0)
+    with tqdm(total=n, unit="image", desc="features", dynamic_ncols=True, disable=None if team.first else True) as bar:
+        for first in range(0, LANES, team.size):
+            turn = lanes[first : first + team.size]  # one lane for each process
+            lane = turn[team.rank] if team.rank < len(turn) else range(0)
             part, features = _describe(Lane(images, lane), extractor, device, kept is not None, team)
-            if team:
-                team.wait()
+            team.wait()
             for source, lane in enumerate(turn):
-                mean, scatter = part.mean, part.scatter
-                if size > 1:
-                    mean, scatter = (team.broadcast(v, source) for v in (mean, scatter))
-                total.join(len(lane), mean, scatter)
+                total.join(len(lane), team.broadcast(part.mean, source), team.broadcast(part.scatter, source))
                 if kept is not None:
-                    theirs = features if source == rank else torch.zeros(len(lane), extractor.dimension)
-                    kept.append(team.broadcast(theirs, source) if team else theirs)
+                    theirs = features if source == team.rank else torch.zeros(len(lane), extractor.dimension)
+                    kept.append(team.broadcast(theirs, source))
                 bar.update(len(lane))
-    covariance = (total.scatter.tril() + total.scatter.tril(-1).T) / (n - 1)
     record = images.record | {"images": n, "features": extractor.name, "hash": extractor.hash}
-    return Moments(total.mean.cpu(), covariance.cpu(), record)
+    return Moments(total.mean.cpu(), (symmetric(total.scatter) / (n - 1)).cpu(), record)
 
 
 def open_statistics(path):
@@ -97,9 +92,7 @@ def open_statistics(path):
     if not Path(path).is_file():
         raise InputError(f"{path}: no such statistics file, an .npz with mu and sigma; the runner stats makes one")
     moments = Moments.load(path)
-    return Moments(
-        moments.mu, moments.sigma, moments.record | {"file": str(path), "file_hash": checkpoint.sha256(path)}
-    )
+    return replace(moments, record=moments.record | {"file": str(path), "file_hash": checkpoint.sha256(path)})
 
 
 def _describe(lane, extractor, device, keep, team):
@@ -114,8 +107,7 @@ def _describe(lane, extractor, device, keep, team):
         if sum(map(len, waiting)) >= ROWS:
             part.add(torch.cat(waiting))
             waiting = []
-        if team:
-            team.beat()
+        team.beat()
     if waiting:
         part.add(torch.cat(waiting))
     return part, torch.cat(kept)
@@ -124,8 +116,8 @@ def _describe(lane, extractor, device, keep, team):
 def _cache_key(section, images, extractor):
     """SHA-256 of all that the moments depend on."""
     facts = {"dataset": section.model_dump(mode="json"), "record": images.record, "images": len(images)}
-    facts |= {"features": extractor.name, "dimension": extractor.dimension, "hash": extractor.hash}
-    facts["resize"] = extractor.resize
+    facts |= {"features": extractor.name, "dimension": extractor.dimension}
+    facts |= {"hash": extractor.hash, "resize": extractor.resize}
     key = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for i in range(0, len(images), -(-len(images) // PROBES)):
         key.update(images[i].numpy().tobytes())

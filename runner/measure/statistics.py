@@ -1,8 +1,8 @@
 """Statistics of image features: count, mean and covariance, streamed; and the files that keep them."""
 
 import json
-import zipfile
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ from scipy.linalg.blas import dsyrk
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside
+from pndm.runner.processes import Processes
 
 GROUPS = 20  # of the jackknife
 ROWS = 256  # features of a group that are added to its matrix at a time
 SKEW = 1e-5  # relative to the largest value: what may be the rounding of a covariance computed in float32
+ALONE = Processes(torch.device("cpu"))
 LARGEST = 1e100  # above it, products of covariances overflow
 
 
@@ -34,7 +36,11 @@ class Part:
         features = features.to(self.scatter)
         mean = features.mean(0)
         self._shift(len(features), mean)
-        add_square(self.scatter, features - mean)
+        apart = features - mean
+        if apart.is_cuda:
+            self.scatter.addmm_(apart.T, apart)
+        else:  # the lower triangle alone is half the work; BLAS reads rows as columns, so it is its upper one
+            dsyrk(1.0, apart.numpy().T, 1.0, self.scatter.numpy().T, overwrite_c=1)
 
     def join(self, count, mean, scatter):
         """Take in what another part has seen."""
@@ -66,9 +72,8 @@ class Statistics:
     def __init__(self, dimension, groups=GROUPS, device="cpu"):
         self.dimension, self.device = dimension, device
         self.parts = [None] * groups
-        self.waiting = []  # (ids, features) whose block is not complete
-        self.block = 0  # the first block, of groups × ROWS image numbers, that is not complete
-        self.missing = groups * ROWS  # images of that block that have not come
+        self.waiting = {}  # block, of groups × ROWS image numbers → its images so far, a list of (ids, features)
+        self.block = 0  # the first block that is not complete
         self.gathered = None  # after `gather`: counts, means and scatter of all processes
 
     @property
@@ -77,7 +82,7 @@ class Statistics:
         if self.gathered:
             return self.gathered[0].tolist()
         counts = torch.tensor([part.count if part else 0 for part in self.parts])
-        for ids, _ in self.waiting:
+        for ids, _ in chain(*self.waiting.values()):
             counts += (ids % len(counts)).bincount(minlength=len(counts))
         return counts.tolist()
 
@@ -88,122 +93,91 @@ class Statistics:
     def update(self, features, ids):
         """Take in features (n, dimension) of the images numbered `ids` (n). Raises InputError if one is not finite."""
         refuse_infinite(features, ids)
-        ids = torch.as_tensor(ids)
-        self.waiting.append((ids, _smallest(features.cpu())))
-        self.missing -= self._of_block(ids)
-        if self.missing <= 0:
-            self._add_complete_blocks()
-
-    def settle(self):
-        """Add the features that wait to the matrices, though their block is not complete."""
-        if self.waiting:
-            self._add(*self._take())
-
-    def merge(self, other):
-        """Take in what `other`, of as many groups, has seen."""
-        for g, part in enumerate(other.parts):
-            if part:
-                self._part(g).join(part.count, part.mean, part.scatter)
-        self.waiting += other.waiting
+        self._wait(torch.as_tensor(ids), _smallest(features.cpu()))
+        while sum(len(ids) for ids, _ in self.waiting.get(self.block, ())) == ROWS * len(self.parts):
+            self._add(self.block)
+            self.block += 1
 
     def gather(self, team):
         """Share what all processes (`Processes`) have seen: each keeps the groups g with g mod size = its rank."""
-        if team.size == 1:
-            return
-        ids, features = self._take()
-        if team.total(torch.tensor(float(features.dtype == torch.float64))):
-            features = features.double()
-        for g in range(len(self.parts)):
-            part, self.parts[g] = self.parts[g] or Part(0), None
-            mine = ids % len(self.parts) == g
-            pieces = (torch.tensor([part.count]), part.mean, part.scatter, ids[mine], features[mine])
-            for count, mean, scatter, *waiting in team.collect(pieces, g % team.size):
-                if count:
-                    self._part(g).join(int(count), mean, scatter)
-                self.waiting.append(waiting)
-            self.settle()
-        counts, means = team.total(torch.tensor(self.counts)), team.total(self._means())  # sums with zeros: exact
-        total = self._empty()
-        for g, count in enumerate(counts.tolist()):
-            if count:
-                scatter = self.parts[g].scatter if self.parts[g] else self._empty()
-                total += team.broadcast(scatter, g % team.size)
-        self.gathered = counts, means.to(self.device), total
+        if team.size > 1:
+            ids, features = self._take()
+            for g in range(len(self.parts)):
+                part, self.parts[g] = self.parts[g] or Part(0), None
+                mine = ids % len(self.parts) == g
+                pieces = (torch.tensor([part.count]), part.mean, part.scatter, ids[mine], features[mine].double())
+                for count, mean, scatter, *waiting in team.collect(pieces, g % team.size):
+                    if count:
+                        self._part(g).join(int(count), mean, scatter)
+                    self._wait(*waiting)
+                self._settle()
+        self.gathered = self._total(team)
 
     def moments(self):
         """Mean (d,) and covariance (d, d), float64; the covariance divides by count − 1, as `np.cov` does.
 
         Raises InputError with fewer than 2 images.
         """
-        counts, means, scatter = self.total()
+        counts, means, scatter = self.gathered or self._total()
         if counts.sum() < 2:
             raise InputError(f"a covariance needs at least 2 images, not {int(counts.sum())}")
         return tuple(v.cpu() for v in _moments(counts, means, scatter))
 
     def leave_one_out(self):
         """(g, mean, covariance) without group g, for each group with images that this process holds."""
-        counts, means, scatter = self.total()
+        counts, means, scatter = self.gathered or self._total()
         for g, part in enumerate(self.parts):
             if part:
                 rest = counts.clone()
                 rest[g] = 0
                 yield g, *_moments(rest, means, scatter - part.scatter)
 
-    def total(self):
-        """Counts (groups,), means (groups, d), and the sum (d, d) of the groups' scatters, its lower triangle."""
-        if self.gathered:
-            return self.gathered
-        self.settle()
-        total = self._empty()
-        for part in self.parts:
-            if part:
-                total += part.scatter
-        return torch.tensor(self.counts), self._means().to(self.device), total
+    def _total(self, team=ALONE):
+        """Counts (groups,), means (groups, d), and the sum (d, d) of the groups' scatters, its lower triangle.
 
-    def _empty(self):
-        return torch.zeros(self.dimension, self.dimension, dtype=torch.float64, device=self.device)
-
-    def _means(self):
-        means = torch.zeros(len(self.parts), self.dimension, dtype=torch.float64)
-        for g, part in enumerate(self.parts):
-            if part:
-                means[g] = part.mean
-        return means
+        All processes of `team` call this. Each of them holds groups of its own, so that counts and means are exact.
+        """
+        self._settle()
+        counts, empty = torch.tensor(self.counts), Part(self.dimension, self.device)
+        means = torch.stack([(part or empty).mean for part in self.parts])
+        counts, means = team.total(counts), team.total(means)
+        total = torch.zeros_like(empty.scatter)
+        for g, count in enumerate(counts.tolist()):
+            if count:
+                total += team.broadcast((self.parts[g] or empty).scatter, g % team.size)
+        return counts, means.to(self.device), total
 
     def _part(self, g):
         if self.parts[g] is None:
             self.parts[g] = Part(self.dimension, self.device)
         return self.parts[g]
 
-    def _of_block(self, ids):
-        """How many of the images are of the block that is filled now."""
-        return int((ids // (ROWS * len(self.parts)) == self.block).sum())
+    def _wait(self, ids, features):
+        """Let features wait until their block is complete."""
+        blocks = ids // (ROWS * len(self.parts))
+        for block in blocks.unique().tolist():
+            mine = blocks == block
+            self.waiting.setdefault(block, []).append((ids[mine], features[mine]))
 
-    def _take(self):
-        """All that waits, which waits no longer: ids (n,), features (n, d)."""
-        waiting, self.waiting = self.waiting, []
-        if not waiting:
-            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.dimension)
-        return tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
+    def _take(self, *blocks):
+        """What waits of these blocks (none: of all), in order of the image numbers: ids (n,), features (n, d)."""
+        parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.dimension))]
+        for block in blocks or list(self.waiting):
+            parts += self.waiting.pop(block)
+        ids, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        order = ids.argsort()
+        return ids[order], features[order]
 
-    def _add_complete_blocks(self):
-        ids, features = self._take()
-        size = ROWS * len(self.parts)
-        while self.missing <= 0:
-            self.block += 1
-            self.missing = size - self._of_block(ids)
-        done = ids < self.block * size
-        self._add(ids[done], features[done])
-        self.waiting.append((ids[~done], features[~done]))
+    def _settle(self):
+        """Add what waits to the matrices, though its blocks are not complete."""
+        for block in sorted(self.waiting):
+            self._add(block)
 
-    def _add(self, ids, features):
-        """Add features to the matrices: for each group, in order of the image numbers, a block at a time."""
+    def _add(self, block):
+        """Add a block to the matrices, group by group."""
+        ids, features = self._take(block)
         for g in (ids % len(self.parts)).unique().tolist():
-            rows = (ids % len(self.parts) == g).nonzero()[:, 0]
-            rows = rows[ids[rows].argsort()]
-            blocks = (ids[rows] // (ROWS * len(self.parts))).unique_consecutive(return_counts=True)[1]
-            for block in rows.split(blocks.tolist()):
-                self._part(g).add(features[block])
+            self._part(g).add(features[ids % len(self.parts) == g])
 
 
 @dataclass(frozen=True)
@@ -226,17 +200,7 @@ class Moments:
             with np.load(path, allow_pickle=False) as file:
                 arrays = [file[name] for name in ("mu", "sigma")]
                 record = dict(json.loads(str(file["record"]))) if "record" in file else {}
-        except (
-            ValueError,
-            KeyError,
-            EOFError,
-            TypeError,
-            AttributeError,
-            OSError,
-            MemoryError,
-            RecursionError,
-            zipfile.BadZipFile,
-        ):
+        except Exception:  # a damaged file may fail in any way
             raise InputError(f"{path}: not a statistics file, an .npz with mu (d,) and sigma (d, d)") from None
         try:
             mu, sigma = (real(array) for array in arrays)
@@ -301,23 +265,19 @@ def _check_record(record):
             raise ValueError(f"its record says {name} {value!r}; a text is needed, or null")
 
 
-def add_square(scatter, features):
-    """scatter += featuresᵀ features in place: on a CPU the lower triangle only, which is half the work."""
-    if scatter.is_cuda:
-        scatter.addmm_(features.T, features)
-    else:  # BLAS reads rows as columns, so that its upper triangle is our lower one
-        dsyrk(1.0, features.numpy().T, 1.0, scatter.numpy().T, overwrite_c=1)
-
-
 def _smallest(features):
     """float32 where that holds the same values, as for features of a float32 network."""
     single = features.float()
     return single if torch.equal(single.double(), features.double()) else features.double()
 
 
+def symmetric(lower):
+    """The symmetric matrix (d, d) with this lower triangle."""
+    return lower.tril() + lower.tril(-1).T
+
+
 def _moments(counts, means, scatter):
     counts = counts.to(means)
     mean = counts @ means / counts.sum()
     apart = (means - mean) * counts.sqrt()[:, None]
-    whole = scatter.tril() + scatter.tril(-1).T
-    return mean, whole.addmm_(apart.T, apart).div_(counts.sum() - 1)
+    return mean, symmetric(scatter).addmm_(apart.T, apart).div_(counts.sum() - 1)

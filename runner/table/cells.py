@@ -46,11 +46,10 @@ class Cell:
     @property
     def name(self):
         """The name of the cell's folder."""
-        spent = []
+        name = file_name(self.label)
         if self.budget:
-            by_steps = self.budget.unit == "steps"
-            spent = [str(self.budget.asked) if by_steps else f"nfe{self.budget.calls}"]
-        return "_".join([file_name(self.label), *spent, self.profile, f"seed{self.seed}"])
+            name += f"_{self.budget.asked}" if self.budget.unit == "steps" else f"_nfe{self.budget.calls}"
+        return f"{name}_{self.profile}_seed{self.seed}"
 
     @property
     def asked(self):
@@ -82,14 +81,20 @@ def cells_of(table, path, overrides):
         for profile, (label, experiment) in product(group.profiles, methods.items()):
             asked = [("sample_speed", n) for n in group.steps] + [("nfe", n) for n in group.nfe]
             for key, number in [(None, None)] if plan.adaptive(experiment) else asked:
-                given = _replaced(experiment, f"{path}: {label}", profile=profile, **({key: number} if key else {}))
                 try:
-                    budget = _budget(given, key, number)
+                    given = replaced(experiment, profile=profile, **({key: number} if key else {}))
+                except InputError as error:
+                    raise InputError(f"{path}: {label}: {error}") from None
+                try:
+                    if key == "nfe":
+                        calls = plan.most_calls(replaced(given, nfe=None), number)
+                        given = replaced(given, nfe=calls)
+                    else:
+                        calls = plan.count_calls(given)
                 except ValueError as error:
                     left_out.setdefault(str(error), []).append(f"{label} {number or ''}".strip())
                     continue
-                if key == "nfe":
-                    given = replaced(given, nfe=budget.calls)
+                budget = Budget("network calls" if key == "nfe" else "steps", number, calls) if key else None
                 for seed in range(group.seeds):
                     cell = Cell(label, profile, seed, budget, replaced(given, seed=seed))
                     held = found.setdefault(cell.name, cell)
@@ -100,14 +105,6 @@ def cells_of(table, path, overrides):
     if not found:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
     return list(found.values()), left_out
-
-
-def _budget(experiment, key, number):
-    """The `Budget` of a cell. Raises ValueError where its method cannot run, or cannot spend the number."""
-    if key == "nfe":
-        return Budget("network calls", number, plan.most_calls(replaced(experiment, nfe=None), number))
-    calls = plan.count_calls(experiment)
-    return Budget("steps", number, calls) if key else None
 
 
 def methods_of(table, path, overrides):
@@ -155,14 +152,6 @@ def _experiment(label, network, values, table, path, overrides):
     if experiment.Sample.batch_size == "auto":
         raise InputError(f"{path}: {label}: batch_size auto does not go with a table; give a number")
     return experiment
-
-
-def _replaced(experiment, place, **values):
-    """`experiment` with other values of Sample keys. Raises InputError that begins with `place`."""
-    try:
-        return replaced(experiment, **values)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from None
 
 
 def select(cells, table, methods=None, steps=None, seeds=None):

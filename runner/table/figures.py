@@ -3,6 +3,8 @@
 import math
 import re
 from dataclasses import dataclass
+from itertools import product
+from operator import attrgetter
 
 from pndm.config.files import aside
 from pndm.runner.solver.published import RELEASED
@@ -82,17 +84,16 @@ def _distances(rows, key, what, called, rings):
     profiles = list(dict.fromkeys(row.profile for row in rows))
     lines, names = [], {}
     most = max((row.nfe for row in rows if row.budget), default=math.inf)  # calls that the axis shows
-    for profile in profiles:
-        for label in dict.fromkeys(row.label for row in rows):
-            mine = [row for row in rows if (row.profile, row.label) == (profile, label)]
-            dashed = profile != profiles[0]
-            if mine and not mine[0].budget and (key == "steps" or mine[0].nfe > most):
-                lines.append(Line(label, [], [mine[0].distance], dashed=dashed))
-                names.setdefault(label, f"{label}, {mine[0].nfe:.0f} calls")
-            elif mine:
-                mine = sorted(mine, key=lambda row: getattr(row, key))
-                x, y = [getattr(row, key) for row in mine], [row.distance for row in mine]
-                lines.append(Line(label, x, y, [row.spread or 0 for row in mine], dashed))
+    for profile, label in product(profiles, dict.fromkeys(row.label for row in rows)):
+        mine = [row for row in rows if (row.profile, row.label) == (profile, label)]
+        dashed = profile != profiles[0]
+        if mine and not mine[0].budget and (key == "steps" or mine[0].nfe > most):
+            lines.append(Line(label, [], [mine[0].distance], dashed=dashed))
+            names.setdefault(label, f"{label}, {mine[0].nfe:.0f} calls")
+        elif mine:
+            mine = sorted(mine, key=attrgetter(key))
+            x, y = [getattr(row, key) for row in mine], [row.distance for row in mine]
+            lines.append(Line(label, x, y, [row.spread or 0 for row in mine], dashed))
     title = f"profile {profiles[0]}" + "".join(f"; dashed: {name}" for name in profiles[1:])
     ticks = [row.steps for row in rows if row.steps] if key == "steps" else None
     return figure_of(lines, what, called, title, ticks, rings, names)
@@ -163,7 +164,10 @@ def figure_of(lines, xlabel, ylabel, title, ticks=None, rings=(), names=None):
     panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).flat
     legend = {"fontsize": 9, "frameon": False}
     for (family, labels), panel in zip(groups, panels, strict=False):
-        looks = {label: _look(n, (names or {}).get(label, label)) for n, label in enumerate(labels)}
+        looks = {}
+        for label, colour, marker in zip(labels, COLOURS, MARKERS, strict=False):
+            shown_as = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.3}
+            looks[label] = shown_as | {"label": (names or {}).get(label, label)}
         for line in lines:
             _plot(panel, line, looks.get(line.label))
         if rings:
@@ -191,11 +195,6 @@ def _in_order(panel, names):
     found = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     texts = [name for name in [*names, "best"] if name in found]
     return [found[text] for text in texts], texts
-
-
-def _look(n, name):
-    """How the n-th method of a panel looks."""
-    return {"color": COLOURS[n % FEW], "marker": MARKERS[n % FEW], "markersize": 4.5, "linewidth": 1.3, "label": name}
 
 
 def _plot(panel, line, look):
@@ -243,9 +242,8 @@ def save(figures, folder):
     saved = {}
     for name, caption, figure in figures:
         paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
-        for path in paths:
+        for path, metadata in zip(paths, ({}, {"Date": None}), strict=True):
             with aside(path) as file:
-                metadata = {"Date": None} if path.suffix == ".svg" else {}
                 figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
         saved[name] = (caption, *paths, figure.get_figwidth())
     return saved

@@ -75,7 +75,6 @@ def exact_flow(experiment, network, device, images, tolerance):
     schedule = sampling.schedule
     network = copy.deepcopy(network).double()
     x = sampling.noise(range(images), device).double()
-
     if (start := first_time(experiment)) > 0:
         events = dormand_prince(flow_of(schedule), x, start, 0.0, Control(rtol=tolerance, atol=tolerance))
         for event in drive(events, lambda query: network(query.x, query.x.new_tensor(query.t))):
@@ -101,7 +100,7 @@ def flow_distances(cells, bench, images):
     known = _kept(file, images)
     groups = {}
     for cell in chosen:
-        if known.get(cell.name, {}).get("checkpoint") != bench.sha256(cell):
+        if known.get(cell.name, {}).get("checkpoint") != bench.loaded(cell).record["sha256"]:
             key = network_key(cell.experiment, bench.team.device), first_time(cell.experiment)
             groups.setdefault(key, []).append(cell)
     if groups:
@@ -147,7 +146,11 @@ def _measured(group, bench, images, progress):
         print(f"{group[0].name}: {error}", file=sys.stderr)
         return
     for cell in group:
-        _save_images(bench.folder / "flow" / f"{cell.name}.npy", cell, ends)
+        path = bench.folder / "flow" / f"{cell.name}.npy"
+        path.parent.mkdir(exist_ok=True)
+        decoded = sampling_of(cell.experiment).decode(ends[:IMAGES].float()).cpu().numpy()  # uint8 (n, C, H, W)
+        with aside(path) as file, open(file, "wb") as out:
+            np.save(out, decoded)
         yield {
             "cell": cell.name,
             "label": cell.label,
@@ -156,13 +159,5 @@ def _measured(group, bench, images, progress):
             "rms": distance_to_flow(cell.experiment, network, device, ends),
             "images": images,
             "tolerance": tolerance,
-            "checkpoint": bench.sha256(cell),
+            "checkpoint": bench.loaded(cell).record["sha256"],
         }
-
-
-def _save_images(path, cell, ends):
-    """Write the first of the flow's images as uint8 (n, C, H, W)."""
-    path.parent.mkdir(exist_ok=True)
-    decoded = sampling_of(cell.experiment).decode(ends[:IMAGES].float()).cpu().numpy()
-    with aside(path) as file, open(file, "wb") as out:
-        np.save(out, decoded)

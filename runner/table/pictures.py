@@ -22,10 +22,10 @@ def read_cells(done, bench):
     return found
 
 
-def read_images(folder, count=TILES):
+def read_images(folder):
     """The first images of a sampling run's folder; fewer where fewer were kept."""
     images = []
-    for path in (folder / f"{i:06d}.png" for i in range(count)):
+    for path in (folder / f"{i:06d}.png" for i in range(TILES)):
         with contextlib.suppress(OSError, SyntaxError):  # damaged or not there
             images.append(np.asarray(Image.open(path)))
     return images
@@ -55,14 +55,14 @@ def tiles(images, unit):
     figure = Figure(size, layout="constrained")
     ratios = {"width_ratios": [wide[label] for label in labels]}
     panels = figure.subplots(len(budgets), len(labels), squeeze=False, gridspec_kw=ratios)
-    for i, budget in enumerate(budgets):
-        for j, label in enumerate(labels):
-            panels[i][j].set(xticks=[], yticks=[])
-            panels[i][j].spines[:].set_visible(False)
+    for row, budget in zip(panels, budgets, strict=True):
+        for panel, label in zip(row, labels, strict=True):
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
             held = images.get((label, budget), images.get((label, None)))
             if held:
-                panels[i][j].imshow(beside_flow(*held), cmap="gray", vmin=0, vmax=255)
-        panels[i][0].set_ylabel(f"{budget:g} {unit}" if budget else "adaptive", fontsize=10)
+                panel.imshow(beside_flow(*held), cmap="gray", vmin=0, vmax=255)
+        row[0].set_ylabel(f"{budget:g} {unit}" if budget else "adaptive", fontsize=10)
     for panel, label in zip(panels[0], labels, strict=True):
         panel.set_title(label.replace(" ", "\n"), fontsize=10)
     return figure

@@ -78,16 +78,12 @@ def _figure(name, caption, png, svg, inches):
 
 def _table(table):
     """A `ResultTable` below its title, and its notes."""
-    rows = []
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in table.head)
+    rows = ""
     for i, entries in enumerate(table.body):
         texts = [html.escape(text) for text in entries]
-        rows.append(_row([f"<b>{text}</b>" if (i, j) in table.bold else text for j, text in enumerate(texts)], "td"))
-    head = _row([html.escape(text) for text in table.head], "th")
-    parts = [f"<p>{html.escape(table.title)}</p>"]
-    parts.append(f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>')
-    parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
-    return "\n".join(parts)
-
-
-def _row(cells, tag):
-    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+        marked = [f"<b>{text}</b>" if (i, j) in table.bold else text for j, text in enumerate(texts)]
+        rows += f"<tr><td>{'</td><td>'.join(marked)}</td></tr>"
+    grid = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    title, *notes = (f"<p>{html.escape(text)}</p>" for text in (table.title, *table.notes))
+    return "\n".join([title, grid, *notes])

@@ -4,6 +4,7 @@ import csv
 import json
 import statistics
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 
 from pndm.config.files import aside
 from pndm.runner.measure.measurement import name_of
@@ -50,24 +51,25 @@ def summary(done):
     """`Cell.row` → `Row`, in the order of the cells. done: pairs of a cell and its record."""
     rows = {}
     for key in dict.fromkeys(cell.row for cell, _ in done):
+        label, profile, budget = key
         records = [record for cell, record in done if cell.row == key]
-        by_seed = {record["seed"]: record["frechet"]["value"] for record in records if record["frechet"]}
-        cards = [record["frechet"] for record in records if record["frechet"]]
-        values = list(by_seed.values())
+        cards = {record["seed"]: record["frechet"] for record in records if record["frechet"]}
+        by_seed = {seed: card["value"] for seed, card in cards.items()}
+        values, first = list(by_seed.values()), next(iter(cards.values()), None)
         rows[key] = Row(
-            label=key[0],
-            profile=key[1],
-            budget=key[2].asked if key[2] else None,
+            label=label,
+            profile=profile,
+            budget=budget.asked if budget else None,
             steps=records[0]["steps"],
             nfe=statistics.fmean(record["nfe"] for record in records),
             seeds=len(records),
             images=records[0]["images"],
             distance=statistics.fmean(values) if values else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
-            error=cards[0]["error"] if len(cards) == 1 else None,
+            error=first["error"] if len(cards) == 1 else None,
             seconds=statistics.fmean(r["seconds"] * r["images"] / r.get("made", r["images"]) for r in records),
             batch=records[0]["config"]["Sample"]["batch_size"],
-            called=name_of(cards[0]) if cards else None,
+            called=name_of(first) if first else None,
             by_seed=by_seed,
         )
     return rows
@@ -75,23 +77,18 @@ def summary(done):
 
 def best(rows):
     """Budget → the row of the least distance, among the rows of the first profile."""
-    found = {}
-    for row in rows:
-        if row.budget and row.distance is not None and row.profile == rows[0].profile:
-            held = found.setdefault(row.budget, row)
-            if row.distance < held.distance:
-                found[row.budget] = row
-    return found
+    measured = [row for row in rows if row.budget and row.distance is not None and row.profile == rows[0].profile]
+    return _least(measured, attrgetter("budget"), attrgetter("distance"))
 
 
 def nearest(flow):
     """Budget → the entry of the least distance to the exact flow."""
-    found = {}
-    for entry in flow:
-        held = found.setdefault(entry["budget"], entry)
-        if entry["rms"] < held["rms"]:
-            found[entry["budget"]] = entry
-    return found
+    return _least(flow, itemgetter("budget"), itemgetter("rms"))
+
+
+def _least(entries, budget, distance):
+    budgets = dict.fromkeys(map(budget, entries))
+    return {n: min((entry for entry in entries if budget(entry) == n), key=distance) for n in budgets}
 
 
 def tidy(cell, record, row):

@@ -123,10 +123,6 @@ class Bench:
         """The cell's network, as `load_network` returns it."""
         return self.networks[network_key(cell.experiment, self.team.device)]
 
-    def sha256(self, cell):
-        """The hash of the cell's checkpoint."""
-        return self.loaded(cell).record["sha256"]
-
     def sampler(self, cell, watch=lambda n: None):
         """A `Sampler` of the cell by this process alone. `watch` is told the number of images of every call."""
         loaded = self.loaded(cell)
@@ -134,8 +130,7 @@ class Bench:
 
     def finished(self, cells):
         """(cell, record) of the cells that have their record. Raises InputError if the folder is another table's."""
-        records = [(cell, self.record(cell)) for cell in cells]
-        return [(cell, record) for cell, record in records if record]
+        return [(cell, record) for cell in cells if (record := self.record(cell))]
 
     def record(self, cell):
         """The record of a cell, None if there is none yet. Raises InputError if the folder is another table's."""
@@ -144,12 +139,11 @@ class Bench:
             sampler = self.sampler(cell)
             self.identities[cell.name] = sampler.identity, sampler.fingerprint
         identity, whole = self.identities[cell.name]
-        if file.exists():
-            record, mine = _read(file), whole
-            held = record["fingerprint"]
+        record = _read(file) if file.exists() else None
+        if record:
+            held, mine = record["fingerprint"], whole
         else:
-            record, mine = None, identity
-            held = held_identity(self.path(cell)) or mine
+            held, mine = held_identity(self.path(cell)) or identity, identity
         if found := difference(held, mine):
             raise InputError(f"{self.folder} holds another table ({found}); choose another folder", "image_path")
         return record
@@ -240,12 +234,12 @@ def write(table, name, done, bench, flow_images, made_by):
 
 def _analytic(done):
     """(steps, method → errors) on a network in closed form, of the methods that stand in the table by their name."""
-    names = [cell.experiment.Sample.method for cell, _ in done if convergence.has_flow(cell)
-             and not sampling_of(cell.experiment).options]  # fmt: skip
+    found = [cell.experiment for cell, _ in done if convergence.has_flow(cell)]
+    names = dict.fromkeys(e.Sample.method for e in found if not sampling_of(e).options)
     schedule = schedule_of(done[0][0].experiment)
     if schedule.diffusion_step != 1000:
         schedule = Schedule()
-    return convergence.STEPS, convergence.analytic(schedule, methods=dict.fromkeys(names))
+    return convergence.STEPS, convergence.analytic(schedule, methods=names)
 
 
 def _facts(made_by, done):

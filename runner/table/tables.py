@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pndm.runner.solver.published import PROFILES
 from pndm.runner.table.results import best, nearest
 
+MEANING = {
+    "exact": "exact is what the paper says",
+    "published": "published is what the released code does, quirks included (docs/methods.md lists them)",
+}
 CLOSE = 1.05  # a distance is as good as another up to this factor
 
 
@@ -26,10 +30,11 @@ def tables_of(table, rows, flow=()):
     table: the `Table`. flow: distances to the exact flow, dicts with label, budget, rms, images.
     """
     unit = "network calls" if table.nfe else "steps"
+    budgets = sorted({row.budget for row in rows if row.budget})
     found = []
     for profile in dict.fromkeys(row.profile for row in rows):
         mine = [row for row in rows if row.profile == profile]
-        found += [_distances(mine, profile, unit, budgets_of(rows)), _adaptive(mine, profile)]
+        found += [_distances(mine, profile, unit, budgets), _adaptive(mine, profile)]
     found += [_beside_the_paper(table.paper, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
     found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_less_exact(rows)]
     return [made for made in found if made.body]
@@ -41,11 +46,7 @@ def explanation(table, rows, flow=()):
     spread = "standard error over the images"
     if any(row.seeds > 1 for row in rows):
         spread = f"standard deviation over the seeds; with one seed it is the {spread}"
-    profiles = {
-        "exact": "exact is what the paper says",
-        "published": "published is what the released code does, quirks included (docs/methods.md lists them)",
-    }
-    said = [profiles[name] for name in dict.fromkeys(row.profile for row in rows)]
+    said = [MEANING[name] for name in dict.fromkeys(row.profile for row in rows)]
     lines = [
         f"{called}, {rows[0].images:,} images a cell. A cell is one sampling run: one method, number of steps, profile "
         "and seed. A network call is one evaluation of ε for one image; calls are counted for each image. The profile "
@@ -63,11 +64,6 @@ def explanation(table, rows, flow=()):
             "method makes with ever more steps."
         )
     return lines
-
-
-def budgets_of(rows):
-    """The numbers of steps, or calls, of the rows, rising."""
-    return sorted({row.budget for row in rows if row.budget})
 
 
 def value(row):
@@ -123,11 +119,11 @@ def _beside_the_paper(paper, rows):
 
 
 def _seconds(paper, rows):
-    timed = [row for row in rows if row.steps == 50 and row.label in paper.seconds_per_step]
     title = "Seconds a step of a batch, over 50 steps (paper: batch 512 on an RTX 3090):"
     body = [
         [row.label, row.profile, str(row.batch), f"{row.seconds_per_step:.3f}", f"{paper.seconds_per_step[row.label]}"]
-        for row in timed
+        for row in rows
+        if row.steps == 50 and row.label in paper.seconds_per_step
     ]
     return ResultTable(title, ["method", "profile", "batch", "ours", "paper"], body)
 

@@ -1,20 +1,14 @@
 """Streamed statistics against whole ones, and their files."""
 
-import itertools
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from helpers import statistics_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pndm.config.errors import InputError
-from pndm.runner.measure.distance import standard_error
 from pndm.runner.measure.statistics import ROWS, Moments, Statistics
-
-SEEDS = st.integers(0, 2**32 - 1)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 100, 5000])
@@ -23,27 +17,6 @@ def test_streamed_moments(batch):
     mean, covariance = statistics_of(features, batch=batch).moments()
     assert np.allclose(mean, features.mean(0), rtol=1e-13)
     assert np.allclose(covariance, np.cov(features, rowvar=False), rtol=1e-11, atol=1e-13)
-
-
-@given(SEEDS, st.lists(st.integers(1, 40), min_size=1, max_size=6), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
-def test_merging_in_any_order(seed, sizes, random):
-    features = torch.from_numpy(np.random.default_rng(seed).normal(3, 1, (sum(sizes) + 2, 4)))
-    whole = statistics_of(features)
-    ends = np.cumsum([0, *sizes[:-1], sizes[-1] + 2])
-    parts = list(itertools.pairwise(ends.tolist()))
-    random.shuffle(parts)
-    merged = Statistics(4)
-    for first, last in parts:
-        part = Statistics(4)
-        part.update(features[first:last], range(first, last))
-        merged.merge(part)
-    assert merged.count == whole.count == len(features) and merged.counts == whole.counts
-    for a, b in zip(merged.moments(), whole.moments(), strict=True):
-        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
-    reference = torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
-    errors = [standard_error(s, *reference) for s in (merged, whole)]
-    assert errors[0] == errors[1] or errors[0] == pytest.approx(errors[1], rel=1e-6)
 
 
 def test_sums_do_not_depend_on_the_order_in_which_images_come():
@@ -62,7 +35,7 @@ def test_memory_does_not_grow():
     total, sizes = Statistics(8, groups=4), []
     for first in range(0, 10_000, 100):
         total.update(torch.zeros(100, 8), range(first, first + 100))
-        sizes.append(sum(len(features) for _, features in total.waiting))
+        sizes.append(sum(len(ids) for waiting in total.waiting.values() for ids, _ in waiting))
     assert max(sizes) < 4 * ROWS + 100 and total.count == 10_000
     assert sum(part.scatter.numel() for part in total.parts) == 4 * 64
 
