@@ -134,6 +134,8 @@ class Processes:
         The others get an empty list. All ranks call it.
         """
         mine = [tensor.cpu() for tensor in tensors]
+        if self.size == 1:
+            return [mine]
         gathered: list[Any] = [None] * self.size if self.rank == to else []
         dist.gather_object(mine, gathered or None, to)
         return gathered

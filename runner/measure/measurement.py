@@ -64,7 +64,7 @@ class Measurement:
         """Put together what all processes (`Processes`) have seen; all call this, then the first calls `card`."""
         self.statistics.gather(team)
         self.error = standard_error(self.statistics, self.reference.mu, self.reference.sigma, team)
-        if self.metrics and team.size > 1:
+        if self.metrics:
             none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.extractor.dimension)
             self.kept = team.collect([torch.cat(parts) for parts in zip(none, *self.kept, strict=True)], 0)
 
