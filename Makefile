@@ -1,6 +1,6 @@
 # make sample      install, then sample 1,000 digits with the bundled network
 # make test        install, then everything: lint, types, all tests (JOBS=2 at once)
-# make test-quick  the tests without those marked slow, in a minute
+# make test-quick  the tests without those marked slow, in two minutes
 # make lint        style and types
 
 PYTHON ?= python3
