@@ -7,6 +7,13 @@ from pathlib import Path
 
 from pndm.config.errors import InputError
 
+ROOT = Path(__file__).parent.parent
+
+
+def bundled(given):
+    """A path as given, or below the project's folder, where the bundled files lie; None where neither is."""
+    return next((path for path in (Path(given), ROOT / given) if path.exists()), None)
+
 
 @contextlib.contextmanager
 def aside(path):

@@ -32,6 +32,7 @@ from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.published import PROFILES
 from pndm.runner.solver.schedule import TYPES
 
+SPLITS = ("train", "test")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # The runners that have a key as a flag.
 METHOD, RUN, MEASURE = "sample plan train", "sample plan reproduce", "sample plan reproduce fid stats"
@@ -64,6 +65,7 @@ class DatasetSection(Section):
         "which images", "distance training"
     )
     category: str | None = key(None, "LSUN: bedroom, church_outdoor, …", "distance training", **TEXT)
+    split: str = key("train", "which of its images; test: CIFAR10 and FASHION", "distance training", among=SPLITS)
     path: str | None = key(None, "folder of the files; default temp/dataset/NAME", "distance", **TEXT)
     image_size: int = needed("height and width in pixels", "images distance training", **SIDE)
     channels: Literal[1, 3] = needed("colour channels", "images distance training")
@@ -81,6 +83,8 @@ class DatasetSection(Section):
     def _consistent(self):
         if self.rescaled and self.logit_transform:
             raise Contradiction("rescaled and logit_transform exclude each other", "logit_transform", "rescaled")
+        if self.split != "train" and self.dataset not in ("CIFAR10", "FASHION"):
+            raise Contradiction(f"split {self.split}: only CIFAR10 and FASHION have one", "split")
         return self
 
 
@@ -169,9 +173,9 @@ class _Sampling(Section):
         "sample reproduce fid",
         "M",
     )
-    statistics: str | None = key(
-        None,
-        "statistics file to measure against; the dataset by default",
+    statistics: str = key(
+        "dataset",
+        "what to measure against: a statistics file, or dataset, its images",
         "distance",
         "sample reproduce",
         "FILE",

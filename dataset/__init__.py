@@ -1,14 +1,17 @@
 """Images by name: `open_dataset` gives uint8 tensors, `batches` reads them ahead; `encode` and `decode` go between
-them and what a network sees."""
+them and what a network sees, `to_picture` and `from_picture` between them and Pillow's images."""
 
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from PIL import Image
 
 from pndm.config.errors import InputError
-from pndm.dataset.readers import KNOWN, READERS
+from pndm.dataset.readers import KNOWN, READERS, from_picture
+
+__all__ = ["batches", "count_images", "decode", "encode", "from_picture", "open_dataset", "to_picture", "to_unit"]
 
 
 def open_dataset(section):
@@ -25,7 +28,8 @@ def open_dataset(section):
 
 def count_images(section):
     """The number of images of a `Dataset` section; nothing is downloaded. Raises InputError when files are missing."""
-    return KNOWN.get(section.dataset) or len(open_dataset(section))
+    known = KNOWN.get(section.dataset)
+    return known[section.split] if known else len(open_dataset(section))
 
 
 def batches(images, size):
@@ -75,3 +79,9 @@ def to_unit(x, section):
 def decode(x, section):
     """What the network sees (n, C, H, W) → uint8 images, rounded to the nearest level."""
     return (to_unit(x, section) * 255).round().to(torch.uint8)
+
+
+def to_picture(image):
+    """uint8 (C, H, W), C 1 or 3 → Pillow's image. torchvision's converter would take two seconds to import."""
+    array = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    return Image.fromarray(array[:, :, 0] if len(image) == 1 else array)

@@ -57,8 +57,6 @@ class Recipe:
 
     def decode(self, file, name=None):
         """The image in `file` (a path or bytes), called `name` in errors, as uint8 (C, H, W). Raises InputError."""
-        from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
-
         name = name or file
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
@@ -74,8 +72,10 @@ class Recipe:
         if self.crop:
             image = image.crop(self.crop)
         if self.size and image.size != (self.size, self.size):
+            from torchvision.transforms.functional import center_crop, resize
+
             image = center_crop(resize(image, self.size), self.size)
-        return pil_to_tensor(image)
+        return from_picture(image)
 
     @property
     def record(self):
@@ -98,36 +98,34 @@ def digits(section):
 
 
 def cifar10(section):
-    """The 50,000 training images, through torchvision; downloaded when they are not there."""
+    """The 50,000 training images or 10,000 test images, through torchvision; downloaded when they are not there."""
     from torchvision.datasets import CIFAR10
 
     root = _root(section)
     try:
         with _filled(root):
-            data = CIFAR10(root, train=True, download=not (root / CIFAR10.base_folder).exists()).data
+            there = (root / CIFAR10.base_folder).exists()
+            data = CIFAR10(root, train=section.split == "train", download=not there).data
     except (OSError, RuntimeError) as error:
         raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
     images = torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
-    return Images(images, torch.as_tensor, {"dataset": "CIFAR10", "split": "train"} | Recipe().record)
+    return Images(images, torch.as_tensor, {"dataset": "CIFAR10", "split": section.split} | Recipe().record)
 
 
 def fashion(section):
-    """The 60,000 training images of Fashion-MNIST, 28×28 grey (Xiao et al. 2017); downloaded when they are not there.
+    """Fashion-MNIST's 60,000 training images or 10,000 test images, 28×28 grey (Xiao et al. 2017).
 
-    Read from Dataset.path; else from temp/dataset/FASHION or Debian's folder; the file may be compressed (.gz).
+    Read from Dataset.path; else from temp/dataset/FASHION or Debian's folder; else downloaded. The files may be
+    compressed (.gz).
     """
-    from torchvision.datasets import FashionMNIST
+    images = _idx(_fashion_file(section, "images-idx3-ubyte"), 2051)[:, None]
+    record = {"dataset": "FASHION", "split": section.split} | Recipe().record
+    return Images(images, torch.as_tensor, record)
 
-    root = _root(section)
-    folders = [root, root / "FashionMNIST" / "raw", *([] if section.path else [DEBIAN])]
-    if not (file := _idx_file(folders)):
-        try:
-            with _filled(root / "FashionMNIST" / "raw"):
-                FashionMNIST(root, train=True, download=True)
-        except (OSError, RuntimeError) as error:
-            raise _missing(section, "train-images-idx3-ubyte.gz, from github.com/zalandoresearch", error) from None
-        file = _idx_file(folders)
-    return Images(_idx(file), torch.as_tensor, {"dataset": "FASHION", "split": "train"} | Recipe().record)
+
+def fashion_labels(section):
+    """The classes 0 … 9 of the images that `fashion` gives: uint8 (n,)."""
+    return _idx(_fashion_file(section, "labels-idx1-ubyte"), 2049)
 
 
 def celeba(section):
@@ -197,7 +195,8 @@ READERS = {
     "FFHQ": ffhq,
     "FOLDER": folder,
 }
-KNOWN = {"FASHION": 60_000, "CIFAR10": 50_000}  # images of the datasets that are downloaded
+# Images of the datasets that are downloaded, by split.
+KNOWN = {"FASHION": {"train": 60_000, "test": 10_000}, "CIFAR10": {"train": 50_000, "test": 10_000}}
 
 
 def image_files(path, pattern="*"):
@@ -232,23 +231,39 @@ def array(path):
     return Images(images, _from_array, {"dataset": "FILE", "path": str(path), "split": None} | Recipe().record)
 
 
-def _idx_file(folders):
-    """The first file of Fashion-MNIST's training images in `folders`, or None."""
-    names = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
-    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+def _fashion_file(section, ending):
+    """Where a file of Fashion-MNIST lies; downloaded when it is nowhere."""
+    from torchvision.datasets import FashionMNIST
+
+    root, name = _root(section), f"{'train' if section.split == 'train' else 't10k'}-{ending}"
+    folders = [root, root / "FashionMNIST" / "raw", *([] if section.path else [DEBIAN])]
+    places = [folder / file for folder in folders for file in (name, f"{name}.gz")]
+    if not any(place.is_file() for place in places):
+        try:
+            with _filled(root / "FashionMNIST" / "raw"):
+                FashionMNIST(root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise _missing(section, f"{name}.gz, from github.com/zalandoresearch", error) from None
+    return next(place for place in places if place.is_file())
 
 
-def _idx(file):
-    """The images of an IDX file as uint8 (n, 1, H, W): four big-endian numbers (2051, n, H, W), then the pixels."""
+def _idx(file, magic):
+    """The uint8 array of an IDX file: big-endian numbers, `magic` (its last byte: dimensions), shape; then values."""
     try:
         content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
-        magic, *shape = np.frombuffer(content, ">i4", 4).tolist()
-        pixels = np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+        found, *shape = np.frombuffer(content, ">i4", 1 + magic % 256).tolist()
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{file}: not readable as images in IDX format ({error})") from None
-    if magic != 2051:
-        raise InputError(f"{file}: not images in IDX format (it begins with {magic}, not 2051)")
-    return torch.from_numpy(pixels[:, None].copy())
+        raise InputError(f"{file}: not readable in IDX format ({error})") from None
+    if found != magic:
+        raise InputError(f"{file}: not the array that its name says (its IDX header begins with {found}, not {magic})")
+    return torch.from_numpy(values.copy())
+
+
+def from_picture(image):
+    """Pillow's image → uint8 (C, H, W)."""
+    array = torch.from_numpy(np.array(image))
+    return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
 
 
 def _from_array(image):

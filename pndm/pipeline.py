@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torchvision.transforms.functional import to_pil_image
 
 from pndm.config.errors import InputError
 from pndm.config.load import load, validate
-from pndm.dataset import to_unit
+from pndm.dataset import to_picture, to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.runner.build import checkpoint_path, schedule_of
@@ -193,5 +192,5 @@ def _device(name: str | torch.device) -> torch.device:
 def _output(images: torch.Tensor, kind: str) -> Any:
     """Images (n, C, H, W) in [0, 1] as `PipelineOutput` has them."""
     if kind == "pil":
-        return [to_pil_image(image) for image in (images * 255).round().to(torch.uint8).cpu()]
+        return [to_picture(image) for image in (images * 255).round().to(torch.uint8).cpu()]
     return images.permute(0, 2, 3, 1).cpu().numpy() if kind == "np" else images

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pndm.config.errors import InputError
+from pndm.config.files import bundled
 from pndm.config.schema import fingerprint
 from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
@@ -22,8 +23,6 @@ from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import nothing, solve, steps_for, trajectory
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -197,9 +196,8 @@ def checkpoint_path(given):
     """
     if given is None:
         raise InputError("no checkpoint is given, and the experiment names none", "model_path")
-    for path in (Path(given), ROOT / given):
-        if path.exists():
-            return path
+    if path := bundled(given):
+        return path
     if diffusers.is_hub_name(given):
         return given
     raise InputError(f"no file {given}; docs/networks.md names where the published ones come from", "Sample.model_path")

@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import make_grid
+from torch.nn.functional import pad
 
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, load_json, made, save_json
 from pndm.config.schema import difference
+from pndm.dataset import from_picture, to_picture
 
 GRID = 100  # images in grid.png
+PAPER = 236  # grey level between them
 IMAGE = re.compile(r"\d{6,}\.png")
 DELETE = "delete the folder, or choose another folder"
 
@@ -82,7 +83,7 @@ class Folder:
         for ids, images in stream:
             for i, image in zip(ids, images, strict=True):
                 if i < self.keep and name_of(i) not in self.present:
-                    self.pending.append(self.pool.submit(self.save, name_of(i), to_pil_image(image)))
+                    self.pending.append(self.pool.submit(self.save, name_of(i), to_picture(image)))
             self.settle(2 * len(ids))
             yield ids, images
 
@@ -94,7 +95,7 @@ class Folder:
     def save_grid(self, count):
         """Write grid.png of the first `count` images."""
         if count:
-            self.save("grid.png", to_pil_image(grid(self.read(range(count)))))
+            self.save("grid.png", to_picture(grid(self.read(range(count)))))
 
     def settle(self, most):
         """Wait until at most `most` images are unwritten; raises what writing raised."""
@@ -162,7 +163,7 @@ def read_image(path):
         if not path.is_file():
             raise OSError("no regular file")
         with Image.open(path) as image:
-            return pil_to_tensor(image)
+            return from_picture(image)
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path}: not a readable image ({error}); delete it and run again") from None
 
@@ -170,6 +171,11 @@ def read_image(path):
 def grid(images):
     """uint8 images (n, C, H, W) → one uint8 image (3, H', W'): a square of tiles, small images enlarged."""
     zoom = max(1, round(64 / images.shape[-1]))
-    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).expand(-1, 3, -1, -1)
     columns = math.ceil(math.sqrt(len(images)))
-    return make_grid(images, columns, padding=max(2, images.shape[-1] // 16), pad_value=236)
+    rows, gap = math.ceil(len(images) / columns), max(2, images.shape[-1] // 16)
+    tiles = pad(images, (gap, 0, gap, 0), value=PAPER)
+    tiles = torch.cat([tiles, torch.full_like(tiles[:1], PAPER).expand(rows * columns - len(images), -1, -1, -1)])
+    _, _, height, width = tiles.shape
+    tiles = tiles.view(rows, columns, 3, height, width).permute(2, 0, 3, 1, 4)
+    return pad(tiles.reshape(3, rows * height, columns * width), (0, gap, 0, gap), value=PAPER)

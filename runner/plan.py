@@ -208,7 +208,7 @@ def _pixels(experiment):
 
 def _features(experiment):
     """Features of an image, whose statistics are kept."""
-    return {"none": 0, "pixels": _pixels(experiment)}.get(experiment.Sample.features, 2048)
+    return {"none": 0, "pixels": _pixels(experiment), "fashion": 128}.get(experiment.Sample.features, 2048)
 
 
 def _duration(seconds):

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 
 from pndm import METHODS, PNDMPipeline, solve
+from pndm.dataset import to_picture
 from pndm.runner.folder import grid
 
 
@@ -35,7 +35,7 @@ def main(argv=None):
     print(f"largest difference of the two: {((state.x + 1) / 2).clamp(0, 1).sub(images).abs().max():.1g}")
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    to_pil_image(grid((images * 255).round().to(torch.uint8))).save(args.out)
+    to_picture(grid((images * 255).round().to(torch.uint8))).save(args.out)
     print(args.out)
 
 

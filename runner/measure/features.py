@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pndm.config.errors import InputError
+from pndm.config.files import ROOT
 
 MOST_PIXELS = 4096
 CHUNK = 50  # images a network call, pytorch-fid's own; more only take more memory
@@ -109,11 +110,30 @@ def load_inception(path):
     return net, file
 
 
+def fashion(shape, device, path):
+    """The penultimate layer of a classifier of Fashion-MNIST (tools/classifier.py), for grey images."""
+    from safetensors.torch import load_file
+
+    from pndm.model.checkpoint import sha256
+    from pndm.runner.measure.classifier import WIDTH, Classifier
+
+    if shape[0] != 1:
+        raise InputError(f"features fashion: for grey images, not of {shape[0]} channels", "Sample.features")
+    file = ROOT / "model" / "fashion_classifier.safetensors"
+    net = Classifier().eval()
+    net.load_state_dict(load_file(file))
+    net.to(device)
+    return Extractor("fashion", WIDTH, sha256(file), None, lambda images: net.features(images.to(device) / 127.5 - 1))
+
+
 # name → function (shape of an image (C, H, W), device, inception_path or None) → Extractor
 EXTRACTORS = {
     "pixels": pixels,
+    "fashion": fashion,
     "inception": network("inception", 2048, load_inception, 299, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear"),
 }
+# What a distance on features of that name is called, where the name alone does not say it.
+TITLES = {"fashion": "Fashion-MNIST classifier features"}
 
 
 def make_extractor(name, shape, device="cpu", path=None):

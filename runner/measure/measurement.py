@@ -4,7 +4,7 @@ import torch
 
 from pndm.config.errors import InputError
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
-from pndm.runner.measure.features import is_fid, make_extractor
+from pndm.runner.measure.features import TITLES, is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
 from pndm.runner.measure.statistics import ALONE, Moments, Statistics
 
@@ -37,7 +37,7 @@ class Measurement:
         device = summing_device(device)
         refuse_metrics(sample.metrics, "total_num", sample.total_num)
         kept = [] if sample.metrics else None
-        if sample.statistics:
+        if sample.statistics != "dataset":
             refuse_metrics(sample.metrics, sample.statistics, None)
             reference = open_statistics(sample.statistics)
             refuse_other(sample.statistics, reference, extractor, "Sample.statistics")
@@ -104,7 +104,7 @@ def name_of(card):
     """What the distance of a card may be called."""
     if is_fid(card["features"], card["hash"]):
         return "FID"
-    name = f"Fréchet distance on {card['features'] or 'unnamed features'}"
+    name = f"Fréchet distance on {TITLES.get(card['features'], card['features'] or 'unnamed features')}"
     return f"{name} (not pytorch-fid's weights)" if card["features"] == "inception" else name
 
 

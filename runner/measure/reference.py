@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pndm.config.errors import InputError
+from pndm.config.files import bundled
 from pndm.dataset import batches, open_dataset
 from pndm.model import checkpoint
 from pndm.runner.measure.statistics import ALONE, ROWS, Moments, Part, refuse_infinite, symmetric
@@ -89,10 +90,11 @@ def moments_of(images, extractor, device="cpu", team=ALONE, kept=None):
 
 def open_statistics(path):
     """The `Moments` of a statistics file, its record extended by the file's name and hash. Raises InputError."""
-    if not Path(path).is_file():
+    file = bundled(path)
+    if not (file and file.is_file()):
         raise InputError(f"{path}: no such statistics file, an .npz with mu and sigma; the runner stats makes one")
-    moments = Moments.load(path)
-    return replace(moments, record=moments.record | {"file": str(path), "file_hash": checkpoint.sha256(path)})
+    moments = Moments.load(file)
+    return replace(moments, record=moments.record | {"file": str(path), "file_hash": checkpoint.sha256(file)})
 
 
 def _describe(lane, extractor, device, keep, team):

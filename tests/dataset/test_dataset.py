@@ -24,7 +24,7 @@ from pndm.config.load import load
 from pndm.config.schema import DatasetSection
 from pndm.dataset import batches, count_images, open_dataset
 from pndm.dataset.database import close_databases
-from pndm.dataset.readers import Recipe, array, plain_folder
+from pndm.dataset.readers import Recipe, array, fashion_labels, plain_folder
 
 
 def section(name, path, size, channels=3, **more):
@@ -178,13 +178,28 @@ def test_fashion(fashion, tmp_path):
     assert read.record["dataset"] == "FASHION"
 
 
+def test_the_splits_and_labels_of_fashion(fashion):
+    path, images, _ = fashion
+    test = np.array([2051, 2, 28, 28], ">i4").tobytes() + images[3:5].tobytes()
+    (path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(test))
+    (path / "train-labels-idx1-ubyte").write_bytes(np.array([2049, 7], ">i4").tobytes() + bytes(range(7)))
+    where = section("FASHION", path, 28, channels=1)
+    assert fashion_labels(where).tolist() == list(range(7))
+    where = section("FASHION", path, 28, channels=1, split="test")
+    read = open_dataset(where)
+    assert len(read) == 2 and np.array_equal(read[1][0].numpy(), images[4]) and read.record["split"] == "test"
+    assert count_images(where) == 10_000
+    with pytest.raises(ValueError, match="split test: only CIFAR10 and FASHION have one"):
+        section("DIGITS", path, 8, channels=1, split="test")
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda content: gzip.compress(content)[:-50], "not readable as images"),
-        (lambda content: content, "not readable as images"),
-        (lambda content: gzip.compress(content[:-1]), "not readable as images"),
-        (lambda content: gzip.compress(b"\0\0\x08\x01" + content[4:]), "it begins with 2049, not 2051"),
+        (lambda content: gzip.compress(content)[:-50], "not readable in IDX"),
+        (lambda content: content, "not readable in IDX"),
+        (lambda content: gzip.compress(content[:-1]), "not readable in IDX"),
+        (lambda content: gzip.compress(b"\0\0\x08\x01" + content[4:]), "header begins with 2049, not 2051"),
     ],
 )
 def test_fashion_damaged(fashion, change, what):

@@ -69,6 +69,6 @@ def test_another_extractor_is_a_line(tmp_path, cli, monkeypatch):
 
 
 def test_unknown_extractors_are_refused_with_the_names_of_those_there_are():
-    with pytest.raises(InputError, match="features 'x' is not one of pixels, inception, none") as caught:
+    with pytest.raises(InputError, match="features 'x' is not one of pixels, fashion, inception, none") as caught:
         features.make_extractor("x", (1, 8, 8))
     assert caught.value.keys == ("Sample.features",)

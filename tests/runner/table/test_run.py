@@ -433,7 +433,7 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
             "Sample.sample_speed 2000 is above Schedule.diffusion_step 1000",
         ),
         ({"experiment": "nothing.yml"}, "small.yml: experiment: no file nothing.yml"),
-        ({"sample": {"features": "colours"}}, "features 'colours' is not one of pixels, inception, none"),
+        ({"sample": {"features": "colours"}}, "features 'colours' is not one of pixels, fashion, inception, none"),
         ({"paper": {"fid": {"DDIM": {5: {"value": 1, "basis": "heard"}}}}}, "basis is 'heard'"),
     ],
 )
