@@ -73,7 +73,7 @@ def accuracy(net, images, labels):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", required=True, help="file of the weights, .safetensors")
-    parser.add_argument("--epochs", type=int, default=15, help="passes over the training images; default 15")
+    parser.add_argument("--epochs", type=int, default=14, help="passes over the training images; default 14")
     parser.add_argument("--path", help="folder of Fashion-MNIST's files; default as for training")
     args = parser.parse_args(argv)
     net = train(*data("train", args.path), args.epochs)

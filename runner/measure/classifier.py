@@ -22,7 +22,9 @@ class Classifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(*_layer(1, 32), *_layer(32, 64, 2), *_layer(64, WIDTH, 2), Residual(WIDTH))
+        self.body = nn.Sequential(
+            *_layer(1, 32), *_layer(32, 64, 2), Residual(64), *_layer(64, WIDTH, 2), Residual(WIDTH)
+        )
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def features(self, images):

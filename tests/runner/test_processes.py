@@ -52,8 +52,8 @@ def losses(folder):
 
 @pytest.mark.parametrize(
     "parts",
-    [[(2, 3, [])], [(3, 3, [])], [(2, 3, ["--set", "Train.micro_batch=100"])], [(2, 1, []), (3, 3, ["--restart"])]],
-    ids=["2", "3", "2, accumulating", "2, then 3"],
+    [[(2, 3, ["--set", "Train.micro_batch=100"])], [(2, 1, []), (3, 3, ["--restart"])]],
+    ids=["2, accumulating", "2, then 3"],
 )
 def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_path, parts):
     for count, epochs, more in parts:
@@ -84,7 +84,7 @@ def undisturbed(tiny, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [3])
 def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, undisturbed, count):
     run = torchrun(count, *tiny.flags(tmp_path / "run", *SAMPLE))
     out, err = run.communicate(timeout=PATIENCE)
@@ -110,7 +110,7 @@ def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, un
     """SIGKILL at random moments, the next run with another number of processes each time."""
     rng = random.Random(0)
     folder, kills = tmp_path / "run", 0
-    for count in (2, 1, 3, 1, 2, 3, 1, 2, 1, 3):
+    for count in (2, 1, 3, 1, 2, 3):
         run = torchrun(count, *tiny.flags(folder, *SAMPLE))
         wanted, workers = count_images(folder) + rng.randint(0, 5), []
         while (count_images(folder) < wanted or len(workers) < count) and run.poll() is None:
@@ -122,7 +122,7 @@ def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, un
                     os.kill(worker, signal.SIGKILL)
             kills += 1
         run.communicate()
-    assert kills >= 5, "a fast machine may be done before the last"
+    assert kills >= 3, "a fast machine may be done before the last"
     assert image_files(folder).items() <= image_files(undisturbed).items()
     assert main.main([str(flag) for flag in tiny.flags(folder, *SAMPLE)]) == 0
     assert image_files(folder) == image_files(undisturbed)

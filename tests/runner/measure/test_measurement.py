@@ -9,7 +9,7 @@ import torch
 from helpers import coloured_images, write_images
 
 from pndm.runner.measure import features
-from pndm.runner.measure.measurement import describe
+from pndm.runner.measure.measurement import describe, name_of
 from pndm.runner.measure.reference import reference_of
 from pndm.runner.measure.statistics import Moments
 
@@ -134,3 +134,13 @@ def test_what_is_called_fid():
     known = "FID: 3.9510 ± 0.0310, from 50,000 images; reference: fid_cifar10_train.npz, an unknown number of images"
     assert describe(card) == known
     assert "FID" not in describe(card | {"features": "pixels", "hash": None, "error": None})
+
+
+def test_a_distance_is_called_what_it_is():
+    names = [("inception", features.FID_HASH + "0" * 56), ("inception", "0" * 64), ("fashion", "0" * 64), (None, None)]
+    assert [name_of({"features": kind, "hash": digest}) for kind, digest in names] == [
+        "FID",
+        "Fréchet distance on inception (not pytorch-fid's weights)",
+        "Fréchet distance on Fashion-MNIST classifier features",
+        "Fréchet distance on unnamed features",
+    ]
