@@ -1,11 +1,13 @@
 """Networks: the one UNet, the published formats it can be read from, closed-form networks."""
 
+import os
 from typing import Any
 
 import torch
 
 from pndm.config.errors import InputError
 from pndm.model.checkpoint import read, state_dict_for
+from pndm.model.machine import device_of
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 
@@ -17,8 +19,11 @@ def load_model(config: Any, checkpoint: Any = None, device: str | torch.device =
     says its settings itself (a diffusers folder, a training file of this project). checkpoint: a path, a name on
     the hub, a state dict or training list in any format that `model.checkpoint` knows, or what its `read` returned;
     without one the weights are random. Half precision becomes float32, float64 stays.
-    Raises InputError (a ValueError) naming the key, or the first setting or tensors that do not fit.
+    Raises InputError (a ValueError) naming the key, the device, or the first setting or tensors that do not fit.
     """
+    if isinstance(config, str | os.PathLike):
+        raise InputError(f"load_model({str(config)!r}): a Model section comes first, or None; then the checkpoint")
+    device = device_of(device)
     checkpoint = None if checkpoint is None else read(checkpoint)
     settings = checkpoint and checkpoint.settings if config is None else settings_of(config)
     if settings is None:

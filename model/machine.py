@@ -6,11 +6,25 @@ from pathlib import Path
 
 import torch
 
+from pndm.config.errors import InputError
+
 # Instructions for products of bfloat16 matrices: the names of `torch.cpu.get_capabilities`, those of /proc/cpuinfo.
 BFLOAT16 = {"amx_bf16", "avx512_bf16", "sve_bf16", "svebf16", "bf16"}
 # Values of ONEDNN_MAX_CPU_ISA under which oneDNN emulates bfloat16.
 WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 ROCM_WITH_BFLOAT16 = ("gfx90a", "gfx94", "gfx95")  # MI200, MI300, MI350
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of that name. Raises InputError (a ValueError) if PyTorch knows none, or cannot use it here."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {name!r} is not one of PyTorch's, such as cpu, cuda, cuda:1, mps") from None
+    module = getattr(torch, device.type, None)
+    if device.type != "cpu" and not (module is not None and module.is_available()):
+        raise InputError(f"device {name!r} is not there: PyTorch finds no {device.type} device on this machine")
+    return device
 
 
 def has_bfloat16(device):

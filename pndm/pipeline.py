@@ -20,6 +20,7 @@ from pndm.config.load import load, validate
 from pndm.dataset import to_picture, to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
+from pndm.model.machine import device_of
 from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.schedule import Schedule, eps_from
@@ -59,7 +60,7 @@ class PNDMPipeline:
         device: str | torch.device = "cpu",
     ) -> None:
         self.network, self.schedule, self.shape, self.decode = network, schedule, shape, decode
-        self.prediction, self.device = prediction, _device(device)
+        self.prediction, self.device = prediction, device_of(device)
 
     @classmethod
     def from_pretrained(
@@ -76,7 +77,7 @@ class PNDMPipeline:
         precision: of the network: "fp32", "tf32", "bf16" or "auto" (bf16 where it is fast). PF needs "fp32".
         Raises InputError (a ValueError).
         """
-        where = _device(device)
+        where = device_of(device)
         if not isinstance(source, (str, Path)):
             raise InputError(f"from_pretrained takes a path or a name, not {source!r}")
         experiment, path = _experiment(source, config)
@@ -100,7 +101,7 @@ class PNDMPipeline:
 
     def to(self, device: str | torch.device) -> "PNDMPipeline":
         """Move the network, and with it the work, to a device. Returns this pipeline."""
-        self.device = _device(device)
+        self.device = device_of(device)
         if isinstance(self.network, (torch.nn.Module, Engine)):
             self.network.to(self.device)
         return self
@@ -175,18 +176,6 @@ def _experiment(source: str | Path, config: str | Path | dict[str, Any] | None) 
     if config is None:
         return None, str(source)
     return validate(config, "config") if isinstance(config, dict) else load(str(config)), str(source)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """The device of that name. Raises InputError (a ValueError) if PyTorch knows none, or cannot use it here."""
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise InputError(f"device {name!r} is not one of PyTorch's, such as cpu, cuda, cuda:1, mps") from None
-    module = getattr(torch, device.type, None)
-    if device.type != "cpu" and not (module is not None and module.is_available()):
-        raise InputError(f"device {name!r} is not there: PyTorch finds no {device.type} device on this machine")
-    return device
 
 
 def _output(images: torch.Tensor, kind: str) -> Any:

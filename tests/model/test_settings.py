@@ -1,9 +1,11 @@
 """What a `Model` section says that no network can be: each message names the key."""
 
 import pytest
+import torch
 from helpers import published_section
 
 from pndm.config.errors import InputError
+from pndm.model import load_model
 from pndm.model.settings import settings_of
 
 
@@ -26,3 +28,17 @@ def test_the_key_is_named(name, changes, message):
         settings_of(published_section(name) | changes)
     assert str(caught.value).startswith(message)
     assert message.startswith(caught.value.keys[0])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("model/digits.safetensors",), "a Model section comes first"),
+        (({"struc": "DDIM", "ch": 10**9},), "Model.image_size is missing"),
+        ((None, None, "cuda:99" if not torch.cuda.is_available() else "xpu"), "is not there"),
+        ((None, None, "gpu"), "device 'gpu' is not one of PyTorch's"),
+    ],
+)
+def test_wrong_arguments_of_load_model(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(*arguments)
