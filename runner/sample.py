@@ -22,6 +22,7 @@ from pndm.config.errors import InputError
 from pndm.config.files import save_json
 from pndm.config.load import replaced
 from pndm.config.schema import fingerprint
+from pndm.model.backend import deterministic
 from pndm.model.engine import largest_batch
 from pndm.runner.build import load_network, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
@@ -53,6 +54,7 @@ def run(experiment, device, folder, timeout=None):
                 report(record, folder)
             return record
         measurement = measurement_of(experiment, team)
+        sampler.prepare()
         with Progress(team, s.total_num, " images", "sampling") as progress:
             record = complete(sampler, folder, measurement, progress)
         return record and report(record, folder)
@@ -126,6 +128,12 @@ class Sampler:
         self.identity = fingerprint(experiment, "images") | resolved
         self.fingerprint = fingerprint(experiment, "images", "distance") | resolved
 
+    def prepare(self):
+        """Compile the network, if that is asked for, before the run's clock starts."""
+        with self.team.at_work():
+            batch = (self.experiment.Sample.batch_size, *self.sampling.shape)
+            self.loaded.network.prepare(batch, self.team.device)
+
     def images(self, target, progress=None):
         """(ids, uint8 images) of this process's batches: read where `target` has the whole batch, else made.
 
@@ -190,6 +198,7 @@ class Sampler:
             "checkpoint": self.loaded.record,
             "precision": self.loaded.precision,
             "compile": s.compile,
+            "deterministic": deterministic() if s.compile else None,
             "device": device_name(self.team.device),
             "threads": torch.get_num_threads(),
             "world_size": self.team.size,
