@@ -112,19 +112,20 @@ def frozen(network, device, key):
     return compiled(network, device, key, "reduce-overhead" if device.type == "cuda" else None)
 
 
+@torch.inference_mode()
 def capture(function, *inputs):
     """`function` of tensors (inputs) as a CUDA graph: a function of the like, whose result the next call overwrites."""
-    inputs = [value.clone() for value in inputs]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is done once: kernels chosen, libraries set up
-        for _ in range(2):
-            function(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, which copy features and noise, may go on meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = function(*inputs)
+    inputs, graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
+    with torch.cuda.device_of(inputs[0]):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is done once: kernels chosen, libraries set up
+            for _ in range(2):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        # Other threads, which copy features and noise, may go on meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = function(*inputs)
 
     def replay(*values):
         for place, value in zip(inputs, values, strict=True):
@@ -148,6 +149,12 @@ class Graphs:
         self.held = {}
 
     def __call__(self, x, t):
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self.network(x, t)
+        with torch.inference_mode():
+            return self._replayed(x, t)
+
+    def _replayed(self, x, t):
         shapes = x.shape, t.shape
         if shapes not in self.held and len(x) <= self.largest and len(self.held) < self.most:
             try:

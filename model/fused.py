@@ -99,6 +99,7 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
     means, squares = x.new_empty((2, n, parts, groups), dtype=torch.float32)
     grid = n, triton.cdiv(groups, together), parts
     how = {"C": size, "CP": lanes, "G": together, "ROWS": ROWS, "PIXELS": PIXELS}
-    moments[grid](x, means, squares, pixels, channels, groups, **how)
-    normalize[grid](x, y, weight, bias, means, squares, pixels, channels, groups, eps, **how, SILU=silu)
+    with torch.cuda.device_of(x):  # Triton launches on the current GPU
+        moments[grid](x, means, squares, pixels, channels, groups, **how)
+        normalize[grid](x, y, weight, bias, means, squares, pixels, channels, groups, eps, **how, SILU=silu)
     return y

@@ -4,7 +4,7 @@
 
 Image i starts from its own noise. Batches are fixed ranges of image numbers and always run whole, so that an
 image is the same bytes whether it is made at once, after a restart, or among more images. The stages are
-iterables of (ids, uint8 images): `Sampler.images` → `Folder.write` → `Measurement`.
+iterables of (ids, uint8 images, features): `Sampler.images` → `Folder.write` → `Measurement`.
 """
 
 import contextlib
@@ -87,10 +87,12 @@ def complete(sampler, folder, measurement=None, progress=None):
     """
     team, s = sampler.team, sampler.experiment.Sample
     start = time.perf_counter()
+    if measurement and torch.device(measurement.device).type == team.device.type:
+        sampler.describe = measurement.extractor.describe
     with open_folder(folder, sampler.identity, team, s.keep) as target:
-        for ids, images in target.write(sampler.images(target, progress)):
+        for ids, images, features in target.write(sampler.images(target, progress)):
             if measurement:
-                measurement.update(ids, images)
+                measurement.update(ids, images, features)
             team.beat()
             if progress:
                 progress.add(len(ids))
@@ -116,8 +118,11 @@ class Sampler:
     """Makes the images of an experiment by their numbers, and counts the network calls.
 
     loaded: what `load_network` returned for the experiment. identity: what the images depend on; fingerprint: what the
-    images and their distance depend on. Raises InputError if the method cannot run.
+    images and their distance depend on. describe: from uint8 images to their features, to be queued behind them. Raises
+    InputError if the method cannot run.
     """
+
+    describe = None
 
     def __init__(self, experiment, team, loaded):
         self.experiment, self.team, self.loaded = experiment, team, loaded
@@ -135,7 +140,7 @@ class Sampler:
             self.loaded.network.prepare(batch, self.team.device)
 
     def images(self, target, progress=None):
-        """(ids, uint8 images) of this process's batches: read where `target` has the whole batch, else made.
+        """(ids, uint8 images, features or None) of this process's batches: read where `target` has them, else made.
 
         One batch is made in any case, since the network calls of the record are counted, not computed. A GPU is given
         the next batch before the last one is asked for, so that it never waits for files.
@@ -146,16 +151,17 @@ class Sampler:
         ahead, under_way = AHEAD.get(self.team.device.type, 0), deque()
         for ids in self.team.deal(batches):
             if target.has(ids) and ids != again:
-                yield ids, target.read(ids)
+                yield ids, target.read(ids), None
                 continue
-            under_way.append((ids, self.make(range(ids.start, ids.start + size), progress)))
+            under_way.append((ids, self.make(ids, size, progress)))
             if len(under_way) > ahead:
                 yield self._finish(*under_way.popleft())
         while under_way:
             yield self._finish(*under_way.popleft())
 
-    def make(self, ids, progress=None):
-        """Begin to make images `ids`; returns a `Pending`."""
+    def make(self, wanted, size, progress=None):
+        """Begin to make images `wanted`, the first of a batch of `size`, and their features; returns a `Pending`."""
+        ids = range(wanted.start, wanted.start + size)
         of = f"/{self.sampling.steps}" if self.sampling.steps else ""
 
         def watch(step):
@@ -163,15 +169,16 @@ class Sampler:
             if progress:
                 progress.add(extra=f"step {step}{of}")
 
+        describe = self.describe and (lambda images: self.describe(images[: len(wanted)]))
         with self._named(ids):
-            pending = self.sampling.launch(self.loaded.network, ids, self.team.device, watch)
+            pending = self.sampling.launch(self.loaded.network, ids, self.team.device, watch, describe)
         self.calls += pending.nfe * len(ids)
         self.made += len(ids)
         return pending
 
     def _finish(self, ids, pending):
         with self._named(ids):
-            return ids, pending.result()[: len(ids)]
+            return ids, pending.result()[: len(ids)], pending.features
 
     @contextlib.contextmanager
     def _named(self, ids):

@@ -172,6 +172,10 @@ def test_a_graph_is_captured_once_a_shape_and_its_result_is_kept():
             wanted, found = (list(solve("F-PNDM", run, network_input(n, 16), Schedule(), 5)) for run in (eager, graphs))
             assert all(torch.equal(a.x, b.x) for a, b in zip(wanted, found, strict=True))
     assert captured == [2, 3]
+    x = network_input(2, 16).requires_grad_()
+    for run in (eager, graphs):
+        run(x, torch.zeros(1)).sum().backward()
+    assert x.grad.abs().sum() > 0 and not graphs(network_input(2, 16), torch.zeros(1)).is_inference()
 
 
 def test_what_cannot_be_captured_is_called(recwarn):
