@@ -60,6 +60,7 @@ FULL = SimpleNamespace(
     trained=256,
     steps=20,
     images=10_240,
+    speed=50,
     compile=True,
 )
 SMALL = SimpleNamespace(
@@ -77,6 +78,7 @@ SMALL = SimpleNamespace(
         "trained": 8,
         "steps": 2,
         "images": 4,
+        "speed": 4,
         "compile": False,
     }
 )
@@ -245,7 +247,13 @@ def whole(size, where, folder, end):
     np.savez(folder / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     values = {"model_path": str(folder / "network.safetensors"), "statistics": str(folder / "reference.npz")}
     values |= {"features": "inception", "inception_path": str(random_inception(folder)), "total_num": size.images}
-    values |= {"batch_size": size.batch, "method": "F-PNDM", "sample_speed": 50, "keep": 0, "compile": size.compile}
+    values |= {
+        "batch_size": size.batch,
+        "method": "F-PNDM",
+        "sample_speed": size.speed,
+        "keep": 0,
+        "compile": size.compile,
+    }
     begun = time.monotonic()
     record = sample.run(replaced(load(size.config), **values), where, folder / "run")
     names = ("images", "nfe", "precision", "compile", "seconds", "images_per_second")

@@ -72,7 +72,7 @@ def test_every_part_of_gpu(figures, capsys):
     assert 0 < sum(plain["profile"].values()) <= 1 and "profile" not in fast
     assert found["measuring"]["features_per_second"] > 0 and found["measuring"]["summed_per_second"] > 0
     assert [row["precision"] for row in found["training"]] == ["fp32", "bf16"]
-    assert (found["whole"]["images"], found["whole"]["nfe"]) == (4, 59)
+    assert (found["whole"]["images"], found["whole"]["nfe"]) == (4, 13)
     shown = capsys.readouterr().out
     assert all(f"\n{name} (" in shown for name in gpu.PARTS) and "convolution" in shown
 
