@@ -7,10 +7,13 @@ importing it.
 import contextlib
 import ctypes
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 import torch
 
+from pndm.config.errors import InputError
 from pndm.model.machine import physical_cores
 
 
@@ -72,15 +75,91 @@ def tf32(allowed):
             backend.allow_tf32 = value
 
 
-def compiled(network, device):
-    """`torch.compile` of a network for the one shape of x that a run has; on a GPU as a CUDA graph.
+def compiled(network, device, key, mode=None):
+    """`torch.compile` of a network for the one shape of x that a run has; mode: as of `torch.compile`.
 
-    On a CPU the weights become part of what is compiled ("freezing"), laid out once as the convolutions want them.
-    That is a setting of the process: as an option of `torch.compile` it is read too late. PyTorch 2.4 fails at it,
-    2.15 does not.
+    Every rank compiles alone, and must come to the same kernels: choosing them by timing is turned off, where PyTorch
+    can (`deterministic`). Raises InputError, about the value `key`, where there is no compiler.
+    """
+    # Triton compiles the launchers of its kernels in C; kernels for CPUs are compiled in C++.
+    language, variable, usual = ("C", "CC", "gcc clang") if device.type == "cuda" else ("C++", "CXX", "g++")
+    names = os.environ.get(variable, usual).split()
+    if not any(map(shutil.which, names)):
+        raise InputError(f"compile needs a {language} compiler, and there is no {' or '.join(names)}", key)
+    from torch._inductor import config
+
+    if deterministic():
+        config.deterministic = True
+    return torch.compile(network, dynamic=False, mode=mode)
+
+
+def deterministic():
+    """Whether this PyTorch can compile without choosing kernels by timing, so that ranks come to the same."""
+    from torch._inductor import config
+
+    return hasattr(config, "deterministic")
+
+
+def frozen(network, device, key):
+    """`compiled` for inference: on a GPU as a CUDA graph, on a CPU with weights that are part of what is compiled.
+
+    They are laid out once as the convolutions want them ("freezing"). That is a setting of the process: as an option
+    of `torch.compile` it is read too late. PyTorch 2.4 fails at it, 2.15 does not.
     """
     from torch._inductor import config
 
     config.freezing = device.type == "cpu" and torch.__version__ >= "2.15"
-    mode = "reduce-overhead" if device.type == "cuda" else None
-    return torch.compile(network, dynamic=False, mode=mode)
+    return compiled(network, device, key, "reduce-overhead" if device.type == "cuda" else None)
+
+
+@torch.inference_mode()
+def capture(function, *inputs):
+    """`function` of tensors (inputs) as a CUDA graph: a function of the like, whose result the next call overwrites."""
+    inputs, graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
+    with torch.cuda.device_of(inputs[0]):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is done once: kernels chosen, libraries set up
+            for _ in range(2):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        # Other threads, which copy features and noise, may go on meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = function(*inputs)
+
+    def replay(*values):
+        for place, value in zip(inputs, values, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return result
+
+    return replay
+
+
+class Graphs:
+    """A network as a CUDA graph for each of the first few shapes that it is called with, for at most `largest` images.
+
+    A call of few images is some 600 kernels that take a GPU less time than a CPU needs to launch them. The result is
+    overwritten by the next call of that shape. An adaptive method asks about ever other numbers of images: after
+    `most` shapes the network is called as it is. capture: see `capture`.
+    """
+
+    def __init__(self, network, capture=capture, largest=64, most=4):
+        self.network, self.capture, self.largest, self.most = network, capture, largest, most
+        self.held = {}
+
+    def __call__(self, x, t):
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self.network(x, t)
+        with torch.inference_mode():
+            return self._replayed(x, t)
+
+    def _replayed(self, x, t):
+        shapes = x.shape, t.shape
+        if shapes not in self.held and len(x) <= self.largest and len(self.held) < self.most:
+            try:
+                self.held[shapes] = self.capture(self.network, x, t)
+            except RuntimeError as error:  # slower, not wrong
+                warnings.warn(f"no CUDA graph of the network: {str(error).splitlines()[0]}", stacklevel=2)
+                self.largest = 0
+        return self.held.get(shapes, self.network)(x, t)

@@ -28,8 +28,8 @@ class GroupNorm(nn.GroupNorm):
         groups = min(channels // 4, 32) if settings.narrow_groups else settings.norm_groups
         super().__init__(groups, channels, eps=settings.norm_eps)
 
-    def forward(self, x):  # (n, C, H, W) → the same
-        return group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+    def forward(self, x, activate=False):  # (n, C, H, W) → the same; with SiLU if `activate`
+        return group_norm(x, self.weight, self.bias, self.num_groups, self.eps, activate)
 
 
 def halve(x):
@@ -86,17 +86,17 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if needed else None
 
     def forward(self, x, temb):  # (n, C, H, W), SiLU of the embedding (n or 1, 4·channels) → (n, C', H', W')
-        h = silu(self.norm1(x))
+        h = self.norm1(x, activate=True)
         if self.resample:
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
         e = self.temb_proj(temb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.norm2(h.add_(e))
-        h = self.conv2(self.dropout(silu(h)))
+            h = self.norm2(h.add_(e), activate=True)
+        h = self.conv2(self.dropout(h))
         if self.shortcut is not None:
             x = self.shortcut(x)
         return h.add_(x) * 0.5**0.5 if self.rescale else h.add_(x)

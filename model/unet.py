@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from pndm.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample, double, halve, sinusoidal_embedding
-from pndm.model.kernels import silu
 
 
 class Level(nn.Module):
@@ -114,7 +113,7 @@ class UNet(nn.Module):
                 h = level.run(i, torch.cat([h, skips.pop()], dim=1), temb)
             if level.upsample is not None:
                 h = level.upsample(h, temb)
-        h = silu(self.norm_out(h))
+        h = self.norm_out(h, activate=True)
         return self.conv_out(h.to(x.dtype) if self.inner else h)[:, : s.in_channels].contiguous()
 
     def layers(self):

@@ -17,7 +17,7 @@ from pndm.config.schema import fingerprint
 from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
-from pndm.runner.random import noise
+from pndm.runner.random import Ahead, noise
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.options import OPTIONS
@@ -56,46 +56,58 @@ class Sampling:
         """The method's events on an x of least size, to be answered by the caller."""
         return trajectory(self.method, nothing(), self.schedule, self.steps or 1, self.profile, **self.options)
 
-    def noise(self, ids, device, stream="sampling", step=0):
-        """The noise of images `ids`: float32 (n, C, H, W) on `device`; stream and step as of `runner.random.noise`."""
-        return torch.from_numpy(noise(self.seed, ids, self.shape, stream, step)).to(device)
+    def noise(self, ids, device):
+        """What images `ids` start from: float32 (n, C, H, W) on `device`."""
+        return _onto(device, noise(self.seed, ids, self.shape))
 
     def states(self, network, ids, device):
         """The states of `solve` from the noise of images `ids` on, one after each step."""
-        x, draw = self.noise(ids, device), partial(self.noise, ids, device, "step")
+        x, draw = self.noise(ids, device), None
+        if self.draws:
+            steps = Ahead(self.seed, ids, self.shape, self.steps, min(8, torch.get_num_threads()))
+            draw = lambda step: _onto(device, steps(step))  # noqa: E731
         return solve(self.method, network, x, self.schedule, self.steps or 1, self.profile, noise=draw, **self.options)
 
     @torch.inference_mode()
-    def launch(self, network, ids, device, watch=lambda step: None):
+    def launch(self, network, ids, device, watch=lambda step: None, describe=None):
         """Begin to make images `ids`; returns a `Pending`. `watch` is called with the number of each step done.
 
-        On a GPU nothing here waits for it: the work and the copy to the CPU are queued.
+        describe: from uint8 images to what else is wanted of them, a tensor of their device. On a GPU nothing here
+        waits for it: the work and the copies to the CPU are queued, before those of images that are begun later.
         """
         finite, times = [], []
         for step, state in enumerate(self.states(network, ids, device), 1):
             finite.append(state.x.isfinite().all())
             times.append(state.t)
             watch(step)
-        return Pending(self.decode(state.x), torch.stack(finite), times, state.nfe)
+        images = self.decode(state.x)
+        return Pending(images, torch.stack(finite), times, state.nfe, describe and describe(images))
+
+
+def _onto(device, values):
+    """An array on a device. On a GPU from pinned memory: a copy from other memory waits for all that is queued."""
+    values = torch.from_numpy(values)
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Pending:
     """Images that a device is making; `result` waits for them.
 
     images: uint8 (n, C, H, W) on the device. finite: for each step, whether its state was finite. times: where each
-    step ended. nfe: network calls an image.
+    step ended. nfe: network calls an image. features: a tensor on the device, or None.
     """
 
-    def __init__(self, images, finite, times, nfe):
+    def __init__(self, images, finite, times, nfe, features=None):
         self.times, self.nfe, self.ready = times, nfe, None
         queued = images.device.type == "cuda"  # the copies are in pinned memory, written while the CPU goes on
         self.images, self.finite = images.to("cpu", non_blocking=queued), finite.to("cpu", non_blocking=queued)
+        self.features = None if features is None else features.to("cpu", non_blocking=queued)
         if queued:
             self.ready = torch.cuda.Event(blocking=True)
             self.ready.record(torch.cuda.current_stream(images.device))
 
     def result(self):
-        """The images on the CPU. Raises NotFinite that names the first step with NaN or infinity."""
+        """The images on the CPU, as `features` are then. Raises NotFinite that names the first step with NaN."""
         if self.ready:
             self.ready.synchronize()
         if not self.finite.all():

@@ -79,13 +79,13 @@ class Folder:
         return torch.stack(images)
 
     def write(self, stream):
-        """Pass (ids, images) on; images that are not there are written meanwhile, by threads."""
-        for ids, images in stream:
+        """Pass (ids, images, features) on; images that are not there are written meanwhile, by threads."""
+        for ids, images, features in stream:
             for i, image in zip(ids, images, strict=True):
                 if i < self.keep and name_of(i) not in self.present:
                     self.pending.append(self.pool.submit(self.save, name_of(i), to_picture(image)))
             self.settle(2 * len(ids))
-            yield ids, images
+            yield ids, images, features
 
     def save(self, name, image):
         """Write a PIL image as a PNG file."""

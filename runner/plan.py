@@ -196,6 +196,7 @@ def show_training(experiment: Any, device: torch.device) -> None:
     parameters = sum(p.numel() for p in network.parameters())
     seconds = 3 * steps * data.batch_size * calibrate(network, experiment, device).seconds
     print(f"steps             {steps:,} of {data.batch_size} images, {passes:,.4g} passes over {count:,} images")
+    print(f"batch             of all processes together; on 8 GPUs {data.batch_size / 8:g} images each")
     print(f"parameters        {parameters:,}")
     print(f"time              {_duration(seconds)}, a step taken as three network calls, {sample.device_name(device)}")
     print(f"disk              {_size((4 * KEEP + 2) * 4 * parameters)}: {KEEP} checkpoints and two averages")

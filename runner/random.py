@@ -4,6 +4,8 @@ Philox is a counter-based generator (Salmon et al. 2011): seed and index are its
 part of its counter, so that no two names share numbers and nothing needs to be stored to continue.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4, "image": 5}
@@ -22,3 +24,22 @@ def noise(seed, ids, shape, stream="sampling", step=0):
     stream: "sampling", what images start from, or "step", what a stochastic method draws in its step 0, 1, ….
     """
     return np.stack([generator(seed, stream, i, step).standard_normal(shape, np.float32) for i in ids])
+
+
+class Ahead:
+    """noise(k): `noise` of the stream "step" for step k = 0, 1, …, below `steps` where that is known.
+
+    Threads draw that of the next step while the network computes. The numbers are those of `noise`.
+    """
+
+    def __init__(self, seed, ids, shape, steps, threads):
+        self.steps = np.inf if steps is None else steps
+        self.pool, self.begun = ThreadPoolExecutor(threads), {}
+        parts = [ids[len(ids) * i // threads : len(ids) * (i + 1) // threads] for i in range(threads)]
+        self.draws = lambda step: [self.pool.submit(noise, seed, p, shape, "step", step) for p in parts if len(p)]
+
+    def __call__(self, step):
+        for k in (step, step + 1):
+            if k not in self.begun and k < self.steps:
+                self.begun[k] = self.draws(k)
+        return np.concatenate([part.result() for part in self.begun.pop(step)])

@@ -4,7 +4,7 @@
 
 Image i starts from its own noise. Batches are fixed ranges of image numbers and always run whole, so that an
 image is the same bytes whether it is made at once, after a restart, or among more images. The stages are
-iterables of (ids, uint8 images): `Sampler.images` → `Folder.write` → `Measurement`.
+iterables of (ids, uint8 images, features): `Sampler.images` → `Folder.write` → `Measurement`.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pndm.config.errors import InputError
 from pndm.config.files import save_json
 from pndm.config.load import replaced
 from pndm.config.schema import fingerprint
+from pndm.model.backend import deterministic
 from pndm.model.engine import largest_batch
 from pndm.runner.build import load_network, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
@@ -53,6 +54,7 @@ def run(experiment, device, folder, timeout=None):
                 report(record, folder)
             return record
         measurement = measurement_of(experiment, team)
+        sampler.prepare()
         with Progress(team, s.total_num, " images", "sampling") as progress:
             record = complete(sampler, folder, measurement, progress)
         return record and report(record, folder)
@@ -85,10 +87,12 @@ def complete(sampler, folder, measurement=None, progress=None):
     """
     team, s = sampler.team, sampler.experiment.Sample
     start = time.perf_counter()
+    if measurement and torch.device(measurement.device).type == team.device.type:
+        sampler.describe = measurement.extractor.describe
     with open_folder(folder, sampler.identity, team, s.keep) as target:
-        for ids, images in target.write(sampler.images(target, progress)):
+        for ids, images, features in target.write(sampler.images(target, progress)):
             if measurement:
-                measurement.update(ids, images)
+                measurement.update(ids, images, features)
             team.beat()
             if progress:
                 progress.add(len(ids))
@@ -114,8 +118,11 @@ class Sampler:
     """Makes the images of an experiment by their numbers, and counts the network calls.
 
     loaded: what `load_network` returned for the experiment. identity: what the images depend on; fingerprint: what the
-    images and their distance depend on. Raises InputError if the method cannot run.
+    images and their distance depend on. describe: from uint8 images to their features, to be queued behind them. Raises
+    InputError if the method cannot run.
     """
+
+    describe = None
 
     def __init__(self, experiment, team, loaded):
         self.experiment, self.team, self.loaded = experiment, team, loaded
@@ -126,8 +133,14 @@ class Sampler:
         self.identity = fingerprint(experiment, "images") | resolved
         self.fingerprint = fingerprint(experiment, "images", "distance") | resolved
 
+    def prepare(self):
+        """Compile the network, if that is asked for, before the run's clock starts."""
+        with self.team.at_work():
+            batch = (self.experiment.Sample.batch_size, *self.sampling.shape)
+            self.loaded.network.prepare(batch, self.team.device)
+
     def images(self, target, progress=None):
-        """(ids, uint8 images) of this process's batches: read where `target` has the whole batch, else made.
+        """(ids, uint8 images, features or None) of this process's batches: read where `target` has them, else made.
 
         One batch is made in any case, since the network calls of the record are counted, not computed. A GPU is given
         the next batch before the last one is asked for, so that it never waits for files.
@@ -138,16 +151,17 @@ class Sampler:
         ahead, under_way = AHEAD.get(self.team.device.type, 0), deque()
         for ids in self.team.deal(batches):
             if target.has(ids) and ids != again:
-                yield ids, target.read(ids)
+                yield ids, target.read(ids), None
                 continue
-            under_way.append((ids, self.make(range(ids.start, ids.start + size), progress)))
+            under_way.append((ids, self.make(ids, size, progress)))
             if len(under_way) > ahead:
                 yield self._finish(*under_way.popleft())
         while under_way:
             yield self._finish(*under_way.popleft())
 
-    def make(self, ids, progress=None):
-        """Begin to make images `ids`; returns a `Pending`."""
+    def make(self, wanted, size, progress=None):
+        """Begin to make images `wanted`, the first of a batch of `size`, and their features; returns a `Pending`."""
+        ids = range(wanted.start, wanted.start + size)
         of = f"/{self.sampling.steps}" if self.sampling.steps else ""
 
         def watch(step):
@@ -155,15 +169,16 @@ class Sampler:
             if progress:
                 progress.add(extra=f"step {step}{of}")
 
+        describe = self.describe and (lambda images: self.describe(images[: len(wanted)]))
         with self._named(ids):
-            pending = self.sampling.launch(self.loaded.network, ids, self.team.device, watch)
+            pending = self.sampling.launch(self.loaded.network, ids, self.team.device, watch, describe)
         self.calls += pending.nfe * len(ids)
         self.made += len(ids)
         return pending
 
     def _finish(self, ids, pending):
         with self._named(ids):
-            return ids, pending.result()[: len(ids)]
+            return ids, pending.result()[: len(ids)], pending.features
 
     @contextlib.contextmanager
     def _named(self, ids):
@@ -190,6 +205,7 @@ class Sampler:
             "checkpoint": self.loaded.record,
             "precision": self.loaded.precision,
             "compile": s.compile,
+            "deterministic": deterministic() if s.compile else None,
             "device": device_name(self.team.device),
             "threads": torch.get_num_threads(),
             "world_size": self.team.size,

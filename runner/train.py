@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pndm.config.errors import InputError
 from pndm.dataset import open_dataset
+from pndm.model.backend import compiled, tf32
 from pndm.model.ema import EMA
-from pndm.model.engine import resolve, tf32
+from pndm.model.engine import resolve
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner.batches import batches
@@ -83,7 +84,7 @@ class Trainer:
         self.done, self.best = 0, float("inf")
         if restart:
             self.folder.load(experiment, self._take)
-        self.parallel = torch.compile(self.network, dynamic=False) if train.compile else self.network
+        self.parallel = compiled(self.network, self.device, "Train.compile") if train.compile else self.network
         if team.size > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # those of 1×1 convolutions are arbitrary
             self.parallel = DistributedDataParallel(self.parallel)

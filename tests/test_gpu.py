@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from pndm.model import kernels
 from pndm.model.engine import Engine
 from pndm.runner.measure.distance import frechet_distance
 
@@ -60,6 +62,26 @@ def test_tf32_is_coarser(tiny):
     )
     apart, further = ((eps - full).abs().mean().item() for eps in (rounded, half))
     assert 0 <= apart < further
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 32, 32), (1, 384, 16, 16), (1, 64, 256, 256)])
+def test_group_norm_in_triton(shape):
+    ours = kernels.fused(torch.device("cuda"))
+    assert ours, "Triton does not work here"
+    x, weight, bias = 30 + torch.randn(shape, device="cuda"), *torch.randn(2, shape[1], device="cuda")
+    wanted = F.silu(F.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-6))
+    found = ours(x.contiguous(memory_format=torch.channels_last), weight, bias, 32, 1e-6, True)
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_a_graph_says_what_the_network_says(tiny):
+    run, eager = (Engine(copy.deepcopy(tiny.network), torch.device("cuda")) for _ in range(2))
+    eager.network = eager.plain
+    with torch.inference_mode():
+        for t in (500.0, 3.0, 500.0):
+            x, t = torch.randn(4, 1, 8, 8, device="cuda"), torch.tensor([t], device="cuda")
+            assert torch.equal(run(x, t), eager(x, t))
+    assert len(run.network.held) == 1
 
 
 def test_distances_are_computed_there():

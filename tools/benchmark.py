@@ -2,10 +2,12 @@
 
     python tools/benchmark.py frechet --json frechet.json
     python tools/benchmark.py sampling --images 1000 --steps 50
-    python tools/benchmark.py network --config ddim_cifar10.yml --batch 16 --steps 4
+    python tools/benchmark.py network --config ddim_cifar10.yml --batch 16
     python tools/benchmark.py features --images 200
     python tools/benchmark.py precision --images 1000
     python tools/benchmark.py profile --config ddim_cifar10.yml --batch 16
+    torchrun --nproc_per_node=2 tools/benchmark.py team
+    python tools/benchmark.py gpu --json gpu.json
 
 Each benchmark prints a table and, with --json FILE, writes its figures and what they were measured on.
 """
@@ -34,13 +36,17 @@ from pndm.config.files import save_json
 from pndm.config.load import load, replaced
 from pndm.config.schema import PRECISIONS
 from pndm.model import checkpoint, load_model
-from pndm.model.unet import UNet
+from pndm.model.engine import Engine, peak
 from pndm.runner import sample
 from pndm.runner.build import load_network, sampling_of
-from pndm.runner.measure.distance import frechet_distance
-from pndm.runner.measure.features import EXTRACTORS
+from pndm.runner.measure.distance import frechet_distance, standard_error
+from pndm.runner.measure.features import EXTRACTORS, Extractor
 from pndm.runner.measure.measurement import Measurement
-from pndm.tools.contenders import clock, contender, network, shape_of
+from pndm.runner.measure.reference import moments_of
+from pndm.runner.measure.statistics import Statistics
+from pndm.runner.processes import processes
+from pndm.tools.contenders import Stopwatch, contender, network, random_inception, shape_of
+from pndm.tools.gpu import gpu as every_gpu_figure
 
 
 def frechet(args):
@@ -86,27 +92,27 @@ def sampling(args):
     By F-PNDM, on the bundled digits network, or on random weights and without statistics. The run is that of
     `--runner sample`, from its first batch to its last file; loading the network and the reference come before it.
     """
-    where, inside, forward = device("auto"), [], UNet.forward
+    where, call = device("auto"), Engine.__call__
 
     def timed(*inputs):
-        start = clock(where)
-        eps = forward(*inputs)
-        inside.append(clock(where) - start)
+        watch.mark()
+        eps = call(*inputs)
+        watch.mark()
         return eps
 
     values = {"total_num": args.images, "sample_speed": args.steps, "method": "F-PNDM"}
     values |= {"batch_size": args.batch} if args.batch else {}
     experiment, rounds = load(args.config), []
     for _ in range(args.repeat):
-        inside.clear()
-        with tempfile.TemporaryDirectory() as folder, mock.patch.object(UNet, "forward", timed):
+        watch = Stopwatch(where)
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(Engine, "__call__", timed):
             if args.config != "digits.yml":
                 torch.manual_seed(0)
                 path = Path(folder) / "random.safetensors"
                 checkpoint.save(path, load_model(experiment.Model).state_dict(), {"weights": "random"})
                 values |= {"model_path": str(path), "features": "none"}
             record = sample.run(replaced(experiment, **values), where, Path(folder) / "run")
-        share = 1 - sum(inside) / record["seconds"]
+        share = 1 - sum(watch.seconds()) / record["seconds"]
         rounds.append({name: record[name] for name in ("seconds", "images_per_second", "nfe")} | {"outside": share})
         print(f"{record['seconds']:.2f} s, {100 * share:.2f} % outside the network")
     outside = statistics.median(r["outside"] for r in rounds)
@@ -116,18 +122,9 @@ def sampling(args):
 
 def features(args):
     """Images a second through pytorch-fid's Inception, with random weights, from uint8 images of 32×32."""
-    from pytorch_fid import inception
-
     where = device("auto")
-    with (
-        mock.patch.object(torch.nn.Module, "load_state_dict"),
-        mock.patch.object(inception, "load_state_dict_from_url"),
-    ):
-        weights = inception.fid_inception_v3().state_dict()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.pth"
-        torch.save(weights, file)
-        extractor = EXTRACTORS["inception"]((3, 32, 32), where, file)
+        extractor = EXTRACTORS["inception"]((3, 32, 32), where, random_inception(Path(folder)))
     images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
     extractor(images[:50])
     rates = [args.images / _timed(extractor, images)[0] for _ in range(args.repeat)]
@@ -191,6 +188,63 @@ def profile(args):
     return figures | {"milliseconds": total / args.repeat / 1000}
 
 
+def team(args):
+    """What statistics cost beside sampling and features, in as many processes as torchrun started.
+
+    Normal vectors stand for features: `images` of them, dealt in batches of 512, and as many for the reference.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(images):
+        return torch.randn(len(images), args.dimension, generator=draw)
+
+    extractor = Extractor("normal", args.dimension, None, None, normal)
+    blank = Blank([torch.zeros(1, 1, 1, dtype=torch.uint8)] * args.images)
+    found = {}
+    with processes(torch.device("cpu")) as ranks:
+        begun = time.perf_counter()
+
+        def lap(name):
+            nonlocal begun
+            ranks.wait()
+            found[name], begun = time.perf_counter() - begun, time.perf_counter()
+
+        lap("start")
+        reference = moments_of(blank, extractor, "cpu", ranks)
+        lap("reference")
+        sums, spent = Statistics(args.dimension), 0.0
+        for first in ranks.deal(range(0, args.images, 512)):
+            ids = range(first, min(first + 512, args.images))
+            vectors = torch.randn(len(ids), args.dimension, generator=draw)
+            spent += _timed(sums.update, vectors, ids)[0]
+        lap("updates, with the drawing")
+        found["updates alone, a process"] = float(ranks.total(torch.tensor(spent))) / ranks.size
+        begun = time.perf_counter()
+        sums.gather(ranks)
+        lap("gather")
+        standard_error(sums, reference.mu, reference.sigma, ranks)
+        lap("error")
+        with ranks.at_work():
+            if ranks.first:
+                frechet_distance(*sums.moments(), reference.mu, reference.sigma)
+        lap("distance")
+        found["most MiB of a process"] = -float(ranks.least(torch.tensor(-peak(ranks.device) / 2**20)))
+        if ranks.first:
+            print("\n".join(f"{name:28}{value:10.2f}" for name, value in found.items()))
+        return {"processes": ranks.size, "images": args.images, "dimension": args.dimension} | found
+
+
+class Blank(list):
+    """Images that nobody looks at."""
+
+    record = {"dataset": "none"}  # noqa: RUF012
+
+
+def gpu(args):
+    """Everything that only a GPU can tell, in at most nine minutes (tools/gpu.py)."""
+    return every_gpu_figure(args, device("auto"))
+
+
 def _timed(function, *arguments):
     start = time.perf_counter()
     value = function(*arguments)
@@ -225,7 +279,7 @@ def main(argv=None):
         command.add_argument("--json", metavar="FILE", help="write the figures there")
         command.add_argument("--repeat", type=positive, default=3, metavar="N", help="rounds (default 3)")
         for name, (default, meaning) in options.items():
-            text = f"{meaning} (default {default})"
+            text = f"{meaning} (default {default})" if default else meaning
             command.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
         return command
 
@@ -233,15 +287,19 @@ def main(argv=None):
     command = benchmark(sampling, images=(1000, "to make"), steps=(50, "of the method"))
     command.add_argument("--config", default="digits.yml", metavar="NAME.yml", help="the network (default digits.yml)")
     command.add_argument("--batch", type=positive, metavar="N", help="images a network call (default the experiment's)")
+    benchmark(team, images=(50_000, "of each side"), dimension=(2048, "of the features"))
     benchmark(features, images=(200, "to describe"))
     benchmark(precision, images=(1000, "for each method, steps and precision"))
     batch = {"batch": (16, "images a network call")}
-    rounds = {"steps": (4, "network calls of a round"), "side": (4096, "of the square matrices; on a GPU 8192")}
+    rounds = {"steps": (None, "network calls of a round: 4; on a GPU 50")}
+    rounds |= {"side": (None, "of the square matrices: 4096; on a GPU 8192")}
     for function, more in ((network, rounds), (profile, {})):
         command = benchmark(function, **batch, **more)
         command.add_argument("--config", default="ddim_cifar10.yml", metavar="NAME.yml", help="a DDIM network")
         command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--compile", action="store_true", help="compile the network of this project")
+    command = benchmark(gpu, minutes=(9, "after which no part is begun"))
+    command.add_argument("--small", action="store_true", help="every part at reduced size, on any device")
     args = parser.parse_args(argv)
     try:
         figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}

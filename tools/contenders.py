@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from statistics import median
+from unittest import mock
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,9 +32,9 @@ def network(args):
     a share of.
     """
     where = device("auto")
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        UNet(settings_of(load(args.config).Model))(torch.zeros(1, *shape_of(args.config)), torch.zeros(1))
-    flops = counter.get_total_flops() * args.batch
+    args.steps = args.steps or (50 if where.type == "cuda" else 4)
+    args.side = args.side or (8192 if where.type == "cuda" else 4096)
+    flops = flops_of(args.config) * args.batch
     workers = {name: ProcessPoolExecutor(1, get_context("spawn"), start, (name, args, where)) for name in CONTENDERS}
     eps = {name: worker.submit(predict).result() for name, worker in workers.items()}
     rounds = []
@@ -73,30 +74,43 @@ def network(args):
     return {"config": args.config, "batch": args.batch, "flops": flops, "rounds": rounds, "table": table}
 
 
+def flops_of(config):
+    """Floating-point operations of a call of an experiment's network, for one image."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        UNet(settings_of(load(config).Model))(torch.zeros(1, *shape_of(config)), torch.zeros(1))
+    return counter.get_total_flops()
+
+
 held: dict = {}  # in the process of a contender: its loop and what that takes
 
 
 def start(name, args, where):
-    """Make this process the contender's."""
+    """Make this process the contender's, and let it do what it does once: compile, choose kernels."""
     if name == "here":
         backend.start()
     loop, network = contender(name, args, where)
     torch.manual_seed(0)
-    x = torch.randn(args.batch, *shape_of(args.config)).to(where)
-    held.update(loop=loop, network=network, x=x, steps=args.steps, where=where)
+    with torch.inference_mode():
+        x = torch.randn(args.batch, *shape_of(args.config)).to(where)
+    held.update(loop=loop, network=network, x=x, where=where)
+    run(2)
+    held.update(steps=args.steps)
 
 
 @torch.inference_mode()
 def predict():
-    """ε of the contender's network."""
-    x = held["x"]
-    return held["network"](x, torch.full((len(x),), 500.0, device=x.device)).float().cpu()
+    """ε of the contender's network, asked as its loop asks."""
+    x, network = held["x"], held["network"]
+    t = x.new_full((1,), 500.0).expand(1 if getattr(network, "broadcasts_time", False) else len(x))
+    with backend.tf32(False):
+        return network(x, t).float().cpu()
 
 
 @torch.inference_mode()
-def run():
-    """(seconds of the contender's loop, seconds of each network call)."""
-    return time_loop(**held)
+def run(steps=None):
+    """(seconds of the contender's loop, seconds of each network call). Only the engine may round to TF32."""
+    with backend.tf32(False):
+        return time_loop(**held | ({"steps": steps} if steps else {}))
 
 
 def shape_of(config):
@@ -166,19 +180,40 @@ def clock(where):
     return time.perf_counter()
 
 
+class Stopwatch:
+    """Takes the time of spans of work on a device; on a GPU nothing waits for it meanwhile."""
+
+    def __init__(self, where):
+        self.gpu, self.marks = where.type == "cuda", []
+
+    def mark(self):
+        """The beginning of a span, then its end, and so on."""
+        self.marks.append(torch.cuda.Event(enable_timing=True) if self.gpu else time.perf_counter())
+        if self.gpu:
+            self.marks[-1].record()
+
+    def seconds(self):
+        """Of each span."""
+        if self.gpu:
+            torch.cuda.synchronize()
+        pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
+        return [a.elapsed_time(b) / 1000 if self.gpu else b - a for a, b in pairs]
+
+
 def time_loop(loop, network, x, steps, where):
     """(seconds of the loop, seconds of each network call)."""
-    inside = []
+    watch = Stopwatch(where)
 
     def timed(x, t):
-        start = clock(where)
+        watch.mark()
         eps = network(x, t)
-        inside.append(clock(where) - start)
+        watch.mark()
         return eps
 
+    timed.broadcasts_time = getattr(network, "broadcasts_time", False)
     start = clock(where)
     loop(timed, x, steps)
-    return clock(where) - start, inside
+    return clock(where) - start, watch.seconds()
 
 
 def product_rate(dtype, side, where, repeat=3):
@@ -189,3 +224,19 @@ def product_rate(dtype, side, where, repeat=3):
     for _ in range(repeat):
         a @ b
     return repeat * 2 * side**3 / (clock(where) - start)
+
+
+def random_inception(folder):
+    """A file in `folder` with weights for pytorch-fid's Inception, random ones."""
+    from pytorch_fid import inception
+
+    file = folder / "weights.pth"
+    if file.exists():
+        return file
+    with (
+        mock.patch.object(torch.nn.Module, "load_state_dict"),
+        mock.patch.object(inception, "load_state_dict_from_url"),
+    ):
+        weights = inception.fid_inception_v3().state_dict()
+    torch.save(weights, file)
+    return file

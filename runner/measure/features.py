@@ -35,12 +35,16 @@ class Extractor:
 
     def __call__(self, images):
         """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
+        return self.describe(images).cpu().double()
+
+    def describe(self, images):
+        """Features of uint8 images (n, C, H, W), on the extractor's device, where they may only be queued."""
         import torch
 
-        from pndm.model.engine import tf32
+        from pndm.model.backend import tf32
 
         with torch.inference_mode(), tf32(False):
-            return torch.cat([self.function(part).cpu().double() for part in images.split(CHUNK)])
+            return torch.cat([self.function(part) for part in images.split(CHUNK)])
 
 
 def pixels(shape, device, path):

@@ -1,5 +1,8 @@
 """The distance of a stream of images to a fixed reference, and its card: the record of what was measured."""
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from pndm.config.errors import InputError
@@ -13,16 +16,46 @@ from pndm.runner.measure.statistics import ALONE, Moments, Statistics
 WEAK = 10_000
 
 
+class Behind:
+    """Calls functions one after another in a thread; on a GPU on a stream of its own, so that no other waits for them.
+
+    An error is raised by the next call, or by `settle`.
+    """
+
+    def __init__(self, device):
+        self.stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+        self.pool, self.pending = ThreadPoolExecutor(1), deque()
+
+    def call(self, function, *arguments):
+        """Begin a call; waits while another one is waiting."""
+        self.settle(1)
+        self.pending.append(self.pool.submit(self._on_stream, function, *arguments))
+
+    def settle(self, most=0):
+        """Wait until at most `most` calls are not done."""
+        while len(self.pending) > most:
+            self.pending.popleft().result()
+        if self.stream and not most:
+            self.stream.synchronize()
+
+    def _on_stream(self, function, *arguments):
+        with torch.cuda.stream(self.stream):  # None: no stream
+            function(*arguments)
+
+
 class Measurement:
     """The distance of a stream of images to a fixed reference, as the images come.
 
     extractor: what gives features; reference: `Moments`; record: of the images, for the card; metrics: names of
-    METRICS, which need the features of all images and a list `others` of the reference's; device: where sums are made.
+    METRICS, which need the features of all images and a list `others` of the reference's; device: where sums are made;
+    behind: in a thread, by default on a GPU, where the thread that feeds the GPU must not wait for them.
     """
 
-    def __init__(self, extractor, reference, record=None, metrics=(), others=None, device="cpu"):
+    def __init__(self, extractor, reference, record=None, metrics=(), others=None, device="cpu", behind=None):
         self.extractor, self.reference, self.made_of = extractor, reference, record or {}
         self.metrics, self.others, self.device = metrics, others, device
+        behind = torch.device(device).type == "cuda" if behind is None else behind
+        self.behind = Behind(device) if behind else None
         self.reset()
 
     @classmethod
@@ -51,22 +84,31 @@ class Measurement:
 
     def reset(self):
         """Forget the images seen."""
+        self._settle()
         self.statistics, self.kept = Statistics(self.extractor.dimension, device=self.device), []
 
-    def update(self, ids, images):
-        """Take in uint8 images (n, C, H, W) of those numbers."""
-        features = self.extractor(images)
-        self.statistics.update(features, ids)
+    def update(self, ids, images, features=None):
+        """Take in uint8 images (n, C, H, W) of those numbers; features (n, d): theirs, where they are known."""
+        features = self.extractor(images) if features is None else features.double()
+        if self.behind:
+            self.behind.call(self.statistics.update, features, ids)
+        else:
+            self.statistics.update(features, ids)
         if self.metrics:
             self.kept.append((torch.as_tensor(ids), features.float()))
 
     def gather(self, team):
         """Put together what all processes (`Processes`) have seen; all call this, then the first calls `card`."""
+        self._settle()
         self.statistics.gather(team)
         self.error = standard_error(self.statistics, self.reference.mu, self.reference.sigma, team)
         if self.metrics:
             none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.extractor.dimension)
             self.kept = team.collect([torch.cat(parts) for parts in zip(none, *self.kept, strict=True)], 0)
+
+    def _settle(self):
+        if self.behind:
+            self.behind.settle()
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""

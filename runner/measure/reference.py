@@ -100,12 +100,13 @@ def open_statistics(path):
 def _describe(lane, extractor, device, keep, team):
     """`Part` of a lane's features, and these (n, d) float32 if `keep`."""
     part, waiting, kept = Part(extractor.dimension, device), [], [torch.zeros(0, extractor.dimension)]
+    describe = extractor.describe if torch.device(device).type == "cuda" else extractor  # on a GPU they stay there
     for positions, images in batches(lane, BATCH) if len(lane) else ():
-        features = extractor(images)
+        features = describe(images)
         refuse_infinite(features, [lane.ids[i] for i in positions])
         waiting.append(features)
         if keep:
-            kept.append(features.float())
+            kept.append(features.float().cpu())
         if sum(map(len, waiting)) >= ROWS:
             part.add(torch.cat(waiting))
             waiting = []

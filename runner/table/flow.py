@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pndm.config.files import aside, save_json
-from pndm.model.engine import tf32
+from pndm.model.backend import tf32
 from pndm.runner.build import network_key, read_network, sampling_of
 from pndm.runner.progress import Progress
 from pndm.runner.solver.adaptive import Control, dormand_prince, flow_of

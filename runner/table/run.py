@@ -176,6 +176,7 @@ class Bench:
         measurement = self.measurements[_measurement_key(cell)]
         if measurement:
             measurement.reset()
+        sample.Sampler(cell.experiment, self.single, self.loaded(cell)).prepare()
         sample.complete(self.sampler(cell, watch), self.path(cell), measurement)
         progress.expect(counted - cell.work)  # of an adaptive method the calls are known only now
 

@@ -106,7 +106,7 @@ def test_tables_and_training_have_plans(tiny, cli, tmp_path):
     flags = ["--runner", "train", "--config", tiny.config, "--train_path", tmp_path / "train", "--plan"]
     status, out, _ = cli(*flags, "--device", "cpu")
     assert status == 0
-    assert "33,600 of 64 images" in out
+    assert "33,600 of 64 images" in out and "on 8 GPUs 8 images each" in out
     assert not (tmp_path / "train").exists()
     assert cli("--runner", "fid", "--plan")[0] == 2
 

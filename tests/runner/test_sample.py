@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import image_files, process
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pndm import cli as main
@@ -20,8 +22,10 @@ from pndm.config.schema import fingerprint
 from pndm.dataset import open_dataset
 from pndm.model import checkpoint
 from pndm.model.engine import resolve
+from pndm.runner import sample
 from pndm.runner.measure.distance import frechet_distance
-from pndm.runner.random import generator, noise
+from pndm.runner.measure.features import Extractor
+from pndm.runner.random import Ahead, generator, noise
 
 
 def images(folder):
@@ -356,6 +360,48 @@ def test_batches_begun_ahead_are_the_same_images(tiny, cli, tmp_path, monkeypatc
     monkeypatch.setattr("pndm.runner.sample.AHEAD", {"cpu": 1})
     cli(*tiny.flags(tmp_path / "ahead"))
     assert np.array_equal(images(tmp_path / "run"), images(tmp_path / "ahead"))
+
+
+def test_features_are_queued_before_the_next_batch_is_begun(tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("pndm.runner.sample.AHEAD", {"cpu": 1})
+    seen, make, describe = [], sample.Sampler.make, Extractor.describe
+
+    def making(sampler, ids, size, progress):
+        seen.append("make")
+        return make(sampler, ids, size, progress)
+
+    def describing(extractor, images):
+        seen.append(len(images))
+        return describe(extractor, images)
+
+    monkeypatch.setattr(sample.Sampler, "make", making)
+    monkeypatch.setattr(Extractor, "describe", describing)
+    assert cli(*tiny.flags(tmp_path / "run", "--batch_size", 4))[0] == 0
+    assert seen[seen.index("make") :] == ["make", 4, "make", 4, "make", 2], "what fills the last batch is not described"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**20), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4) | st.none())
+def test_noise_drawn_ahead_is_the_noise_of_its_step(first, images, threads, steps):
+    ids = range(first, first + images)
+    ahead = Ahead(3, ids, (2, 2), steps, threads)
+    for step in range(steps or 3):
+        assert np.array_equal(ahead(step), noise(3, ids, (2, 2), "step", step))
+
+
+def test_noise_is_drawn_a_step_ahead_and_no_further(monkeypatch):
+    begun = []
+
+    def drawn(seed, ids, shape, stream, step):
+        begun.append(step)
+        return noise(seed, ids, shape, stream, step)
+
+    monkeypatch.setattr("pndm.runner.random.noise", drawn)
+    ahead = Ahead(0, range(4), (1,), 3, 1)
+    for step, wanted in enumerate(([0, 1], [0, 1, 2], [0, 1, 2])):
+        ahead(step)
+        ahead.pool.submit(int).result()  # after what was begun
+        assert begun == wanted
 
 
 def test_automatic_batch_size_is_kept_by_the_folder(tiny, cli, tmp_path, monkeypatch):

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from pndm.tools import benchmark
+from pndm.tools import benchmark, gpu
 
 
 def test_frechet(tmp_path, capsys):
@@ -51,3 +52,48 @@ def test_profile(figures):
 def test_features(figures):
     pytest.importorskip("pytorch_fid")
     assert len(figures("features", "--images", "2")["images_per_second"]) == 1
+
+
+def test_team(figures):
+    found = figures("team", "--images", "700", "--dimension", "8")
+    assert (found["processes"], found["images"]) == (1, 700)
+    assert all(found[name] >= 0 for name in ("reference", "gather", "error", "distance"))
+    assert found["most MiB of a process"] > 50
+
+
+def test_every_part_of_gpu(figures, capsys):
+    """At reduced size, on any device."""
+    pytest.importorskip("pytorch_fid")
+    found = figures("gpu", "--small")
+    assert not [name for name in gpu.PARTS if "error" in found[name]] and found["tests"]["status"] == 0
+    assert found["products"]["bfloat16"] > 0
+    fast, plain = found["networks"]
+    assert fast["images_per_second"] > 0 and 0 < plain["share_of_product"] < 1
+    assert 0 < sum(plain["profile"].values()) <= 1 and "profile" not in fast
+    assert found["measuring"]["features_per_second"] > 0 and found["measuring"]["summed_per_second"] > 0
+    assert [row["precision"] for row in found["training"]] == ["fp32", "bf16"]
+    assert (found["whole"]["images"], found["whole"]["nfe"]) == (4, 13)
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} (" in shown for name in gpu.PARTS) and "convolution" in shown
+
+
+def test_a_part_of_gpu_that_fails_leaves_the_others(figures, monkeypatch):
+    def breaks(*_):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(gpu, "PARTS", {"first": breaks, "products": gpu.products})
+    found = figures("gpu", "--small")
+    assert found["first"] == {"error": "RuntimeError: no kernel image is available"}
+    assert found["products"]["side"] == 128
+    monkeypatch.setattr(gpu.time, "monotonic", iter(range(0, 10**6, 600)).__next__)
+    assert "no time left" in figures("gpu", "--small")["products"]["error"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would begin")
+def test_gpu_without_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["gpu"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "benchmark.py: gpu needs an NVIDIA GPU; --small runs every part, at reduced size, on a CPU\n"
+    )

@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers import coloured_images, write_images
 
+from pndm.config.errors import InputError
 from pndm.runner.measure import features
-from pndm.runner.measure.measurement import describe, name_of
+from pndm.runner.measure.features import make_extractor
+from pndm.runner.measure.measurement import Measurement, describe, name_of
 from pndm.runner.measure.reference import reference_of
 from pndm.runner.measure.statistics import Moments
 
@@ -118,6 +120,25 @@ def test_a_networks_reference_is_computed_once(tmp_path, monkeypatch):
         file.write_bytes(b"damaged")
     reference_of(Section(), extractor("a"), "cpu")
     assert sum(calls) == 120
+
+
+def test_sums_made_in_a_thread_are_the_same(tmp_path):
+    """As on a GPU."""
+    images = torch.randint(0, 256, (700, 1, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = make_extractor("pixels", (1, 2, 3))
+    known = extractor(images)
+    reference, cards = Moments(known.mean(0) + 0.1, known.T.cov(), {}), []
+    for behind in (False, True, True):
+        measurement = Measurement(extractor, reference, behind=behind)
+        for first in range(0, 700, 100):
+            ids = range(first, first + 100)
+            measurement.update(ids, images[first : first + 100], known[ids] if behind else None)
+        cards.append(measurement.card())
+    assert cards[0] == cards[1] == cards[2]
+    measurement.reset()
+    measurement.update([41, 7], images[:2], torch.tensor([[1.0] * 6, [float("nan")] * 6]))
+    with pytest.raises(InputError, match=r"^the features of image 7 are not finite$"):
+        measurement.card()
 
 
 def test_what_is_called_fid():
