@@ -8,7 +8,10 @@ import torch
 from helpers import coloured_images, write_images
 
 from pndm.config.errors import InputError
+from pndm.dataset.readers import DEBIAN
 from pndm.runner.measure import features, fid
+from pndm.runner.measure.distance import frechet_distance
+from pndm.runner.measure.reference import open_statistics
 
 
 def test_inception_takes_grey_images_and_the_hubs_cache(weights, monkeypatch):
@@ -72,3 +75,25 @@ def test_unknown_extractors_are_refused_with_the_names_of_those_there_are():
     with pytest.raises(InputError, match="features 'x' is not one of pixels, fashion, inception, none") as caught:
         features.make_extractor("x", (1, 8, 8))
     assert caught.value.keys == ("Sample.features",)
+
+
+def test_the_classifier_of_fashion_mnist_and_its_statistics():
+    """The bundled statistics are of the bundled weights, and real clothes lie near them, noise far away."""
+    extractor = features.make_extractor("fashion", (1, 28, 28))
+    reference = open_statistics("model/fashion_statistics.npz")
+    assert (reference.record["hash"], reference.record["images"]) == (extractor.hash, 60_000)
+    assert reference.mu.shape == (128,) and extractor.dimension == 128
+    noise = torch.randint(0, 256, (300, 1, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    found = extractor(noise)
+    far = frechet_distance(found.mean(0), found.T.cov(), reference.mu, reference.sigma)
+    assert far > 30
+    with pytest.raises(InputError, match="for grey images, not of 3 channels"):
+        features.make_extractor("fashion", (3, 28, 28))
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="no Fashion-MNIST: Debian's package dataset-fashion-mnist is not there")
+def test_clothes_that_the_classifier_has_not_seen_are_near(cli, tmp_path):
+    flags = ["--runner", "stats", "--config", "fashion.yml", "--set", "Dataset.split=test", "--out", tmp_path / "t.npz"]
+    assert cli(*flags)[0] == 0
+    _, out, _ = cli("--runner", "fid", tmp_path / "t.npz", "model/fashion_statistics.npz")
+    assert out.startswith("Fréchet distance on Fashion-MNIST classifier features: 0.0077, from 10,000 images")
