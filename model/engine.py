@@ -31,8 +31,16 @@ def resolve(precision, device, smooth=True):
         return precision
     fast = smooth and has_bfloat16(device)
     if fast is None:
-        fast = faster_by_timing()
+        fast = _of_first(faster_by_timing())
     return "bf16" if fast else "fp32"
+
+
+def _of_first(value):
+    """The value of the first of the processes that torchrun started: what timing decides must be the same in all."""
+    values = [value]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
 
 
 @functools.cache

@@ -281,3 +281,12 @@ def test_memory_is_measured():
     before = engine.peak(CPU)
     torch.ones(before // 4 + 2**26).sum()
     assert engine.peak(CPU) >= before + 2**26
+
+
+def test_the_first_process_decides_for_all_what_timing_says(monkeypatch):
+    monkeypatch.setattr(engine, "has_bfloat16", lambda device: None)
+    monkeypatch.setattr(engine, "faster_by_timing", lambda: True)
+    assert engine.resolve("auto", torch.device("cpu")) == "bf16"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda values: values.__setitem__(0, False))
+    assert engine.resolve("auto", torch.device("cpu")) == "fp32"
