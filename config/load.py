@@ -17,6 +17,7 @@ from pndm.config.schema import Experiment
 from pndm.config.table import Table
 
 FOLDER = Path(__file__).parent
+MANIFEST = FOLDER / "published.yml"  # no experiment
 
 
 def load(name, overrides=None):
@@ -85,9 +86,14 @@ def find(name, argument, folder=FOLDER):
     for path in (Path(name), folder / name):
         if path.is_file():
             return path
-    known = sorted(path.name for path in folder.glob("*.yml"))
+    known = [path.name for path in files(folder)]
     where = folder.relative_to(FOLDER.parent)
     raise InputError(f"no file {name}, here or in {where}/, which has {', '.join(known)}", argument)
+
+
+def files(folder=FOLDER):
+    """The experiments of config/, or the tables of `folder`: their paths."""
+    return sorted(path for path in folder.glob("*.yml") if path != MANIFEST)
 
 
 def read(path, what):

@@ -35,7 +35,8 @@ from pndm.runner.solver.schedule import TYPES
 SPLITS = ("train", "test")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # The runners that have a key as a flag.
-METHOD, RUN, MEASURE = "sample plan train", "sample plan reproduce", "sample plan reproduce fid stats"
+METHOD, RUN, NEED = "sample plan train", "sample plan reproduce", "sample plan reproduce check fetch"
+MEASURE = f"{NEED} fid stats"
 
 
 class ScheduleSection(Section):
@@ -162,7 +163,9 @@ class _Sampling(Section):
     )
     compile: bool = key(False, "compile the network: half a minute, then faster", "images network", RUN)
     keep: int | None = key(None, "images left as files, the first K; all by default", "", RUN, "K", ge=0, le=10**8)
-    model_path: str | None = key(None, "checkpoint to sample from", "network", RUN, "F", **TEXT)
+    model_path: str | None = key(
+        None, "checkpoint to sample from: a path, a published name, a name on the hub", "network", NEED, "F", **TEXT
+    )
     features: str = key(
         "none", "features of the Fréchet distance, or none; inception gives FID", "distance", MEASURE, "F", **TEXT
     )
@@ -175,14 +178,14 @@ class _Sampling(Section):
     )
     statistics: str = key(
         "dataset",
-        "what to measure against: a statistics file, or dataset, its images",
+        "what to measure against: a statistics file or its published name, or dataset, its images",
         "distance",
-        "sample reproduce",
+        "sample reproduce check fetch",
         "FILE",
         **TEXT,
     )
     inception_path: str | None = key(
-        None, "pytorch-fid's Inception weights; the hub's cache by default", "", MEASURE, "FILE", **TEXT
+        None, "pytorch-fid's Inception weights; fetched by default", "", MEASURE, "FILE", **TEXT
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pndm.config.errors import InputError
+from pndm.config.published import only_here
 from pndm.dataset.readers import KNOWN, READERS, from_picture
 
 __all__ = ["batches", "count_images", "decode", "encode", "from_picture", "open_dataset", "to_picture", "to_unit"]
@@ -30,6 +31,16 @@ def count_images(section):
     """The number of images of a `Dataset` section; nothing is downloaded. Raises InputError when files are missing."""
     known = KNOWN.get(section.dataset)
     return known[section.split] if known else len(open_dataset(section))
+
+
+def missing(section):
+    """Why a dataset cannot be read from the files that are here, "" where it can; nothing is downloaded."""
+    try:
+        with only_here("not looked for elsewhere"):
+            open_dataset(section)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def batches(images, size):

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from PIL import Image
 
 from pndm.config.errors import InputError
 from pndm.config.files import alone, made
+from pndm.config.published import offline
 from pndm.dataset import database
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -103,9 +105,9 @@ def cifar10(section):
 
     root = _root(section)
     try:
-        with _filled(root):
-            there = (root / CIFAR10.base_folder).exists()
-            data = CIFAR10(root, train=section.split == "train", download=not there).data
+        there = (root / CIFAR10.base_folder).exists
+        with _filled(section, root, there):
+            data = CIFAR10(root, train=section.split == "train", download=not there()).data
     except (OSError, RuntimeError) as error:
         raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
     images = torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
@@ -195,8 +197,9 @@ READERS = {
     "FFHQ": ffhq,
     "FOLDER": folder,
 }
-# Images of the datasets that are downloaded, by split.
+# Images of the datasets that are downloaded, by split, and the megabytes that this takes.
 KNOWN = {"FASHION": {"train": 60_000, "test": 10_000}, "CIFAR10": {"train": 50_000, "test": 10_000}}
+MEGABYTES = {"FASHION": 31, "CIFAR10": 170}
 
 
 def image_files(path, pattern="*"):
@@ -240,7 +243,7 @@ def _fashion_file(section, ending):
     places = [folder / file for folder in folders for file in (name, f"{name}.gz")]
     if not any(place.is_file() for place in places):
         try:
-            with _filled(root / "FashionMNIST" / "raw"):
+            with _filled(section, root / "FashionMNIST" / "raw"):
                 FashionMNIST(root, download=True)
         except (OSError, RuntimeError) as error:
             raise _missing(section, f"{name}.gz, from github.com/zalandoresearch", error) from None
@@ -271,9 +274,14 @@ def _from_array(image):
 
 
 @contextlib.contextmanager
-def _filled(folder):
-    """While inside, a dataset is downloaded to a folder, by one process and in silence."""
+def _filled(section, folder, there=lambda: False):
+    """While inside, a dataset is downloaded to a folder, by one process; a line says so, unless it is `there`."""
     with made(folder), alone(folder), contextlib.redirect_stdout(io.StringIO()):
+        if not there():
+            if why := offline():
+                raise OSError(why)
+            size = MEGABYTES[section.dataset]
+            print(f"{section.dataset}: loading about {size} MB through torchvision to {folder}", file=sys.stderr)
         yield
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.files import load_json
 from pndm.model.settings import Settings
@@ -189,10 +190,11 @@ def download(name):
         raise InputError(
             f"{name}: no such file; to take it from the hub, pip install huggingface_hub, or give a folder"
         ) from None
+    local = {"local_files_only": True} if published.offline() else {}  # only what is in the hub's cache
     try:
         for weights in WEIGHTS:
             places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", weights)]
-            folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS]))
+            folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS], **local))
             if any(folder.glob(f"**/{weights}")):
                 break
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own

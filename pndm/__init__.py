@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pndm.config.load import load as load_experiment
     from pndm.model import load_model
     from pndm.pipeline import PipelineOutput, PNDMPipeline
+    from pndm.runner.fetch import fetch
     from pndm.runner.measure.distance import frechet_distance
     from pndm.runner.solver.events import Draw, Method, NotFinite, Query, Step
     from pndm.runner.solver.methods import METHODS
@@ -48,6 +49,7 @@ _PLACES = {
     "Singlestep": ("pndm.runner.solver.singlestep", "Singlestep"),
     "State": ("pndm.runner.solver.solve", "State"),
     "Step": ("pndm.runner.solver.events", "Step"),
+    "fetch": ("pndm.runner.fetch", "fetch"),
     "frechet_distance": ("pndm.runner.measure.distance", "frechet_distance"),
     "load_experiment": ("pndm.config.load", "load"),
     "load_model": ("pndm.model", "load_model"),
@@ -74,6 +76,7 @@ __all__ = [
     "Singlestep",
     "State",
     "Step",
+    "fetch",
     "frechet_distance",
     "load_experiment",
     "load_model",

@@ -14,21 +14,18 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from pndm import early
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, parse_set, place_of
 from pndm.config.schema import flags
+from pndm.places import CONFIG, device, image_path
 from pndm.runner.solver.events import NotFinite
-
-if TYPE_CHECKING:
-    import torch
 
 Arguments: TypeAlias = argparse.Namespace
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
-CONFIG = "digits.yml"
 OUT_OF_MEMORY = "the device is out of memory; a smaller --batch_size may fit"
 KEYS = flags()  # the flags that set a key of the experiment
 RUNNERS = {
@@ -38,23 +35,25 @@ RUNNERS = {
     "stats": "a statistics file of images",
     "plan": "what a sampling run would do and cost",
     "reproduce": "a table: many sampling runs",
+    "check": "what a run or a table needs, and what of it is missing",
+    "fetch": "load published files, by name or for a run or a table",
 }
 # The other flags: those of every runner, then those that belong to some runners.
-COMMON = {"runner", "config", "device", "set"}
+COMMON = {"runner", "config", "device", "set", "offline"}
 OWN = {
     "image_path": "sample reproduce",
     "train_path": "train",
     "restart": "train",
     "minutes": "train",
     "timeout": "sample reproduce train",
-    "plan": "sample reproduce train",
-    "table": "reproduce",
+    "plan": "sample reproduce train fetch",
+    "table": "reproduce check fetch",
     "methods": "reproduce",
     "steps": "reproduce",
     "seeds": "reproduce",
     "flow": "reproduce",
     "out": "fid stats",
-    "paths": "fid stats",
+    "paths": "fid stats fetch",
 }
 
 
@@ -114,6 +113,7 @@ def parser() -> Parser:
     p.add_argument(
         "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, xpu, mps; default: a GPU if there is one"
     )
+    p.add_argument("--offline", action="store_true", help="load nothing from the network")
     p.add_argument("--set", action="append", default=[], metavar="Section.key=value", help="override any value")
     keys = p.add_argument_group("values of the experiment")
     for flag in KEYS.values():
@@ -126,13 +126,14 @@ def parser() -> Parser:
     add("--minutes", type=minutes, metavar="M", help="train: stop after M minutes, with a checkpoint")
     add("--timeout", type=minutes, metavar="M", help="minutes that one process waits for another (default 30)")
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
-    add("--table", metavar="NAME", help="reproduce: a table of config/tables, or a path (default digits)")
+    add("--table", metavar="NAME", help="a table of config/tables, or a path (reproduce: default digits)")
     add("--methods", metavar="M,...", help="reproduce: only these of the table")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
-    add("paths", nargs="*", help="fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none")
+    paths = "fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none; fetch: published names"
+    add("paths", nargs="*", help=paths)
     return p
 
 
@@ -168,6 +169,19 @@ def experiment(args: Arguments) -> Any:
     return load(args.config or CONFIG, overrides_of(args))
 
 
+def refuse_missing(args: Arguments) -> None:
+    """A published file's place that is given by hand is not loaded, as the same place in an experiment is."""
+    from pndm.config.published import find
+
+    for key in ("Sample.model_path", "Sample.statistics"):
+        _, given = overrides_of(args).get(key, ("", None))
+        if not isinstance(given, str) or Path(given).exists():
+            continue
+        if (entry := find(given)) and entry.name != given:
+            name = key.split(".")[1]
+            raise InputError(f"no file {given}; --{name} {entry.name}, or --runner fetch {entry.name}, loads it", key)
+
+
 def place(args: Arguments, keys: tuple[str, ...]) -> str:
     """What stands in front of an error about `keys`: the flag that set one of them, or the experiment's file."""
     own = next((key for key in keys if "." not in key), None)
@@ -201,40 +215,24 @@ def reproduce(args: Arguments) -> int:
     return 2 if failed else 0
 
 
-def device(name: str) -> "torch.device":
-    """The torch device of that name; `auto` is a GPU if there is one. Raises InputError when this machine has none."""
-    import torch
+def check_or_fetch(args: Arguments) -> int:
+    """The runners check and fetch; returns the exit status."""
+    from pndm.runner import needs
+    from pndm.runner.table.cells import cells_of
 
-    there = ["cpu"]
-    for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
-        if module is not None and module.is_available():
-            there += [f"{kind}:{i}" for i in range(module.device_count())]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if name == "auto":
-        name = there[min(1, len(there) - 1)]
-    if f"{name}:0" in there:
-        name = f"{name}:0"
-    if name not in there:
-        raise InputError(f"{name} is not there; this machine has {', '.join(there)}", "device")
-    return torch.device(name)
-
-
-def image_path(args: Arguments, settings: Any) -> Path:
-    """Default folder of a sampling run: its name has what people compare."""
-    from pndm.runner.solver.options import OPTIONS
-
-    steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
-    parts = [Path(args.config or CONFIG).stem, settings.method]
-    if settings.method != "PF":
-        parts.append(f"nfe{settings.nfe}" if settings.nfe else str(steps))
-    parts += [value for value in (settings.spacing, settings.profile) if value not in ("uniform", "exact")]
-    for name, option in OPTIONS.items():
-        if (value := getattr(settings, name)) != option.default:
-            parts.append(name if value is True else f"{name}{value:g}")
-    if settings.seed:
-        parts.append(f"seed{settings.seed}")
-    return Path("temp/sample") / "_".join(parts)
+    wanted = []
+    if args.table and args.config:
+        raise InputError(f"{args.config}: a table names its experiments; give one of --config and --table", "config")
+    if args.table:
+        path, table = load_table(args.table)
+        wanted = [cell.experiment for cell in cells_of(table, path, overrides_of(args))[0]]
+    elif args.config or args.runner == "check":
+        wanted = [experiment(args)]
+    elif overrides_of(args):
+        raise InputError("--runner fetch: a value of an experiment is given, but no experiment; --config names one")
+    if args.runner == "check":
+        return int(needs.show(needs.needs_of(wanted)))
+    return int(needs.obtain(args.paths, wanted, args.plan))
 
 
 def distance(args: Arguments, resolved: Any) -> None:
@@ -265,9 +263,15 @@ def distance(args: Arguments, resolved: Any) -> None:
 def dispatch(args: Arguments) -> int:
     """Call the runner; returns the exit status."""
     early.prepare()
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub's own switch, which `config/published.py` reads, too
     from pndm.model import backend  # imports PyTorch
 
     backend.start()
+    if args.runner in ("check", "fetch"):
+        return check_or_fetch(args)
+    if not args.plan and args.runner != "plan":
+        refuse_missing(args)
     if args.runner == "reproduce":
         return reproduce(args)
     resolved = experiment(args)
@@ -294,7 +298,7 @@ def dispatch(args: Arguments) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit status: 2 for wrong input, 130 for an interruption."""
-    open_streams()
+    early.open_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     args = parser().parse_intermixed_args(argv)
@@ -320,16 +324,6 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ == "OutOfMemoryError" or re.search("can't allocate memory|map segment", text):
             return complain(OUT_OF_MEMORY)
         raise
-
-
-def open_streams() -> None:
-    """Let every message through: to a stream that is closed, and in an encoding that lacks its signs."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def command() -> None:

@@ -1,6 +1,7 @@
-"""What libraries read from the environment once, when they are imported. Importing this module imports none of them."""
+"""What comes before any library is imported: the environment that they read once, and the streams."""
 
 import os
+import sys
 
 
 def prepare() -> None:
@@ -11,3 +12,13 @@ def prepare() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def open_streams() -> None:
+    """Let every message through: to a stream that is closed, and in an encoding that lacks its signs."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -17,6 +17,7 @@ from pndm.config.schema import fingerprint
 from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
+from pndm.runner import fetch
 from pndm.runner.random import Ahead, noise
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS
@@ -186,7 +187,11 @@ def read_network(experiment):
     path = checkpoint_path(given)
     source = checkpoint.read(path)
     digest = checkpoint.sha256(source.path)
+    if (kept := fetch.kept_hash(source.path)) not in (None, digest):
+        raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was loaded; delete it")
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
+    if path not in (given, bundled(given)):  # a published name, or another file with the same network
+        record["file"] = str(path)
     return load_model(experiment.Model, source).float(), path, record
 
 
@@ -204,7 +209,8 @@ def precision_of(experiment, device):
 def checkpoint_path(given):
     """A checkpoint's path: as given, or below the project's folder, where the bundled network lies.
 
-    A name on the hub stays as it is. Raises InputError.
+    A published name or place (config/published.yml) that is not here is fetched; a name on the hub stays as it is.
+    Raises InputError.
     """
     if given is None:
         raise InputError("no checkpoint is given, and the experiment names none", "model_path")
@@ -212,4 +218,6 @@ def checkpoint_path(given):
         return path
     if diffusers.is_hub_name(given):
         return given
-    raise InputError(f"no file {given}; docs/networks.md names where the published ones come from", "Sample.model_path")
+    if found := fetch.have(given, "Sample.model_path"):
+        return found
+    raise InputError(f"no file {given}; docs/networks.md names the published ones", "Sample.model_path")

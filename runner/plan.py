@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pndm.config.errors import InputError
+from pndm.config.published import only_here
 from pndm.dataset import count_images
 from pndm.model.engine import peak
 from pndm.model.settings import settings_of
@@ -80,7 +81,8 @@ class Meter:
         key = network_key(experiment, self.device)
         if key not in self.networks:
             try:
-                self.networks[key] = load_network(experiment, self.device).network
+                with only_here("a plan loads nothing"):
+                    self.networks[key] = load_network(experiment, self.device).network
             except InputError as error:
                 print(f"not calibrated: {error}", file=sys.stderr)
                 self.networks[key] = None

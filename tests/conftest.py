@@ -5,6 +5,7 @@ import os
 # Before PyTorch is imported, and for every process that the tests start: training is the same to the bit only with
 # the same number of threads, and the small networks here gain nothing from more.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test loads anything from outside; those of loading unset it
 
 import hypothesis
 import pytest

@@ -30,13 +30,13 @@ import scipy.linalg
 import torch
 from torch.profiler import ProfilerActivity
 
-from pndm.cli import device
 from pndm.config.errors import InputError
 from pndm.config.files import save_json
 from pndm.config.load import load, replaced
 from pndm.config.schema import PRECISIONS
 from pndm.model import checkpoint, load_model
 from pndm.model.engine import Engine, peak
+from pndm.places import device
 from pndm.runner import sample
 from pndm.runner.build import load_network, sampling_of
 from pndm.runner.measure.distance import frechet_distance, standard_error

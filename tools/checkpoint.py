@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 import torch
 
+from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.keys import Section
-from pndm.config.load import FOLDER, load
+from pndm.config.load import files, load
 from pndm.model import checkpoint
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
+from pndm.runner import fetch
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv=None):
     """Run the command line `argv`; returns the exit status."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("file", metavar="FILE", help="checkpoint, diffusers folder or hub name")
+    parser.add_argument("file", metavar="FILE", help="checkpoint, diffusers folder, published name or hub name")
     parser.add_argument("--to", metavar="OUT.safetensors", help="write it under this project's own names")
     args = parser.parse_args(argv)
     try:
@@ -48,14 +50,18 @@ def examine(file, to=None):
     target = Path(to) if to else None
     if target and (target.exists() or not target.parent.is_dir() or target.suffix != ".safetensors"):
         raise InputError(f"--to: {target} must be a new .safetensors file in a folder that exists")
+    if not Path(file).exists() and (entry := published.manifest().get(file)):
+        file = fetch.provide(entry)
     source = checkpoint.read(file)
     digest = checkpoint.sha256(source.path)
-    candidates = [compare(path, source) for path in sorted(FOLDER.glob("*.yml"))]
+    candidates = [compare(path, source) for path in files()]
     fitting = [candidate.experiment for candidate in candidates if not candidate.differences]
     best = min(candidates, key=lambda candidate: len(candidate.differences))
 
     say("file", source.path)
     say("sha256", digest)
+    if entry := fetch.recognise(source.path, digest):
+        say("published", f"{entry.name}: {entry.what} of {entry.of}, by {entry.by}; licence: {entry.licence}")
     say("format", source.format)
     say("weights", source.weights)
     say("parameters", f"{sum(v.numel() for v in source.tensors.values()):,} in {len(source.tensors):,} tensors")

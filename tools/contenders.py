@@ -9,12 +9,12 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pndm.cli import device
 from pndm.config.load import load
 from pndm.model import backend, load_model
 from pndm.model.engine import Engine, peak, resolve
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
+from pndm.places import device
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
 from pndm.runner.solver.transfer import phi

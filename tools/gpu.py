@@ -23,12 +23,12 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms.functional import to_pil_image
 
 from pndm.config.errors import InputError
+from pndm.config.files import ROOT
 from pndm.config.load import load, replaced
 from pndm.model import backend, checkpoint, kernels, load_model
 from pndm.model.engine import Engine, peak
 from pndm.runner import sample
 from pndm.runner.batches import batches
-from pndm.runner.build import ROOT
 from pndm.runner.measure.distance import standard_error
 from pndm.runner.measure.features import EXTRACTORS
 from pndm.runner.measure.statistics import Statistics

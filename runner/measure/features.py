@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.files import ROOT
 
 MOST_PIXELS = 4096
 CHUNK = 50  # images a network call, pytorch-fid's own; more only take more memory
+INCEPTION = "pt_inception-2015-12-05"  # the name that they are published by
 FID_HASH = "6726825d"  # how the SHA-256 of pytorch-fid's weights begins
 
 
@@ -84,7 +86,7 @@ def network(name, dimension, load, size, mean, std, mode="bicubic"):
 
 
 def load_inception(path):
-    """pytorch-fid's Inception up to pool3, and the file of its weights: as given, in the hub's cache, or downloaded.
+    """pytorch-fid's Inception up to pool3, and the file of its weights: as given, in PyTorch's cache, or fetched.
 
     torchvision's network is made of pytorch-fid's blocks, whose pools differ. pytorch-fid's own class downloads the
     weights when it is made, wherever they are.
@@ -93,10 +95,16 @@ def load_inception(path):
     from pytorch_fid import inception
     from torchvision.models import inception as parts
 
+    from pndm.runner import fetch
+
     def last(channels):
         return (inception.FIDInceptionE_1 if channels == 1280 else inception.FIDInceptionE_2)(channels)
 
-    file = _inception_file(path, inception.FID_WEIGHTS_URL)
+    if (file := inception_file(path)) is None:
+        try:
+            file = fetch.fetch(INCEPTION)
+        except InputError as error:
+            raise InputError(f"{error}; or set inception_path to where it is", "Sample.features") from None
     blocks = [parts.BasicConv2d, inception.FIDInceptionA, parts.InceptionB, inception.FIDInceptionC]
     blocks += [parts.InceptionD, last, parts.InceptionAux]
     net = parts.Inception3(1008, aux_logits=False, inception_blocks=blocks, init_weights=False)
@@ -152,25 +160,16 @@ def is_fid(name, digest):
     return name == "inception" and (digest or "").startswith(FID_HASH)
 
 
-def _inception_file(path, url):
+def inception_file(path):
+    """pytorch-fid's weights: at `path`, a file or its folder; else in PyTorch's cache, or None. Raises InputError."""
     import torch
 
-    name = url.rsplit("/", 1)[1]
-    if path is not None:
-        for file in (Path(path), Path(path) / name):
-            if file.is_file():
-                return file
-        message = f"no file {path}; inception_path is {name} of pytorch-fid, or a folder with it"
-        raise InputError(message, "Sample.inception_path")
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not file.exists():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), FID_HASH)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"features inception: {url} could not be downloaded ({error}); put that file at {file}, "
-                "or set inception_path to where it is",
-                "Sample.features",
-            ) from None
-    return file
+    name = published.named(INCEPTION).file.name
+    if path is None:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / name
+        return file if file.exists() else None
+    for file in (Path(path), Path(path) / name):
+        if file.is_file():
+            return file
+    message = f"no file {path}; inception_path is {name} of pytorch-fid, or a folder with it"
+    raise InputError(message, "Sample.inception_path")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pndm.config.errors import InputError
+from pndm.runner import fetch
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
 from pndm.runner.measure.features import TITLES, is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
@@ -72,7 +73,7 @@ class Measurement:
         kept = [] if sample.metrics else None
         if sample.statistics != "dataset":
             refuse_metrics(sample.metrics, sample.statistics, None)
-            reference = open_statistics(sample.statistics)
+            reference = open_statistics(fetch.have(sample.statistics, "Sample.statistics") or sample.statistics)
             refuse_other(sample.statistics, reference, extractor, "Sample.statistics")
         else:
             try:

@@ -21,8 +21,8 @@ from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, load_json, save_json
 from pndm.config.load import FOLDER
 from pndm.config.schema import difference, fingerprint
-from pndm.runner import plan, sample
-from pndm.runner.build import checkpoint_path, load_network, network_key, sampling_of, schedule_of
+from pndm.runner import needs, plan, sample
+from pndm.runner.build import load_network, network_key, sampling_of, schedule_of
 from pndm.runner.folder import held_identity
 from pndm.runner.processes import Processes, processes
 from pndm.runner.progress import Progress
@@ -45,6 +45,7 @@ def run(table, path, overrides, device, folder, timeout=None, flow=None, **narro
     selected = select(cells, path.stem, **narrow)
     if cells[0].experiment.Sample.total_num < 2:
         raise InputError("a distance needs at least 2 images", "Sample.total_num")
+    needs.require(cell.experiment for cell in cells)  # all of them, before one is read
     with processes(device, timeout) as team, ExitStack() as stack:
         bench = Bench(team, cells, folder)
         bench.finished(cells)  # refuses another table's folder before anything is written
@@ -107,8 +108,6 @@ class Bench:
     def __init__(self, team, cells, folder):
         self.team, self.single, self.folder = team, Processes(team.device), folder
         self.networks, self.measurements, self.identities = {}, {}, {}
-        for cell in cells:
-            checkpoint_path(cell.experiment.Sample.model_path)  # all of them, before one is read
         for cell in cells:
             if (key := network_key(cell.experiment, team.device)) not in self.networks:
                 self.networks[key] = load_network(cell.experiment, team.device)

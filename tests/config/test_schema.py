@@ -1,11 +1,11 @@
 import pytest
 import yaml
-from helpers import DATA, ROOT
+from helpers import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pndm.config.errors import InputError
-from pndm.config.load import load, parse_set
+from pndm.config.load import files, load, parse_set
 from pndm.config.schema import Experiment
 
 PUBLISHED = sorted((DATA / "published_configs").glob("*.yml"))
@@ -20,7 +20,7 @@ def test_published_files_load_unchanged(path):
             assert experiment[section][name] == value
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
 def test_every_experiment_here_loads_by_its_name(path):
     assert load(path.name) == load(str(path))
 

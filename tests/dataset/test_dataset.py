@@ -144,7 +144,8 @@ def test_cifar10_with_a_changed_byte_is_refused(cifar10):
         open_dataset(section("CIFAR10", path, 32))
 
 
-def test_cifar10_is_fetched_only_when_it_is_not_there(tmp_path, monkeypatch):
+def test_cifar10_is_fetched_only_when_it_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     asked = []
 
     def download(*args, **options):
@@ -157,6 +158,16 @@ def test_cifar10_is_fetched_only_when_it_is_not_there(tmp_path, monkeypatch):
     ):
         open_dataset(section("CIFAR10", tmp_path / "nowhere", 32))
     assert asked and not (tmp_path / "nowhere").exists()
+    assert capsys.readouterr().err == f"CIFAR10: loading about 170 MB through torchvision to {tmp_path / 'nowhere'}\n"
+
+
+@pytest.mark.parametrize(("name", "size"), [("FASHION", 28), ("CIFAR10", 32)])
+def test_offline_nothing_is_downloaded(tmp_path, monkeypatch, name, size):
+    for module in (torchvision.datasets.cifar, torchvision.datasets.mnist):
+        monkeypatch.setattr(module, "download_and_extract_archive", lambda *_, **__: pytest.fail("it was asked for"))
+    with pytest.raises(InputError, match=f"{name}: its files are not in .* .offline.; what belongs there is"):
+        open_dataset(section(name, tmp_path / "nowhere", size, channels=1 if name == "FASHION" else 3))
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.fixture
@@ -211,6 +222,8 @@ def test_fashion_damaged(fashion, change, what):
 
 @pytest.mark.parametrize(("name", "size"), [("FASHION", 28), ("CIFAR10", 32)])
 def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, name, size):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
     def download(*args, **options):
         raise urllib.error.URLError("offline")
 

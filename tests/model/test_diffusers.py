@@ -170,6 +170,7 @@ def saved(tmp_path_factory):
 class TestHub:
     @staticmethod
     def library(monkeypatch, snapshot_download):
+        monkeypatch.delenv("HF_HUB_OFFLINE")
         module = types.ModuleType("huggingface_hub")
         module.snapshot_download = snapshot_download
         monkeypatch.setitem(sys.modules, "huggingface_hub", module)

@@ -1,7 +1,6 @@
 """The extractors: pytorch-fid's Inception and its weights, one's own network."""
 
 from hashlib import sha256
-from unittest import mock
 
 import pytest
 import torch
@@ -25,15 +24,14 @@ def test_inception_takes_grey_images_and_the_hubs_cache(weights, monkeypatch):
 
 
 def test_inception_without_weights(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
     a = write_images(tmp_path / "a", coloured_images(0, 2))
-    missing = mock.Mock(side_effect=OSError("offline"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", missing)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     status, out, err = cli("--runner", "fid", a, a)
     assert (status, out) == (2, "") and err.count("\n") == 1
-    where = tmp_path / "home" / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
-    assert "could not be downloaded (offline)" in err and f"put that file at {where}" in err and "inception_path" in err
-    missing.assert_called_once()
+    assert "pt_inception-2015-12-05 could not be loaded (github.com: offline); put it at temp/models/pt_incep" in err
+    assert "or set inception_path to where it is" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -391,9 +391,12 @@ def test_the_plan_in_docs_is_the_output_of_its_command(cli):
         (["--config", "digits.yml"], "--config: digits.yml: a table names its experiments"),
         (["--method", "DDIM"], "--method does not go with --runner reproduce"),
         (["--model_path", "nothing.ckpt"], "--model_path: no file nothing.ckpt"),
-        (["--statistics", "nothing.npz"], "nothing.npz: no such statistics file"),
+        (["--statistics", "nothing.npz"], "--statistics: no file nothing.npz; --runner stats makes it"),
         (["--set", "Dataset.path=nothing", "--set", "Dataset.dataset=CELEBA"], "nothing"),
-        (["--table", "celeba"], "no file temp/models/ddim_celeba.ckpt; docs/networks.md names where"),
+        (
+            ["--table", "celeba"],
+            "3 things are missing. network: no file temp/models/ddim_celeba.ckpt; it is at https://drive",
+        ),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, flags, said):

@@ -1,0 +1,48 @@
+"""Where a run computes, and where it writes."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pndm.config.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "digits.yml"
+
+
+def device(name: str) -> "torch.device":
+    """The torch device of that name; `auto` is a GPU if there is one. Raises InputError when this machine has none."""
+    import torch
+
+    there = ["cpu"]
+    for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
+        if module is not None and module.is_available():
+            there += [f"{kind}:{i}" for i in range(module.device_count())]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name == "auto":
+        name = there[min(1, len(there) - 1)]
+    if f"{name}:0" in there:
+        name = f"{name}:0"
+    if name not in there:
+        raise InputError(f"{name} is not there; this machine has {', '.join(there)}", "device")
+    return torch.device(name)
+
+
+def image_path(args: argparse.Namespace, settings: Any) -> Path:
+    """Default folder of a sampling run: its name has what people compare."""
+    from pndm.runner.solver.options import OPTIONS
+
+    steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
+    parts = [Path(args.config or CONFIG).stem, settings.method]
+    if settings.method != "PF":
+        parts.append(f"nfe{settings.nfe}" if settings.nfe else str(steps))
+    parts += [value for value in (settings.spacing, settings.profile) if value not in ("uniform", "exact")]
+    for name, option in OPTIONS.items():
+        if (value := getattr(settings, name)) != option.default:
+            parts.append(name if value is True else f"{name}{value:g}")
+    if settings.seed:
+        parts.append(f"seed{settings.seed}")
+    return Path("temp/sample") / "_".join(parts)

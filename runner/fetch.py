@@ -1,0 +1,342 @@
+"""Published files by name: found where they are, else loaded, verified, and put in their place when they are whole.
+
+    python main.py --runner fetch ema_cifar10
+    pndm.fetch("ema_cifar10")  # its path
+
+pooch loads what has a plain address, gdown what is on Google Drive, huggingface_hub what is on the hub. Each is
+imported when a load begins. Nothing that is loaded is executed or unpacked here.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+from email.utils import formatdate
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from pndm.config import published
+from pndm.config.errors import InputError
+from pndm.config.files import alone, aside, made
+from pndm.model import diffusers
+
+TIMEOUT = 60  # seconds without a byte after which a server counts as stalled
+BLOCK = 1 << 16  # bytes at a time: what a cut loses at most
+LIBRARIES = {"drive": "gdown", "hub": "huggingface_hub"}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Failed(Exception):
+    """One address did not give the file; the next may."""
+
+
+def fetch(name: str) -> Path:
+    """The path of the published file `name`, a name of config/published.yml; it is loaded if it is not there.
+
+    Of a name on the hub, the folder in the hub's cache. The file appears whole or not at all: what was cut is kept
+    beside it and resumed by the next call. Size and hash are verified; the sha256 of the first load is kept in
+    NAME.sha256, and a later load must have the same. Two processes that call this at once load it once.
+    Raises InputError, in one line, when it cannot be had: why each address failed, and where to put the file by hand.
+    """
+    return provide(published.named(name))
+
+
+def have(text, key):
+    """The path that stands for `text`: itself where it exists, else the published file of that name or place.
+
+    That is loaded where it is not there. None where nothing is published as `text`. Raises InputError about `key`.
+    """
+    if Path(text).exists():
+        return Path(text)
+    try:
+        entry = published.find(text)
+        return entry and provide(entry)
+    except InputError as error:
+        raise InputError(error, key) from None
+
+
+def held(entry):
+    """The file of an entry, or of one that holds the same network, or the hub's folder; None where none is there."""
+    for other in published.equals(entry):
+        if other.file is None:
+            with contextlib.suppress(InputError), published.only_here("only looked for"):
+                return diffusers.download(other.hub)
+        elif other.file.is_file():
+            return other.file
+    return None
+
+
+def loads(entry):
+    """(entry, address) of all that `provide` would try, in this order: where a hash is published first."""
+    entries = sorted(published.equals(entry), key=lambda other: other.hash is None)
+    return [(other, address) for other in entries for address in other.addresses]
+
+
+def obstacle(address):
+    """Why nothing can be loaded from an address on this machine; "" where something may be."""
+    if why := published.offline():
+        return why
+    library = LIBRARIES.get(address.partition(":")[0], "pooch")
+    return "" if find_spec(library) else f"it needs {library}: pip install {library}"
+
+
+def links(entry):
+    """Where a person finds the file of an entry, for a message."""
+    return " or ".join(published.link(address) for _, address in loads(entry))
+
+
+def provide(entry):
+    """The path of a published file, loaded if need be. Raises InputError."""
+    if found := held(entry):
+        return found
+    reasons = []
+    for other, address in loads(entry):
+        try:
+            if why := obstacle(address):
+                raise Failed(why)
+            return load(other, address)
+        except Failed as error:
+            reasons.append((str(error), address))
+    where = f"put it at {entry.file}" if entry.file else "set HF_HOME to a cache that has it"
+    raise InputError(f"{entry.name} could not be loaded ({_listed(reasons)}); {where}, from {links(entry)}")
+
+
+def obstacles(entry):
+    """Why an entry cannot be loaded on this machine, for a message."""
+    return _listed([(obstacle(address), address) for _, address in loads(entry)])
+
+
+def _listed(reasons):
+    """Reasons with the hosts that they are true of. reasons: pairs of a reason and an address."""
+    hosts = {}
+    for reason, address in reasons:
+        hosts.setdefault(reason, {})[published.host(address)] = None
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in hosts.items())
+
+
+def verify(entry):
+    """Raise InputError if a file of an entry, or of one with the same network, is here and not what it was."""
+    for other in published.equals(entry):
+        if other.file and other.file.is_file() and (wrong := complaint(other)):
+            raise InputError(f"{other.file}: {wrong}; delete it, and --runner fetch {other.name} loads it again")
+
+
+def load(entry, address):
+    """Load an entry from one of its addresses; returns its path. Raises Failed, and OSError of a full disk."""
+    if entry.file is None:
+        announce(entry, address)
+        try:
+            return diffusers.download(entry.hub)
+        except InputError as error:
+            raise Failed(str(error)) from None
+    file = entry.file
+    with made(file.parent), alone(file.parent):  # another process may have loaded it meanwhile
+        if not file.is_file():
+            announce(entry, address)
+            part = file.with_name(f".{file.name}.{_tag(address)}.part")
+            transfer = _drive if address.startswith("drive:") else _http
+            try:
+                _whole(entry, address, part, transfer)
+                _keep(part, file)
+            except OSError as error:
+                if error.errno in FULL:
+                    _remove(part)
+                error.filename = str(file)
+                raise
+            finally:
+                if part.exists() and not _size(part):
+                    part.unlink()
+            for other in file.parent.glob(f".{file.name}.*.part*"):
+                other.unlink()
+    return file
+
+
+def announce(entry, address):
+    """Say in one line what is loaded from where."""
+    print(
+        f"{entry.name}: loading {entry.weight} from {published.host(address)} to {entry.place} "
+        f"({entry.what} of {entry.of}, by {entry.by}; licence: {entry.licence})",
+        file=sys.stderr,
+    )
+
+
+def _whole(entry, address, part, transfer):
+    """Bring the whole file to `part`. One that was resumed and is wrong is loaded anew once. Raises Failed."""
+    resumed = any(part.parent.glob(f"{part.name}*"))
+    transfer(address, part, entry)
+    if wrong := complaint(entry, part):
+        _remove(part)
+        if not resumed:
+            raise Failed(wrong)
+        _whole(entry, address, part, transfer)
+
+
+def complaint(entry, path=None):
+    """What is wrong with the file of an entry, by size and hash; "" where nothing is. path: of one not in its place."""
+    import pooch
+
+    path, kept = path or entry.file, kept_hash(entry.file)
+    if entry.size and (size := path.stat().st_size) != entry.size:
+        return f"it has {size:,} bytes, not {entry.size:,}"
+    for known, said in ((entry.hash, "as published"), (kept and f"sha256:{kept}", "as it was first loaded here")):
+        if known:
+            kind, _, digest = known.partition(":")
+            if (found := pooch.file_hash(str(path), alg=kind)) != digest:
+                return f"its {kind} is {found[:12]}…, not {digest[:12]}… {said}"
+    return ""
+
+
+def kept_hash(file):
+    """The sha256 that a file had when it was first loaded; None where that is not kept."""
+    try:
+        return _beside(file).read_text(encoding="utf-8").split()[0].lower()
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def recognise(path, digest):
+    """The published entry whose hash a file has; None where none is known. digest: the file's sha256."""
+    import pooch
+
+    md5 = None
+    for entry in published.manifest().values():
+        kept = kept_hash(entry.file) if entry.file and not entry.hash else None
+        if entry.hash and entry.hash.startswith("md5:"):
+            md5 = md5 or f"md5:{pooch.file_hash(str(path), alg='md5')}"
+        if entry.hash in (f"sha256:{digest}", md5 or "") or kept == digest:
+            return entry
+    return None
+
+
+def _keep(part, file):
+    """Put a verified file in its place, its sha256 beside it."""
+    import pooch
+
+    digest = pooch.file_hash(str(part))
+    with aside(_beside(file)) as written:
+        written.write_text(f"{digest}  {file.name}\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _beside(file):
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _remove(part):
+    for path in part.parent.glob(f"{part.name}*"):  # gdown has a part of its own
+        path.unlink()
+
+
+def _tag(address):
+    """Names the part of an address, so that what two addresses gave is never joined."""
+    return sha256(address.encode()).hexdigest()[:8]
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _http(address, part, entry):
+    """Load a plain address to `part`, from where it was cut on, as long as more comes. Raises Failed."""
+    import pooch
+    import requests
+
+    while True:
+        start, answer = _size(part), Answer(part, _size(part), entry)
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers |= {
+                "Range": f"bytes={start}-",
+                "If-Unmodified-Since": formatdate(part.stat().st_mtime, usegmt=True),
+            }
+        downloader = pooch.HTTPDownloader(
+            sys.stderr.isatty(), BLOCK, headers=headers, timeout=TIMEOUT, hooks={"response": answer}
+        )
+        try:
+            with part.open("ab") as file:
+                downloader(address, file, None)
+            reason = "it ended early" if _size(part) < answer.total else ""
+        except requests.RequestException as error:
+            status = getattr(error.response, "status_code", None)
+            if status == 416 and start and (entry.hash or entry.size):  # nothing is left; they tell whether it is whole
+                return
+            if status in (412, 416) and start:  # it has changed since it was cut
+                os.truncate(part, 0)
+                continue
+            reason = f"status {status}" if status else _said(error)
+        if not reason:
+            return
+        if _size(part) <= max(start, answer.kept):
+            raise Failed(reason)
+
+
+class Answer:
+    """Looks at a server's answer before its content is read: a hook of requests.
+
+    total: the bytes that the file will have, 0 where the server does not say. kept: those of the part that stay.
+    """
+
+    def __init__(self, part, start, entry):
+        self.part, self.kept, self.entry, self.total = part, start, entry, 0
+
+    def __call__(self, response, **_):
+        if response.status_code not in (200, 206):
+            return
+        headers = response.headers
+        if "text/html" in headers.get("Content-Type", ""):
+            raise Failed("it answers with a page, not with the file")
+        if response.status_code == 206 and not headers.get("Content-Range", "").startswith(f"bytes {self.kept}-"):
+            os.truncate(self.part, 0)
+            raise Failed("it does not go on where it was asked to")
+        if response.status_code == 200:  # it does not resume
+            os.truncate(self.part, 0)
+            self.kept = 0
+        length = int(headers.get("Content-Length") or 0)
+        self.total = length and self.kept + length
+        size, known = self.entry.size, self.entry.size or self.entry.hash
+        if size and self.total and self.total != size:
+            raise Failed(f"it has {self.total:,} bytes, not {size:,}")
+        if not (known or length or "chunked" in headers.get("Transfer-Encoding", "")):
+            raise Failed("it does not say how long the file is")
+        if length > (free := shutil.disk_usage(self.part.parent).free):
+            said = f"{length / 1e6:,.0f} MB do not fit on the disk, which has {free / 1e6:,.0f} MB free"
+            raise OSError(errno.ENOSPC, said)
+
+
+def _drive(address, part, entry):
+    """Load from Google Drive to `part` by gdown, which knows Drive's pages and resumes. Raises Failed."""
+    import gdown
+
+    quiet, (folder, _, name) = not sys.stderr.isatty(), address.partition(":")[2].partition("/")
+    how = {"quiet": quiet, "use_cookies": False, "timeout": TIMEOUT}
+    try:
+        if name:
+            there = gdown.download_folder(id=folder, skip_download=True, **how)
+            found = [file.id for file in there if Path(file.path).name == name]
+            if not found:
+                raise Failed(f"the folder has no {name}, but {', '.join(file.path for file in there) or 'nothing'}")
+            folder = found[0]
+        if not part.exists():  # it is there whole if the last run was killed before it could verify it
+            gdown.download(id=folder, output=str(part), resume=True, retries=3, **how)
+    except Failed:
+        raise
+    except Exception as error:  # gdown's own, of requests, of what it reads pages with
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise Failed(_said(error)) from None
+
+
+SAID = {
+    "timed out": "it stalled",
+    "IncompleteRead": "it was cut",
+    "resol": "its name is not known here",
+    "refused": "it refuses connections",
+}
+
+
+def _said(error):
+    """An error of a library in a few words."""
+    text = " ".join(str(error).split())
+    return next((meaning for word, meaning in SAID.items() if word in text), (text or type(error).__name__)[:120])

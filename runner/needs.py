@@ -1,0 +1,148 @@
+"""What experiments need that is not in the repository: what is here, what can be loaded, what has to be put there.
+
+    python main.py --runner check --table celeba
+    python main.py --runner fetch --table celeba
+    python main.py --runner fetch ema_cifar10
+
+`reproduce` asks the same before anything else.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from pndm.config import published
+from pndm.config.errors import InputError
+from pndm.config.files import bundled
+from pndm.dataset import missing, open_dataset
+from pndm.dataset.readers import MEGABYTES
+from pndm.model import diffusers
+from pndm.runner import fetch
+from pndm.runner.measure.features import INCEPTION, inception_file
+
+HERE, LOADABLE, BY_HAND = "there", "loadable", "by hand"
+
+
+class Need(NamedTuple):
+    """Something that a run needs: the file and its place, or what to put where.
+
+    key: of the experiment, what names it. bytes: of what would be loaded. get: loads it; verifies what is there.
+    """
+
+    what: str
+    state: str
+    how: str
+    key: str
+    bytes: int = 0
+    get: Callable = lambda: None
+
+
+def needs_of(experiments):
+    """The `Need`s of some experiments, each once."""
+    distinct = {}
+    for e in experiments:
+        s = e.Sample
+        distinct[s.model_path, s.features, s.statistics, s.inception_path, repr(e.Dataset)] = e
+    needs = [need for experiment in distinct.values() for need in _needs(experiment)]
+    return list({(need.what, need.how): need for need in needs}.values())
+
+
+def _needs(experiment):
+    s = experiment.Sample
+    if s.model_path is None:
+        yield Need("network", BY_HAND, "no checkpoint is given, and the experiment names none", "Sample.model_path")
+    else:
+        yield _file("network", "Sample.model_path", s.model_path)
+    if s.features == "inception":
+        yield _inception(s.inception_path)
+    if s.features != "none" and s.statistics != "dataset":
+        need = _file("statistics", "Sample.statistics", s.statistics)
+        more = "; --runner stats makes it of the dataset" if need.state == BY_HAND else ""
+        yield need._replace(how=need.how + more)
+    elif s.features != "none":
+        yield _dataset(experiment.Dataset)
+
+
+def _file(what, key, given):
+    """The `Need` of a file that is given by its path or published name."""
+    if path := bundled(given):
+        return Need(what, HERE, str(path), key)
+    if entry := published.find(given):
+        return _published(what, key, entry)
+    if what == "network" and diffusers.is_hub_name(given):
+        return _published(what, key, published.of_hub(given))
+    return Need(what, BY_HAND, f"no file {given}", key)
+
+
+def _published(what, key, entry):
+    if found := fetch.held(entry):
+        return Need(what, HERE, str(found), key, 0, partial(fetch.verify, entry))
+    if reachable := [(other, address) for other, address in fetch.loads(entry) if not fetch.obstacle(address)]:
+        other, address = reachable[0]
+        said = f"{other.place}, {other.weight} from {published.host(address)}"
+        return Need(what, LOADABLE, said, key, other.bytes, partial(fetch.provide, entry))
+    said = f"no file {entry.place}; it is at {fetch.links(entry)} ({fetch.obstacles(entry)})"
+    return Need(what, BY_HAND, said, key)
+
+
+def _inception(given):
+    key = "Sample.inception_path"
+    try:
+        file = inception_file(given)
+    except InputError as error:
+        return Need("Inception", BY_HAND, str(error), key)
+    return Need("Inception", HERE, str(file), key) if file else _published("Inception", key, published.named(INCEPTION))
+
+
+def _dataset(section):
+    if not (why := missing(section)):
+        return Need("dataset", HERE, section.dataset, "Dataset.path")
+    if section.dataset not in MEGABYTES or published.offline():
+        return Need("dataset", BY_HAND, why, "Dataset.path")
+    megabytes = MEGABYTES[section.dataset]
+    said = f"{section.dataset}, about {megabytes} MB by torchvision"
+    return Need("dataset", LOADABLE, said, "Dataset.path", megabytes * 10**6, partial(open_dataset, section))
+
+
+def show(needs):
+    """Print needs, a line each, and their sum; returns the exit status: 2 if something cannot be had."""
+    for need in needs:
+        print(f"{need.state:<10}{need.what:<12}{need.how}")
+    counts = [f"{sum(need.state == state for need in needs)} {state}" for state in (HERE, LOADABLE, BY_HAND)]
+    total = sum(need.bytes for need in needs)
+    print(", ".join(counts) + f"; about {total / 1e6:,.0f} MB to load" * bool(total))
+    return 2 if any(need.state == BY_HAND for need in needs) else 0
+
+
+def obtain(names, experiments, plan):
+    """The runner fetch: print what is wanted, then load it, and verify what is there. Returns the exit status.
+
+    names: of the manifest. Without names and experiments, all of the manifest is printed. plan: nothing is loaded.
+    Raises InputError.
+    """
+    if not names and not experiments:
+        for name, entry in published.manifest().items():
+            state = HERE if entry.file and entry.file.is_file() else entry.weight
+            print(f"{name:<36}{state:<22}{entry.what} of {entry.of}")
+        print("--runner fetch NAME loads one, --runner fetch --table T what a table needs")
+        return 0
+    wanted = [published.named(name) for name in names]
+    needs = [_published(entry.what, "paths", entry) for entry in wanted] + needs_of(experiments)
+    status = show(needs)
+    for need in needs:
+        if not plan:
+            need.get()
+    return status
+
+
+def require(experiments):
+    """Load all that experiments need and that is not here. Raises InputError that names all that cannot be had."""
+    needs = needs_of(experiments)
+    wrong = [need for need in needs if need.state == BY_HAND]
+    if len(wrong) == 1:
+        raise InputError(wrong[0].how, wrong[0].key)
+    if wrong:
+        raise InputError(f"{len(wrong)} things are missing. " + ". ".join(f"{need.what}: {need.how}" for need in wrong))
+    for need in needs:
+        if need.state == LOADABLE:
+            need.get()
