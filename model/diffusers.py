@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pndm.config.errors import InputError
@@ -13,6 +14,9 @@ from pndm.model.settings import Settings
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
 BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
+CAPPED = ("exp", "laplace")  # diffusers' other schedules by ᾱ; β is at most 0.999
+BETA_SCHEDULES = (*BETAS, *CAPPED, "sigmoid")
+NOTHING_LEFT = 1e-16  # ᾱ in place of 0, which no λ belongs to
 Positive = Annotated[int, Field(ge=1, le=10**6)]
 Down = Literal["DownBlock2D", "AttnDownBlock2D"]
 Up = Literal["UpBlock2D", "AttnUpBlock2D"]
@@ -61,7 +65,7 @@ class Noise(BaseModel):
     num_train_timesteps: Positive = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_schedule: Literal[BETA_SCHEDULES] = "linear"
     trained_betas: list[float] | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     rescale_betas_zero_snr: Literal[False] = False
@@ -86,14 +90,36 @@ def training_of(weights):
         return None
     noise = _validated(Noise, _object(path), path, "the methods")
     size = _object(weights.with_name("config.json")).get("sample_size")
-    schedule = {
-        "type": BETAS[noise.beta_schedule],
-        "beta_start": noise.beta_start,
-        "beta_end": noise.beta_end,
-        "diffusion_step": noise.num_train_timesteps,
-        "betas": noise.trained_betas,
-    }
+    schedule = schedule_of(noise.beta_schedule, noise.beta_start, noise.beta_end, noise.num_train_timesteps)
+    if noise.trained_betas is not None:
+        schedule = {"betas": noise.trained_betas}
     return Training(schedule, noise.prediction_type, (size, size) if isinstance(size, int) else size)
+
+
+def schedule_of(name, start, end, count):
+    """Arguments of `Schedule` for a name in `BETA_SCHEDULES`, from β `start` to `end` in `count` training steps."""
+    if name in BETAS:
+        return {"type": BETAS[name], "beta_start": start, "beta_end": end, "diffusion_step": count}
+    if name == "sigmoid":  # GeoDiff
+        return {"betas": start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count)))}
+    tau = np.arange(count + 1) / count
+    if name == "exp":
+        alpha = np.exp(-12 * tau)
+    else:  # Hang & Gu 2024, arXiv:2407.03297; as diffusers has it, with √ in the place of ᾱ
+        snr = (1 - 2 * np.abs(0.5 - tau) + 1e-6) ** (-0.5 * np.copysign(1, 0.5 - tau))
+        alpha = np.sqrt(snr / (1 + snr))
+    return {"betas": np.minimum(1 - alpha[1:] / alpha[:-1], 0.999)}
+
+
+def without_signal(alphas_cumprod):
+    """β of the ᾱ (N,) that are shifted and scaled in √ᾱ so that the last is 0: Lin et al. 2024, algorithm 1.
+
+    It is 1e-16 here, so that λ is finite.
+    """
+    root = np.sqrt(alphas_cumprod)
+    alpha = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    alpha[-1] = NOTHING_LEFT
+    return 1 - alpha / np.concatenate([[1.0], alpha[:-1]])
 
 
 def _object(path):
