@@ -12,6 +12,18 @@ from pndm.config.files import load_json
 from pndm.model.settings import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+INDEX = "diffusion_pytorch_model.safetensors.index.json"  # of weights that are cut into several files
+VARIANTS = ("", ".fp16", ".bf16", ".non_ema")  # part of the names, as `save_pretrained(variant=…)` writes them
+EMA_STATE = {  # what EMAModel.save_pretrained adds to config.json
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+}  # fmt: skip
+# What is taken from the hub: the first group whose first name is there.
+DOWNLOADS = (
+    (WEIGHTS[0],),
+    (INDEX, "diffusion_pytorch_model-*-of-*.safetensors"),
+    ("diffusion_pytorch_model.fp16.safetensors",),
+    (WEIGHTS[1],),
+)
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
 BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
 CAPPED = ("exp", "laplace")  # diffusers' other schedules by ᾱ; β is at most 0.999
@@ -146,7 +158,7 @@ def settings_of(path):
     tree = _object(path)
     if (kind := tree.get("_class_name")) != "UNet2DModel":
         raise InputError(f"{path}: _class_name is {kind!r}, only 'UNet2DModel' can be read")
-    tree = {key: value for key, value in tree.items() if not key.startswith("_")}
+    tree = {key: value for key, value in tree.items() if not (key.startswith("_") or key in EMA_STATE)}
     c = _validated(Config, tree, path, "the UNet")
 
     def refuse(key, why):
@@ -192,13 +204,51 @@ def settings_of(path):
     )
 
 
+def names(variant):
+    """The names that a model's weights have in its folder, in a variant."""
+    stem = "diffusion_pytorch_model"
+    return [
+        f"{stem}{variant}.safetensors",
+        f"{stem}.safetensors.index{variant}.json",
+        f"{stem}{variant}.bin",
+        f"{stem}.bin.index{variant}.json",
+    ]
+
+
 def weights_in(folder):
-    """The weights file in a model's folder, or in the `unet` folder of a pipeline's. Raises InputError."""
-    for place in (folder, folder / "unet"):
-        for name in WEIGHTS:
+    """The weights file, or the index of several, in a model's folder, or in a pipeline's. Raises InputError.
+
+    EMA weights come before raw ones: `unet_ema` before `unet`.
+    """
+    for place in (folder, folder / "unet_ema", folder / "unet"):
+        for name in (name for variant in VARIANTS for name in names(variant)):
             if (place / name).is_file() and (place / "config.json").is_file():
                 return place / name
     raise InputError(f"{folder}: no diffusers model in this folder: no config.json with {' or '.join(WEIGHTS)}")
+
+
+def is_weights(path):
+    """Whether a file is called as a diffusers model's weights, or as their index."""
+    return path.name in {name for variant in VARIANTS for name in names(variant)}
+
+
+def is_ema(path):
+    """Whether weights are an average, by their folder's name or by what EMAModel has written into its config.json."""
+    return path.parent.name == "unet_ema" or _object(path.with_name("config.json")).keys() >= EMA_STATE
+
+
+def shards_of(index):
+    """The files that an index lists, without what tensors are in them. Raises InputError."""
+    listed = _object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"{index}: no index of weights: it has no weight_map")
+    files = sorted({str(name) for name in listed.values()})
+    for name in files:
+        if Path(name).name != name:
+            raise InputError(f"{index}: lists {name!r}, which is not in its folder")
+        if not index.with_name(name).is_file():
+            raise InputError(f"{index}: lists {name}, which is missing")
+    return [index.with_name(name) for name in files]
 
 
 def is_hub_name(text):
@@ -216,10 +266,10 @@ def download(name):
             f"{name}: no such file; to take it from the hub, pip install huggingface_hub, or give a folder"
         ) from None
     try:
-        for weights in WEIGHTS:
-            places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", weights)]
+        for weights in DOWNLOADS:
+            places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", *weights)]
             folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS]))
-            if any(folder.glob(f"**/{weights}")):
+            if any(folder.glob(f"**/{weights[0]}")):
                 break
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
