@@ -90,6 +90,7 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     spacing = given.get("timestep_spacing", found.get("timestep_spacing"))
     method = given.get("method", found.get("method", "F-PNDM"))
     method_named(method)
-    if spacing in THEIRS and halves_alone(method):
+    by_sigma = any((found | dict(given)).get(key) for key in ("use_karras_sigmas", "use_exponential_sigmas"))
+    if spacing in THEIRS and not by_sigma and halves_alone(method):
         found.setdefault("whole_timesteps", True)
     return found

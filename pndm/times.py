@@ -78,12 +78,14 @@ def rounded(nodes: list[float], method: str, end: float, schedule: Schedule) -> 
     Where stages lie in the middle of the first steps, these become even lengths, by 1 at most.
     """
     found: list[float] = np.round(nodes).tolist()
-    steps = [asked for span in spans(method, [*found, end]) for asked in span.calls(schedule)]
-    halved = [k for k, asked in enumerate(steps) if any(t != int(t) for t in asked)]
-    if not halved:
+    if sorted(set(found), reverse=True) != found:
         return found
-    level = end if halved[-1] == len(found) - 1 else found[0]
-    return [t - (level - t) % 2 if k <= halved[-1] + 1 else t for k, t in enumerate(found)]
+    steps = [asked for span in spans(method, [*found, end]) for asked in span.calls(schedule)]
+    if all(t == int(t) for asked in steps for t in asked):
+        return found
+    last = max(k for k, asked in enumerate(steps) if len(asked) > 1) + 1
+    level = [*found, end][last]
+    return [t - (t - level) % 2 if k < last else t for k, t in enumerate(found)]
 
 
 def steps_behind(listed: list[float], method: str, end: float, schedule: Schedule) -> list[float]:

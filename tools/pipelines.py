@@ -1,7 +1,7 @@
 """Which pipelines of diffusers work with `MethodScheduler`: a table, made by running each with tiny random networks.
 
     git clone --depth 1 https://github.com/huggingface/diffusers /tmp/diffusers
-    PYTHONPATH=.:/tmp/diffusers python tools/pipelines.py /tmp/diffusers
+    HF_HUB_OFFLINE=1 PYTHONPATH=.:/tmp/diffusers python tools/pipelines.py /tmp/diffusers
 
 The networks and the inputs are those of diffusers' own tests. Their tokenizers, and T5, lie on the hub. Small ones
 stand in for them here, so nothing is downloaded. A pipeline that fails so with its own scheduler, too, is named at the

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pndm.runner.solver.events import Draw, Query, Step, Time, Trajectory
+from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.options import OPTIONS
@@ -113,6 +114,8 @@ def trajectory(
         raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule is a {type(schedule).__name__}, it must be a Schedule")
+    if isinstance(schedule, FlowSchedule):
+        raise ValueError("schedule is a FlowSchedule; MethodScheduler runs it, solve has no grid for it")
     if not isinstance(x, Tensor):
         raise ValueError(f"x is {type(x).__name__}, it must be a tensor (n, …) of float32 or float64")
     if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
