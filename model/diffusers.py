@@ -77,7 +77,7 @@ class Noise(BaseModel):
     num_train_timesteps: Positive = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: Literal[BETA_SCHEDULES] = "linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid"] = "linear"
     trained_betas: list[float] | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     rescale_betas_zero_snr: Literal[False] = False

@@ -138,7 +138,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         """
         if isinstance(config, Mapping):
             config = settings_from(config, kwargs)
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        parent: Any = super()
+        return parent.from_config(config, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
@@ -288,7 +289,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if not torch.is_tensor(timestep) or timestep.numel() != 1 or timestep.dtype != self._listed.dtype:
             return None
         ours, theirs = self._listed.untyped_storage(), timestep.untyped_storage()
-        return timestep.storage_offset() if ours.data_ptr() == theirs.data_ptr() else None
+        return int(timestep.storage_offset()) if ours.data_ptr() == theirs.data_ptr() else None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at an entry of `timesteps` (image to image). The sample must be as noisy as that entry says."""

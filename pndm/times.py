@@ -66,9 +66,9 @@ def nodes_of(config: Config, steps: int, schedule: Schedule) -> list[float]:
     if spacing == "leading":
         return [float(k * (total // steps) + offset) for k in reversed(range(steps))]
     if spacing == "trailing":
-        return (np.arange(total, 0, -total / steps)[:steps].round() - 1).tolist()
+        return [float(t) for t in np.arange(total, 0, -total / steps)[:steps].round() - 1]
     if spacing == "linspace":
-        return np.linspace(0, total - 1, steps).round()[::-1].tolist()
+        return [float(t) for t in np.linspace(0, total - 1, steps).round()[::-1]]
     return [t + offset for t in SPACINGS[spacing](steps, schedule)]
 
 
@@ -113,9 +113,9 @@ def flow_sigmas(config: Config, steps: int, sigmas: Sequence[float] | None, mu: 
     """
     least = 1 / config["num_train_timesteps"]
     dynamic, shift = config["use_dynamic_shifting"], config["shift"]
-    if dynamic and mu is None:
-        raise ValueError("use_dynamic_shifting is on; set_timesteps needs mu, the shift for this size of image")
     if dynamic:
+        if mu is None:
+            raise ValueError("use_dynamic_shifting is on; set_timesteps needs mu, the shift for this size of image")
         shift = np.exp(mu) if config["time_shift_type"] == "exponential" else mu
 
     def shifted(sigma: Any) -> Any:

@@ -76,7 +76,8 @@ class PredictorCorrector(Method):
         """
         part = self.part(schedule, **options)
         t, s = grid[number : number + 2]
-        times, history, order, before, predicted = memory or ((), (), 0, x, x)
+        state: Any = memory or ((), (), 0, x, x)
+        times, history, order, before, predicted = state
         newest = yield from part.gradient(x, t)
         if history:
             corrector = self.rule(part, [t, *times[:order]], times[0], t)

@@ -75,17 +75,19 @@ class Run:
 
     def query(self, schedule: Schedule, **options: Any) -> Query:
         """The network call that is next."""
-        return self._replayed(schedule, options)[1]
+        query: Query = self._replayed(schedule, options)[1]
+        return query
 
     def answer(
         self, eps: Tensor, noise: Callable[[Tensor], Tensor], schedule: Schedule, **options: Any
     ) -> Query | Step:
         """Go on by one network call, with its ε, and noise(x) where the method draws. Returns what comes then."""
         (_, grid, _), *later = self.spans
-        events, reply = self._replayed(schedule, options)[0], eps
+        events, _ = self._replayed(schedule, options)
         try:
-            while isinstance(event := self._tell(events, reply), Draw):
-                reply = noise(event.x)
+            event: Query | Draw = self._tell(events, eps)
+            while isinstance(event, Draw):
+                event = self._tell(events, noise(event.x))
         except StopIteration as end:
             self.x, order, self.memory = end.value
         else:
