@@ -134,19 +134,21 @@ def first_line(error):
 
 def table(found):
     """The pipelines by what came out, in Markdown."""
-    groups = {}
+    groups, left_out = {}, []
     for name, row in sorted(found.items()):
         own, *outcomes = row["outcomes"]
-        outcomes = ["refused" if FROM_NOISE in outcome else outcome for outcome in outcomes]
-        groups.setdefault((own != "works", *(outcomes or [own])), []).append(f"{name.removesuffix('Pipeline')}")
+        if own == "works":
+            said = (
+                "refused" if FROM_NOISE in outcome else outcome.partition(": the methods")[0] for outcome in outcomes
+            )
+            groups.setdefault(tuple(said), []).append(name.removesuffix("Wrapper").removesuffix("Pipeline"))
+        else:
+            left_out.append(name)
     lines = [f"| {' | '.join(METHODS)} | pipelines |", "|" + "---|" * (len(METHODS) + 1)]
-    for (failed, *outcomes), names in sorted(groups.items(), key=lambda group: -len(group[1])):
-        if not failed:
-            lines.append(f"| {' | '.join(outcomes)} | {len(names)}: {', '.join(names)} |")
-    left = [f"{name}: {row['outcomes'][0]}" for name, row in sorted(found.items()) if row["outcomes"][0] != "works"]
-    return "\n".join(
-        [*lines, "", "Not run here, with their own scheduler neither:", "", *(f"- {line}" for line in left)]
-    )
+    for outcomes, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        lines.append(f"| {' | '.join(outcomes)} | {len(names)}: {', '.join(names)} |")
+    lines += ["", f"Not run here with their own scheduler either ({len(left_out)}): {', '.join(left_out)}."]
+    return "\n".join(lines)
 
 
 def main():
