@@ -138,9 +138,7 @@ def table(found):
     for name, row in sorted(found.items()):
         own, *outcomes = row["outcomes"]
         if own == "works":
-            said = (
-                "refused" if FROM_NOISE in outcome else outcome.partition(": the methods")[0] for outcome in outcomes
-            )
+            said = ("refused" if FROM_NOISE in outcome else outcome.split(" (")[0] for outcome in outcomes)
             groups.setdefault(tuple(said), []).append(name.removesuffix("Wrapper").removesuffix("Pipeline"))
         else:
             left_out.append(name)

@@ -163,11 +163,11 @@ def test_its_own_times_fed_back_are_the_same_run(method, config):
         torch.testing.assert_close(drive(second, x), drive(first, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name in ABLE if name not in ("DPM-Solver-2S", "DPM-Solver-3S")])
+@pytest.mark.parametrize("method", ["DDIM", "S-PNDM", "F-PNDM", "FON", "Heun"])
 @pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "linspace", "karras", "logsnr", "quad"])
 @pytest.mark.parametrize("to_one", [True, False])
 def test_whole_times(method, spacing, to_one):
-    for steps in (1, 2, 3, 7, 30, 40):
+    for steps in (1, 2, 3, 7, 30):
         try:
             scheduler = begun(
                 steps, method=method, timestep_spacing=spacing, whole_timesteps=True, set_alpha_to_one=to_one
