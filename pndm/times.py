@@ -176,4 +176,5 @@ def _from_sigmas(config: Config, schedule: Schedule, sigmas: list[float], mu: fl
     if flow:
         found = flow_sigmas(config, len(sigmas), sigmas, mu) * schedule.diffusion_step
         return [float(t) for t in found]
-    return [float(schedule.time(-np.log(sigma))) for sigma in sigmas]
+    found = schedule.time(-np.log(sigmas))
+    return [0.0 if -0.01 < t < 0 else float(t) for t in found]  # σ of t = 0 may be rounded
