@@ -481,7 +481,9 @@ class TestPipelines:
     @pytest.mark.parametrize("method", LISTED)
     def test_images(self, kind, method, unet):
         pipeline = self.quiet(getattr(diffusers, kind)(unet, diffusers.DDIMScheduler()))
-        pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config, method=method)
+        pipeline.scheduler = MethodScheduler.from_config(
+            pipeline.scheduler.config, method=method, timestep_spacing="uniform"
+        )
         found = pipeline(batch_size=2, num_inference_steps=12, output_type="np", generator=torch.manual_seed(3)).images
         x = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(3))
         with torch.no_grad():
@@ -551,7 +553,7 @@ class TestPipelines:
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=16,
         ).eval()  # fmt: skip
         pipeline = self.quiet(diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler()))
-        pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config, timestep_spacing="uniform")
         options = {"num_inference_steps": 6, "guidance_scale": guidance, "output_type": "np"}
         found = pipeline([7, 9], generator=torch.manual_seed(0), **options).images
 
