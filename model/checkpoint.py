@@ -23,6 +23,7 @@ from pndm.config.files import aside
 from pndm.model import diffusers
 from pndm.model.families import FAMILIES, layout
 from pndm.model.settings import Settings, settings_of
+from pndm.model.wrappers import WRAPPERS, unwrapped
 
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with its magic number
 
@@ -136,12 +137,30 @@ def read(source):
         raise InputError(f"{path}: no such file", "Sample.model_path")
     if not path.is_file():  # reading a pipe or a device would wait for ever
         raise InputError(f"{path}: not a regular file", "Sample.model_path")
-    checkpoint = _read_file(path)
+    checkpoint = _read_shards(path) if is_index(path) else _read_file(path)
     config = path.with_name("config.json")
-    if path.name in diffusers.WEIGHTS and config.is_file():
+    if diffusers.is_weights(path) and config.is_file():
         checkpoint.settings = diffusers.settings_of(config)
         checkpoint.format += " of diffusers"
+        if diffusers.is_ema(path):
+            checkpoint.weights = "EMA"
     return checkpoint
+
+
+def is_index(path):
+    """Whether a file lists the files that the weights are in."""
+    return ".index." in path.name and path.suffix == ".json"
+
+
+def _read_shards(index):
+    """The `Checkpoint` of weights that are cut into several files."""
+    parts = [_read_file(path) for path in diffusers.shards_of(index)]
+    tensors = {}
+    for part in parts:
+        if twice := tensors.keys() & part.tensors.keys():
+            raise InputError(f"{part.path}: holds {min(twice)}, which another file of {index.name} holds, too")
+        tensors |= part.tensors
+    return Checkpoint(tensors, f"{parts[0].format} in {len(parts)} files", path=index)
 
 
 def _read_file(path):
@@ -248,8 +267,8 @@ def _find_weights(content, container, path):
             match rest:
                 case {"experiment": {"Model": model} as record}:
                     settings = _settings_of(model, where)
-        case {"model": tensors} if _is_state(tensors):
-            kind, weights = "training checkpoint", "raw"
+        case dict() if wrapper := next((key for key in WRAPPERS if _is_state(content.get(key))), None):
+            kind, weights, tensors = "training checkpoint", WRAPPERS[wrapper], content[wrapper]
         case [_, _, _, _, tensors] if _is_state(tensors):
             kind, weights = "DDIM training list", "EMA"
         case [tensors, _, *_] if _is_state(tensors):
@@ -261,9 +280,8 @@ def _find_weights(content, container, path):
     if not all(_is_plain(value) for value in tensors.values()):
         raise InputError(f"{where}: its weights are not plain dense tensors")
     tensors = {name: value for name, value in tensors.items() if name not in _BUFFERS}
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return Checkpoint(tensors, f"{container}, {kind}", weights, path, settings, record)
+    tensors, averaged = unwrapped(tensors)
+    return Checkpoint(tensors, f"{container}, {kind}", "EMA" if averaged else weights, path, settings, record)
 
 
 _BUFFERS = ("sigmas", "module.sigmas")  # of score-SDE's networks; nothing here uses it
@@ -312,9 +330,10 @@ def save(path, tensors, metadata):
 
 
 def sha256(path):
-    """Hex digest of a file."""
+    """Hex digest of a file; of an index and the files that it lists, one after another."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in [path, *(diffusers.shards_of(path) if is_index(Path(path)) else [])]:
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

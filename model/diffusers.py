@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pndm.config import published
@@ -12,8 +13,23 @@ from pndm.config.files import load_json
 from pndm.model.settings import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+INDEX = "diffusion_pytorch_model.safetensors.index.json"  # of weights that are cut into several files
+VARIANTS = ("", ".fp16", ".bf16", ".non_ema")  # part of the names, as `save_pretrained(variant=…)` writes them
+EMA_STATE = {  # what EMAModel.save_pretrained adds to config.json
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+}  # fmt: skip
+# What is taken from the hub: the first group whose first name is there.
+DOWNLOADS = (
+    (WEIGHTS[0],),
+    (INDEX, "diffusion_pytorch_model-*-of-*.safetensors"),
+    ("diffusion_pytorch_model.fp16.safetensors",),
+    (WEIGHTS[1],),
+)
 SCHEDULERS = ("scheduler_config.json", "scheduler/scheduler_config.json")
 BETAS = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # diffusers' name → `Schedule`'s
+CAPPED = ("exp", "laplace")  # diffusers' other schedules by ᾱ; β is at most 0.999
+BETA_SCHEDULES = (*BETAS, *CAPPED, "sigmoid")
+NOTHING_LEFT = 1e-16  # ᾱ in place of 0, which no λ belongs to
 Positive = Annotated[int, Field(ge=1, le=10**6)]
 Down = Literal["DownBlock2D", "AttnDownBlock2D"]
 Up = Literal["UpBlock2D", "AttnUpBlock2D"]
@@ -62,7 +78,7 @@ class Noise(BaseModel):
     num_train_timesteps: Positive = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid"] = "linear"
     trained_betas: list[float] | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     rescale_betas_zero_snr: Literal[False] = False
@@ -87,14 +103,36 @@ def training_of(weights):
         return None
     noise = _validated(Noise, _object(path), path, "the methods")
     size = _object(weights.with_name("config.json")).get("sample_size")
-    schedule = {
-        "type": BETAS[noise.beta_schedule],
-        "beta_start": noise.beta_start,
-        "beta_end": noise.beta_end,
-        "diffusion_step": noise.num_train_timesteps,
-        "betas": noise.trained_betas,
-    }
+    schedule = schedule_of(noise.beta_schedule, noise.beta_start, noise.beta_end, noise.num_train_timesteps)
+    if noise.trained_betas is not None:
+        schedule = {"betas": noise.trained_betas}
     return Training(schedule, noise.prediction_type, (size, size) if isinstance(size, int) else size)
+
+
+def schedule_of(name, start, end, count):
+    """Arguments of `Schedule` for a name in `BETA_SCHEDULES`, from β `start` to `end` in `count` training steps."""
+    if name in BETAS:
+        return {"type": BETAS[name], "beta_start": start, "beta_end": end, "diffusion_step": count}
+    if name == "sigmoid":  # GeoDiff
+        return {"betas": start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count)))}
+    tau = np.arange(count + 1) / count
+    if name == "exp":
+        alpha = np.exp(-12 * tau)
+    else:  # Hang & Gu 2024, arXiv:2407.03297; as diffusers has it, with √ in the place of ᾱ
+        snr = (1 - 2 * np.abs(0.5 - tau) + 1e-6) ** (-0.5 * np.copysign(1, 0.5 - tau))
+        alpha = np.sqrt(snr / (1 + snr))
+    return {"betas": np.minimum(1 - alpha[1:] / alpha[:-1], 0.999)}
+
+
+def without_signal(alphas_cumprod):
+    """β of the ᾱ (N,) that are shifted and scaled in √ᾱ so that the last is 0: Lin et al. 2024, algorithm 1.
+
+    It is 1e-16 here, so that λ is finite.
+    """
+    root = np.sqrt(alphas_cumprod)
+    alpha = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    alpha[-1] = NOTHING_LEFT
+    return 1 - alpha / np.concatenate([[1.0], alpha[:-1]])
 
 
 def _object(path):
@@ -121,7 +159,7 @@ def settings_of(path):
     tree = _object(path)
     if (kind := tree.get("_class_name")) != "UNet2DModel":
         raise InputError(f"{path}: _class_name is {kind!r}, only 'UNet2DModel' can be read")
-    tree = {key: value for key, value in tree.items() if not key.startswith("_")}
+    tree = {key: value for key, value in tree.items() if not (key.startswith("_") or key in EMA_STATE)}
     c = _validated(Config, tree, path, "the UNet")
 
     def refuse(key, why):
@@ -167,13 +205,51 @@ def settings_of(path):
     )
 
 
+def names(variant):
+    """The names that a model's weights have in its folder, in a variant."""
+    stem = "diffusion_pytorch_model"
+    return [
+        f"{stem}{variant}.safetensors",
+        f"{stem}.safetensors.index{variant}.json",
+        f"{stem}{variant}.bin",
+        f"{stem}.bin.index{variant}.json",
+    ]
+
+
 def weights_in(folder):
-    """The weights file in a model's folder, or in the `unet` folder of a pipeline's. Raises InputError."""
-    for place in (folder, folder / "unet"):
-        for name in WEIGHTS:
+    """The weights file, or the index of several, in a model's folder, or in a pipeline's. Raises InputError.
+
+    EMA weights come before raw ones: `unet_ema` before `unet`.
+    """
+    for place in (folder, folder / "unet_ema", folder / "unet"):
+        for name in (name for variant in VARIANTS for name in names(variant)):
             if (place / name).is_file() and (place / "config.json").is_file():
                 return place / name
     raise InputError(f"{folder}: no diffusers model in this folder: no config.json with {' or '.join(WEIGHTS)}")
+
+
+def is_weights(path):
+    """Whether a file is called as a diffusers model's weights, or as their index."""
+    return path.name in {name for variant in VARIANTS for name in names(variant)}
+
+
+def is_ema(path):
+    """Whether weights are an average, by their folder's name or by what EMAModel has written into its config.json."""
+    return path.parent.name == "unet_ema" or _object(path.with_name("config.json")).keys() >= EMA_STATE
+
+
+def shards_of(index):
+    """The files that an index lists, without what tensors are in them. Raises InputError."""
+    listed = _object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"{index}: no index of weights: it has no weight_map")
+    files = sorted({str(name) for name in listed.values()})
+    for name in files:
+        if Path(name).name != name:
+            raise InputError(f"{index}: lists {name!r}, which is not in its folder")
+        if not index.with_name(name).is_file():
+            raise InputError(f"{index}: lists {name}, which is missing")
+    return [index.with_name(name) for name in files]
 
 
 def is_hub_name(text):
@@ -192,10 +268,10 @@ def download(name):
         ) from None
     local = {"local_files_only": True} if published.offline() else {}  # only what is in the hub's cache
     try:
-        for weights in WEIGHTS:
-            places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", weights)]
+        for weights in DOWNLOADS:
+            places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", *weights)]
             folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS], **local))
-            if any(folder.glob(f"**/{weights}")):
+            if any(folder.glob(f"**/{weights[0]}")):
                 break
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

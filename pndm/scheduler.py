@@ -3,28 +3,35 @@
     from pndm import MethodScheduler
     pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config, method="F-PNDM")
 
-This is the only module that needs diffusers. A method is a generator that asks for ε (`pndm.runner.solver`). Here a
-pipeline answers it, one network call a `step`.
+Only this module and `pndm.sources` need diffusers. A method asks for ε (`pndm.runner.solver`). Here a pipeline answers,
+one network call a `step`. Between two calls the run is a value (`Run`).
 """
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from pndm.model.diffusers import BETAS
-from pndm.runner.solver.events import Draw, Step
-from pndm.runner.solver.grid import floats, grid_of, uniform
-from pndm.runner.solver.methods import METHODS, method_named
-from pndm.runner.solver.schedule import PREDICTIONS, Schedule, eps_from
-from pndm.runner.solver.solve import calls, nothing, resume, whole
+from pndm.levels import check_shapes, factors_at, schedule_from, sigmas_at
+from pndm.model.diffusers import BETA_SCHEDULES
+from pndm.runner.solver.events import Query
+from pndm.runner.solver.flow import FlowSchedule
+from pndm.runner.solver.grid import floats
+from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.run import Run, behind, spans
+from pndm.runner.solver.schedule import PREDICTIONS, eps_from
+from pndm.times import NAMES, calls_of, check_method, step_times
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin, configuration_utils
-    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput as SchedulerOutput
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
     from diffusers.utils.torch_utils import randn_tensor
+
+    from pndm.sources import settings_from
 except ModuleNotFoundError as error:
     if error.name != "diffusers":
         raise
@@ -33,45 +40,47 @@ except ModuleNotFoundError as error:
 _Init = TypeVar("_Init", bound=Callable[..., None])
 # diffusers' decorator, which keeps the arguments as `.config`, with a type.
 register_to_config: Callable[[_Init], _Init] = configuration_utils.register_to_config
-
-SPACINGS = ("uniform", "leading", "trailing", "linspace")
-
-
-def nodes_of(spacing: str, n: int, schedule: Schedule) -> Any:
-    """The times of n steps. But for uniform they are diffusers' (Lin et al. 2024, table 2), rounded as there."""
-    total = schedule.diffusion_step
-    if spacing == "leading":
-        return [k * (total // n) for k in reversed(range(n))]
-    if spacing == "trailing":
-        return (np.arange(total, 0, -total / n)[:n].round() - 1).tolist()
-    if spacing == "linspace":
-        return np.linspace(0, total - 1, n).round()[::-1].tolist()
-    return uniform(n, schedule)
+Times = torch.Tensor | Sequence[float]
 
 
 class MethodScheduler(SchedulerMixin, ConfigMixin):
     """A method of `METHODS` in a diffusers pipeline. The states are those of `solve` on the same grid.
 
-    method: a name in `METHODS`, but not PF: its network calls cannot be listed in advance.
-    num_train_timesteps, beta_start, beta_end, beta_schedule (linear, scaled_linear, squaredcos_cap_v2),
-        trained_betas (in place of these), prediction_type (epsilon, v_prediction, sample): as the network was trained.
-    timestep_spacing: "uniform", the grid of `solve`, k·N/n, real numbers; or diffusers' "leading", "trailing",
-        "linspace", whole numbers. steps_offset: added to uniform and leading times.
-    set_alpha_to_one: True: the last step ends in clean data (t = −1, ᾱ = 1), as in the paper. False: it ends at ᾱ of
-        t = 0, and there is no step from t = 0 to t = 0.
+    How the network was trained, with noise levels ᾱ:
+    num_train_timesteps, beta_start, beta_end, beta_schedule (linear, scaled_linear, squaredcos_cap_v2, exp, laplace,
+        sigmoid), trained_betas (in place of these), prediction_type (epsilon, v_prediction, sample).
+    snr_shift_scale: the signal-to-noise ratio is divided by it (CogVideoX). rescale_betas_zero_snr: ᾱ is 0 at the end.
+    Or with flow matching (`FlowSchedule`):
+    prediction_type "flow_prediction", or use_flow_sigmas; num_train_timesteps; shift, use_dynamic_shifting,
+        time_shift_type, shift_terminal as in FlowMatchEulerDiscreteScheduler. Pipelines read base_shift, max_shift,
+        base_image_seq_len and max_image_seq_len, and make of them the mu that they give to `set_timesteps`.
+
+    The run:
+    method: a name in `METHODS`, but not PF: its network calls cannot be listed in advance. With flow matching, and with
+        rescale_betas_zero_snr, x begins as noise alone; only methods of one call a step can start there.
+    timestep_spacing: a spacing of `solve` ("uniform" is k·N/n, real numbers), or diffusers' "leading", "trailing",
+        "linspace", whole numbers. use_karras_sigmas, use_exponential_sigmas: "karras", "logsnr" in place of it.
+    steps_offset: added to uniform and leading times. whole_timesteps: times are rounded, so that they can be an index.
+    set_alpha_to_one: True: the last step ends in clean data (ᾱ = 1), as in the paper. False: it ends at ᾱ of t = 0.
 
     `timesteps` lists every network call. Stages of Runge–Kutta steps are calls, so there are more entries than steps.
-    `step_index` is the entry of the next call, None before the first; `begin_index` where the run begins, None: the
-    timestep of the first `step` tells it.
+    `sigmas` has √(1/ᾱ − 1), or σ of flow matching, of each entry and of the end. `step_index` is the entry of the next
+    call, None before the first; `begin_index` where the run begins, None: the timestep of the first `step` tells it.
     The state is kept in float32 or better, whatever the pipeline's latents are. If a pipeline changes the latents
     between steps (inpainting, callbacks), the method goes on from the changed ones. If it changes them at a stage
-    inside a step, only the network sees it.
+    inside a step, only the network sees it. The scheduler can be copied and pickled at any call.
 
     Raises ValueError for anything else.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012 (as diffusers has it)
+    _compatibles = [  # noqa: RUF012 (as diffusers has it)
+        *(e.name for e in KarrasDiffusionSchedulers),
+        "FlowMatchEulerDiscreteScheduler",
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
+    ]
     order = 1
+    init_noise_sigma = 1.0
 
     @register_to_config
     def __init__(
@@ -86,74 +95,94 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         set_alpha_to_one: bool = True,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        whole_timesteps: bool = False,
+        use_flow_sigmas: bool = False,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
         method: str = "F-PNDM",
     ) -> None:
-        if method_named(method).adaptive:
-            raise ValueError(
-                f"method {method} chooses its network calls as it goes, but a scheduler must list them first; "
-                "PNDMPipeline and solve can run it"
-            )
         for name, value, known in (
-            ("beta_schedule", beta_schedule, BETAS),
+            ("beta_schedule", beta_schedule, BETA_SCHEDULES),
             ("prediction_type", prediction_type, PREDICTIONS),
-            ("timestep_spacing", timestep_spacing, SPACINGS),
+            ("timestep_spacing", timestep_spacing, NAMES),
+            ("time_shift_type", time_shift_type, ("exponential", "linear")),
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
-        if rescale_betas_zero_snr:
-            raise ValueError("rescale_betas_zero_snr makes ᾱ = 0 at the first step; no method here can start there")
-        total = whole("num_train_timesteps", num_train_timesteps)
-        self.schedule = Schedule(BETAS[beta_schedule], beta_start, beta_end, total, betas=trained_betas)
-        self.betas = torch.tensor(self.schedule.betas, dtype=torch.float32)
-        self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
-        self.init_noise_sigma = 1.0
+        self.flow = prediction_type == "flow_prediction" or use_flow_sigmas
+        check_method(method, whole_timesteps, from_noise=self.flow or rescale_betas_zero_snr)
+        self.schedule = schedule_from(self.config, self.flow)
+        if not self.flow:
+            self.betas = torch.tensor(self.schedule.betas, dtype=torch.float32)
+            self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
+        self._listed = torch.arange(self.schedule.diffusion_step - 1, -1, -1) + int(self.flow)
         self.num_inference_steps: int | None = None
+        self.timesteps, self._times = self._listed, self._listed.tolist()
         self._reset()
-        self.timesteps = torch.arange(self.schedule.diffusion_step - 1, -1, -1)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler with the settings of another's `config`; kwargs: settings on top.
+
+        What the configuration leaves out is the default of the class that it names.
+        Raises ValueError for a configuration whose network no method here can sample with.
+        """
+        if isinstance(config, Mapping):
+            config = settings_from(config, kwargs)
+        parent: Any = super()
+        return parent.from_config(config, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
-        """Begin a run of `num_inference_steps` steps, 1 … N, or of a step from each of `timesteps`, falling in 0 … N−1.
+        """Begin a run of `num_inference_steps` steps, 1 … N, or of a step from each of `timesteps` or `sigmas`.
+
+        timesteps: falling, in 0 … N−1; with flow matching in 0 … N. Calls as `.timesteps` lists them stand for their
+            steps.
+        sigmas: √(1/ᾱ − 1) of each; with flow matching σ, before its shift. A 0 at the end is left out. With both, σ
+            says where x is, and t is what the network is told.
+        mu: the shift, with flow matching where use_dynamic_shifting is on.
 
         Afterwards `.timesteps` lists the time of every network call to come. Raises ValueError for other values.
         """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("set_timesteps takes either num_inference_steps or timesteps")
-        nodes = self._nodes(num_inference_steps) if timesteps is None else floats("timesteps", timesteps)
-        end = -1.0 if self.config["set_alpha_to_one"] else 0.0
-        last = self.schedule.diffusion_step - 1
-        falling = nodes and sorted(set(nodes), reverse=True) == nodes
-        if not falling or not 0 <= nodes[-1] <= nodes[0] <= last or nodes == [end]:
-            shown = ", ".join(f"{t:g}" for t in nodes[:4]) + (", …" if len(nodes) > 4 else "")
-            raise ValueError(
-                f"the times of the steps must fall from {last} at most to 0 at least, and end above {end:g} if there "
-                f"is only one; they are {shown or 'none'}"
-            )
-        self._grid = [*nodes, end] if end < nodes[-1] else nodes
-        method = METHODS[self.config["method"]]
-        times = list(chain(*calls(method.trajectory(nothing(), self.schedule, self._grid))))
-        listed = torch.tensor(times, dtype=torch.int64 if all(t == int(t) for t in times) else torch.float32)
-        self.timesteps, self._times = listed.to(device), listed.tolist()
-        self.num_inference_steps = len(self._grid) - 1
+        nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
+        self._grid = [*nodes, self._end]
+        self._calls = calls_of(self.config["method"], self._grid, self.schedule)
+        told = self._calls if timesteps is None or sigmas is None else floats("timesteps", timesteps)
+        if len(told) != len(self._calls):
+            raise ValueError(f"{len(told)} timesteps are given for {len(self._calls)} sigmas")
+        counts = not self.flow and all(t == int(t) for t in told)
+        listed = torch.tensor(told, dtype=torch.int64 if counts else torch.float32)
+        self.timesteps = self._listed = listed.to(device)
+        self._times = listed.tolist()
+        self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._calls, self._end])).float()
+        self.num_inference_steps = len(nodes)
         self._reset()
 
     def _reset(self) -> None:
         """Forget the run under way."""
-        self._events: Any = None  # the method's trajectory
-        self._event: Any = None  # what it yielded last: a Query or a Step
+        self.run: Run | None = None
         self.step_index: int | None = None
         self.begin_index: int | None = None
 
-    def _nodes(self, steps: int | None) -> list[float]:
-        steps = whole("num_inference_steps", steps)
-        grid_of(self.schedule, steps)  # raises ValueError for a number of steps that cannot be run
-        spacing = self.config["timestep_spacing"]
-        offset = whole("steps_offset", self.config["steps_offset"]) if spacing in ("uniform", "leading") else 0
-        return [t + offset for t in nodes_of(spacing, steps, self.schedule)]
+    @property
+    def _end(self) -> float:
+        """The time at which a run ends."""
+        return self.schedule.clean if self.config["set_alpha_to_one"] else 0.0
 
     def step(
         self,
@@ -164,63 +193,87 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor]:
+    ) -> SchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Go on by one network call: from x at this entry of `timesteps` to x at the next, or to the result.
 
         model_output: the network's output at `sample` and `timestep`, like sample (n, C, …); or (n, 2C, …) from a
             network that predicts variances too, which are not used.
-        generator: of the noise that DDPM draws; one, or a list of one for each image.
-        eta, use_clipped_model_output: DDIMScheduler's arguments; they must be off.
+        eta: the share of DDPM's noise in this step, 0 … 1; of DDIM. use_clipped_model_output must be off.
+        generator: of the noise that is drawn; one, or a list of one for each image.
 
-        Returns x like sample, as `.prev_sample`, or in a tuple without `return_dict`. Raises ValueError for other
-        shapes or types, for a timestep that is not the next, and when the run is over.
+        Returns x like sample, as `.prev_sample`, and the image that the network predicts in this call, as
+        `.pred_original_sample`; or a tuple of both without `return_dict`. Raises ValueError for other shapes or types,
+        for a timestep that is not the next, and when the run is over.
         """
-        if eta or use_clipped_model_output:
-            raise ValueError("eta and use_clipped_model_output must be off; for noise take method DDPM")
+        if use_clipped_model_output:
+            raise ValueError("use_clipped_model_output must be off")
+        options = self._options(eta)
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
-        self._check(model_output, sample)
-        x = sample if sample.dtype.itemsize >= 4 else sample.float()
+        check_shapes(model_output, sample)
         if self.step_index is None:
             self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
-            self._events = resume(self.config["method"], x, self.schedule, self._grid, self.step_index)
         self._check_turn(timestep, self.step_index)
-        query = self._event
-        if query is None:
-            query = next(self._events)
-        else:
-            if query.x.shape != sample.shape:
-                raise ValueError(f"sample is {tuple(sample.shape)}, the run began with {tuple(query.x.shape)}")
-            # Where the pipeline has left the latents unchanged, take the state in its own precision.
-            x = torch.where(sample == query.x.to(sample.dtype), query.x, x)
-            if isinstance(query, Step):
-                query.x.copy_(x)
-                query = next(self._events)
-
+        query, x = self._asked(sample, options)
+        alpha = self.schedule.alpha_cumprod(query.t)
         output = model_output[:, : sample.shape[1]].to(x.dtype)
-        eps = eps_from(output, x, self.schedule.alpha_cumprod(query.t), self.config["prediction_type"])
-        event = self._events.send(eps)
-        if isinstance(event, Draw):
-            event = self._events.send(randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype))
-        self.step_index += 1
-        self._event = event
-        x = event.x.to(sample.dtype, copy=True)
-        if self.step_index == len(self._times):
-            self._events = self._event = None
-        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+        eps = eps_from(output, x, alpha, self.config["prediction_type"])
+        data = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
 
-    def _check(self, model_output: Any, sample: Any) -> None:
-        for name, value in (("model_output", model_output), ("sample", sample)):
-            if not torch.is_tensor(value) or not value.is_floating_point():
-                kind = value.dtype if torch.is_tensor(value) else type(value).__name__
-                raise ValueError(f"{name} is {kind}, it must be a tensor of floating-point numbers")
-        n, channels, *rest = sample.shape if sample.ndim > 1 else (0, 0)
-        able = [(n, channels, *rest), (n, 2 * channels, *rest)]
-        if not channels or tuple(model_output.shape) not in able:
-            raise ValueError(
-                f"model_output is {tuple(model_output.shape)} for a sample {tuple(sample.shape)}; "
-                "it must be like the sample (n, C, …), or have twice its channels"
-            )
+        def noise(x: torch.Tensor) -> Any:
+            return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+        assert self.run is not None
+        event = self.run.answer(eps, noise, self.schedule, **options)
+        self.step_index += 1
+        found = self._shown(event.x, event.t, sample.dtype), data.to(sample.dtype)
+        if self.step_index == len(self._times):
+            self.run = None
+        return SchedulerOutput(*found) if return_dict else found
+
+    def _options(self, eta: float) -> dict[str, Any]:
+        """What is asked of the method in one step. Raises ValueError."""
+        if not eta:
+            return {}
+        method, option = self.config["method"], OPTIONS["eta"]
+        if "eta" not in METHODS[method].options:
+            able = ", ".join(name for name, line in METHODS.items() if "eta" in line.options)
+            raise ValueError(f"eta is {eta!r}, but method {method} has none; these do: {able}")
+        if not option.allows(eta):
+            raise ValueError(f"eta is {eta!r}, it must be {option.allowed}")
+        return {"eta": float(eta)}
+
+    def _asked(self, sample: torch.Tensor, options: dict[str, Any]) -> tuple[Query, torch.Tensor]:
+        """The network call that is under way, and its x in the precision and the frame of the method."""
+        x = sample.to(self._precision(sample))
+        if self.run is None:
+            left = behind(spans(self.config["method"], self._grid), self.schedule, self.step_index or 0)
+            self.run = Run(left, x / self._scale(left[0].grid[0]))
+            query = self.run.query(self.schedule, **options)
+            return query, query.x
+        query = self.run.query(self.schedule, **options)
+        if query.x.shape != sample.shape:
+            raise ValueError(f"sample is {tuple(sample.shape)}, the run began with {tuple(query.x.shape)}")
+        # Where the pipeline has left the latents unchanged, take the state in its own precision.
+        kept = sample == self._shown(query.x, query.t, sample.dtype)
+        x = torch.where(kept, query.x, x / self._scale(query.t))
+        if not self.run.replies:
+            self.run.x = x
+        return query, x
+
+    def _precision(self, sample: torch.Tensor) -> torch.dtype:
+        """Of the state. Where x can be noise alone, ε and the image are both had from it in float64 alone."""
+        exact = self.flow or self.config["rescale_betas_zero_snr"]
+        if exact and sample.device.type != "mps":  # which has no float64
+            return torch.float64
+        return sample.dtype if sample.dtype.itemsize >= 4 else torch.float32
+
+    def _scale(self, t: Any) -> float:
+        """What x of the method is multiplied by to be the pipeline's."""
+        return float(self.schedule.scale(t)) if isinstance(self.schedule, FlowSchedule) else 1.0
+
+    def _shown(self, x: torch.Tensor, t: Any, dtype: torch.dtype) -> torch.Tensor:
+        return x.to(dtype, copy=True) if not self.flow else (x * self._scale(t)).to(dtype)
 
     def _check_turn(self, timestep: float | torch.Tensor, index: int) -> None:
         if index >= len(self._times):
@@ -228,15 +281,29 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         # Reading a timestep on an accelerator would wait for the accelerator.
         here = not torch.is_tensor(timestep) or timestep.device.type == "cpu"
         expected = self._times[index]
-        if here and float(timestep) != expected:
+        if here and self._place(timestep) != index and float(timestep) != expected:
             raise ValueError(f"step is called for t = {float(timestep):g}, but the next of timesteps is {expected:g}")
+
+    def _place(self, timestep: float | torch.Tensor) -> int | None:
+        """The entry of `timesteps` that a tensor is a view of, as in a loop over them or a slice; None for another."""
+        if not torch.is_tensor(timestep) or timestep.numel() != 1 or timestep.dtype != self._listed.dtype:
+            return None
+        ours, theirs = self._listed.untyped_storage(), timestep.untyped_storage()
+        return int(timestep.storage_offset()) if ours.data_ptr() == theirs.data_ptr() else None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at an entry of `timesteps` (image to image). The sample must be as noisy as that entry says."""
         self.begin_index = begin_index
 
-    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """The index of t in `timesteps`; the last one if t is there twice, where a step begins. Raises ValueError."""
+    def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: Any = None) -> int:
+        """The index of t in `timesteps`. Raises ValueError.
+
+        If t is there twice, a tensor out of a loop over `timesteps[k:]` tells which it is. A number does not: then it
+        is the last one, where a step begins.
+        """
+        place = self._place(timestep)
+        if place is not None:
+            return place
         found = [i for i, t in enumerate(self._times) if t == float(timestep)]
         if not found:
             raise ValueError(f"t = {float(timestep):g} is not in timesteps")
@@ -246,16 +313,31 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         """The sample unchanged: the networks here see x itself."""
         return sample
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | Sequence[float]
-    ) -> torch.Tensor:
-        """√ᾱ_t · original + √(1−ᾱ_t) · noise, both (n, …), t (n,) or (1,) real in 0 … N−1. Raises ValueError."""
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Times) -> torch.Tensor:
+        """√ᾱ_t · original + √(1−ᾱ_t) · noise, both (n, …), t (n,) or (1,) real in 0 … N−1. Raises ValueError.
+
+        With flow matching (1−σ) · original + σ · noise, t in 0 … N.
+        """
+        a, b = self._factors(timesteps, original_samples)
+        return a * original_samples + b * noise
+
+    def scale_noise(self, sample: torch.Tensor, timestep: Times, noise: torch.Tensor) -> torch.Tensor:
+        """`add_noise`, as the pipelines of flow matching call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Times) -> torch.Tensor:
+        """v = √ᾱ_t · noise − √(1−ᾱ_t) · sample, what a network of v prediction learns; noise − sample for flow."""
+        a, b = self._factors(timesteps, sample)
+        return noise - sample if self.flow else a * noise - b * sample
+
+    def _factors(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of image and noise at t (n,), each (n, 1, …)."""
         times = torch.as_tensor(timesteps).cpu().double().numpy().reshape(-1)
-        last = self.schedule.diffusion_step - 1
-        if not np.all((times >= 0) & (times <= last)):
-            raise ValueError(f"timesteps must be in 0 … {last}, not {times.min():g} … {times.max():g}")
-        alpha = torch.from_numpy(self.schedule.alpha_cumprod(times)).reshape(-1, *[1] * (original_samples.ndim - 1))
-        return alpha.sqrt().to(original_samples) * original_samples + (1 - alpha).sqrt().to(noise) * noise
+        if self.flow and self.num_inference_steps:  # what the network is told may be another time than that of x
+            known = dict(zip(self._times, self._calls, strict=True))
+            times = np.array([known.get(t, t) for t in times.tolist()])
+        a, b = (torch.from_numpy(v).reshape(-1, *[1] * (like.ndim - 1)) for v in factors_at(self.schedule, times))
+        return a.to(like), b.to(like)
 
     def __len__(self) -> int:
         return self.schedule.diffusion_step

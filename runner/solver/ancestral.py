@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from pndm.runner.solver.events import Draw, Method, Step, Tensor, Trajectory
+from pndm.runner.solver.events import Draw, Method, OneStep, Tensor
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import Data
 
@@ -31,15 +30,17 @@ class Ancestral(Method):
     def draws(self, **options: Any) -> bool:
         return bool(options.get("eta") if self.eta is None else self.eta)
 
-    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
+    def step(
+        self, x: Tensor, memory: Any, schedule: Schedule, grid: Sequence[float], number: int, **options: Any
+    ) -> OneStep:
         eta = options.pop("eta") if self.eta is None else self.eta
         part = Data(schedule, **options)
-        for t, s in pairwise(grid):
-            data = yield from part.gradient(x, t)
-            alpha_t, alpha_s = part.alpha(t), part.alpha(s)
-            sigma = eta * math.sqrt((1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s))
-            eps = (x - math.sqrt(alpha_t) * data) / math.sqrt(1 - alpha_t)
-            x = math.sqrt(alpha_s) * data + math.sqrt(max(0.0, 1 - alpha_s - sigma**2)) * eps
-            if sigma > 0:
-                x = x + sigma * (yield Draw(x))
-            yield Step(x, s, order=1)
+        t, s = grid[number : number + 2]
+        data = yield from part.gradient(x, t)
+        alpha_t, alpha_s = part.alpha(t), part.alpha(s)
+        sigma = eta * math.sqrt((1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s))
+        eps = (x - math.sqrt(alpha_t) * data) / math.sqrt(1 - alpha_t)
+        x = math.sqrt(alpha_s) * data + math.sqrt(max(0.0, 1 - alpha_s - sigma**2)) * eps
+        if sigma > 0:
+            x = x + sigma * (yield Draw(x))
+        return x, 1, None

@@ -49,6 +49,7 @@ class NotFinite(ArithmeticError):
 
 
 Trajectory: TypeAlias = Generator[Query | Draw | Step, Any, None]
+OneStep: TypeAlias = Generator[Query | Draw, Any, tuple[Tensor, int, Any]]
 Gradient: TypeAlias = Generator[Query, Any, Any]
 Combination: TypeAlias = Generator[Query, Any, tuple[Any, Sequence[Any]]]
 
@@ -76,9 +77,22 @@ class Method:
         """Whether the method draws noise in its steps when it is given these options."""
         return self.with_options is not None and self.with_options.draws(**options)
 
-    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
-        """The generator of queries, draws and steps from x (n, …) at time grid[0] to time grid[-1].
+    def step(
+        self, x: Tensor, memory: Any, schedule: Schedule, grid: Sequence[float], number: int, **options: Any
+    ) -> OneStep:
+        """One step, from x (n, …) at time grid[number] to time grid[number + 1]: a generator of queries and draws.
 
+        memory: what the step before has returned, None in the first step of a grid. It is made of tensors, numbers and
+            tuples alone, and the method has no other state. So a run can be copied and saved between two calls.
         options: a value for each name in `self.options`.
+
+        Returns x at the end of the step, the order (as `Step` has it), and the memory for the next step.
         """
         raise NotImplementedError
+
+    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
+        """The generator of queries, draws and steps from x (n, …) at time grid[0] to time grid[-1]."""
+        memory = None
+        for number, s in enumerate(grid[1:]):
+            x, order, memory = yield from self.step(x, memory, schedule, grid, number, **options)
+            yield Step(x, s, order)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from pndm.runner.solver.events import Method, Step, Tensor, Trajectory
+from pndm.runner.solver.events import Method, OneStep, Tensor
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.singlestep import StepFunction
 from pndm.runner.solver.transfer import Data, Pseudo
@@ -32,28 +31,28 @@ class Multistep(Method):
     starts: int | None = None
     with_options: Method | None = None
 
-    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
-        """Only the first gradient of a starting step enters the history.
+    def step(
+        self, x: Tensor, memory: Any, schedule: Schedule, grid: Sequence[float], number: int, **options: Any
+    ) -> OneStep:
+        """Only the first gradient of a starting step enters the history, which is the memory, with its times.
 
         A step into clean data (ᾱ = 1) is never a starting step, since no ε exists there. It takes the order that the
         history allows.
         """
         part = self.part(schedule, **options)
         starts = self.order - 1 if self.starts is None else self.starts
-        times: list[float] = []
-        history: list[Tensor] = []
-        for number, (t, s) in enumerate(pairwise(grid), 1):
-            if self.start and number <= starts and part.alpha(s) < 1:
-                gradient, stages = yield from self.start(part, x, t, s)
-                order = len(stages)
-                times, history = [t, *times], [stages[0], *history]
-            else:
-                newest = yield from part.gradient(x, t)
-                times, history = [t, *times][: self.order], [newest, *history][: self.order]
-                order = min(len(history), len(grid) - number) if self.taper else len(history)
-                gradient = combine(self.rule(part, times[:order], t, s), history[:order])
-            x = part.transfer(x, gradient, t, s)
-            yield Step(x, s, order)
+        t, s = grid[number : number + 2]
+        times, history = memory or ((), ())
+        if self.start and number < starts and part.alpha(s) < 1:
+            gradient, stages = yield from self.start(part, x, t, s)
+            order = len(stages)
+            times, history = (t, *times), (stages[0], *history)
+        else:
+            newest = yield from part.gradient(x, t)
+            times, history = (t, *times)[: self.order], (newest, *history)[: self.order]
+            order = min(len(history), len(grid) - 1 - number) if self.taper else len(history)
+            gradient = combine(self.rule(part, times[:order], t, s), history[:order])
+        return part.transfer(x, gradient, t, s), order, (times, history)
 
 
 @dataclass(frozen=True)
@@ -67,25 +66,24 @@ class PredictorCorrector(Method):
     rule: Rule
     part: type[Pseudo] = Data
 
-    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
+    def step(
+        self, x: Tensor, memory: Any, schedule: Schedule, grid: Sequence[float], number: int, **options: Any
+    ) -> OneStep:
         """The gradient stays that at the predicted x, so that a step is one call.
 
-        The reported states are the predicted ones. The last of them is the result. What is changed in such a state
+        The returned states are the predicted ones. The last of them is the result. What is changed in such a state
         from outside is carried over to the corrected one.
         """
         part = self.part(schedule, **options)
-        times: list[float] = []
-        history: list[Tensor] = []
-        order, before, predicted = 0, x, x
-        for number, (t, s) in enumerate(pairwise(grid), 1):
-            newest = yield from part.gradient(x, t)
-            if history:
-                corrector = self.rule(part, [t, *times[:order]], times[0], t)
-                gradient = combine(corrector, [newest, *history[:order]])
-                x = part.transfer(before, gradient, times[0], t) + (x - predicted)
-            times, history = [t, *times][: self.order], [newest, *history][: self.order]
-            order = min(len(history), len(grid) - number)
-            before = x
-            x = part.transfer(x, combine(self.rule(part, times[:order], t, s), history[:order]), t, s)
-            predicted = x.clone()
-            yield Step(x, s, order)
+        t, s = grid[number : number + 2]
+        state: Any = memory or ((), (), 0, x, x)
+        times, history, order, before, predicted = state
+        newest = yield from part.gradient(x, t)
+        if history:
+            corrector = self.rule(part, [t, *times[:order]], times[0], t)
+            gradient = combine(corrector, [newest, *history[:order]])
+            x = part.transfer(before, gradient, times[0], t) + (x - predicted)
+        times, history = (t, *times)[: self.order], (newest, *history)[: self.order]
+        order = min(len(history), len(grid) - 1 - number)
+        end = part.transfer(x, combine(self.rule(part, times[:order], t, s), history[:order]), t, s)
+        return end, order, (times, history, order, x, end.clone())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 TYPES = ("linear", "quad", "cosine")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 MOST_STEPS = 10**6  # training steps
 
 
@@ -22,10 +22,12 @@ class Schedule:
     diffusion_step: the number of training steps N, 1 … 10⁶. t counts them 0 … N−1; t = −1 is clean data.
     betas: β of every training step, 0 < β < 1, shape (N,), in place of all these.
 
-    The attributes `betas` and `alphas_cumprod` (ᾱ) are float64 arrays of shape (N,).
+    The attributes `betas` and `alphas_cumprod` (ᾱ) are float64 arrays of shape (N,). `clean` is the t of clean data.
     Raises ValueError for an unknown type, values out of range, and β so small or so large that float64 cannot tell ᾱ
     from the one before or from 0.
     """
+
+    clean: float = -1.0
 
     def __init__(
         self,
@@ -124,10 +126,12 @@ def eps_from(output: Any, x: Any, alpha: Any, prediction: str) -> Any:
 
     output: a tensor like x. alpha: the noise level ᾱ < 1 of x, a number or a tensor that broadcasts to x.
     prediction: what the output is, a name in `PREDICTIONS`: "epsilon" ε itself, "v_prediction"
-    v = √ᾱ · ε − √(1−ᾱ) · x_0 (Salimans & Ho 2022), "sample" x_0.
+    v = √ᾱ · ε − √(1−ᾱ) · x_0 (Salimans & Ho 2022), "sample" x_0, "flow_prediction" ε − x_0 (flow matching).
     """
     if prediction == "v_prediction":
         return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
+    if prediction == "flow_prediction":
+        return (x + alpha**0.5 * output) / (alpha**0.5 + (1 - alpha) ** 0.5)
     if prediction == "sample":
         return (x - alpha**0.5 * output) / (1 - alpha) ** 0.5
     return output

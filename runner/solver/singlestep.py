@@ -6,10 +6,9 @@ returns the combination that carries x to s, and the gradients it is made of; th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, TypeAlias
 
-from pndm.runner.solver.events import Combination, Method, Step, Tensor, Trajectory
+from pndm.runner.solver.events import Combination, Method, OneStep, Tensor
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import Pseudo
 from pndm.runner.solver.weights import combine, exact, in_lambda
@@ -59,22 +58,23 @@ def kutta(part: Pseudo, x: Tensor, t: float, s: float) -> Combination:
 
 @dataclass(frozen=True)
 class Singlestep(Method):
-    """The same `step` all along. The last step, into clean data (ᾱ = 1), is DDIM's, since no ε exists there.
+    """The same step function all along. The last step, into clean data (ᾱ = 1), is DDIM's, since no ε exists there.
 
-    step: a step function of this module, or one like them. part: the transfer part.
+    function: a step function of this module, or one like them. part: the transfer part.
     """
 
-    step: StepFunction
+    function: StepFunction
     part: type[Pseudo] = Pseudo
 
-    def trajectory(self, x: Tensor, schedule: Schedule, grid: Sequence[float], **options: Any) -> Trajectory:
+    def step(
+        self, x: Tensor, memory: Any, schedule: Schedule, grid: Sequence[float], number: int, **options: Any
+    ) -> OneStep:
         part = self.part(schedule, **options)
-        for t, s in pairwise(grid):
-            if part.alpha(s) < 1:
-                gradient, stages = yield from self.step(part, x, t, s)
-                order = len(stages)
-            else:
-                gradient = yield from part.gradient(x, t)
-                order = 1
-            x = part.transfer(x, gradient, t, s)
-            yield Step(x, s, order)
+        t, s = grid[number : number + 2]
+        if part.alpha(s) < 1:
+            gradient, stages = yield from self.function(part, x, t, s)
+            order = len(stages)
+        else:
+            gradient = yield from part.gradient(x, t)
+            order = 1
+        return part.transfer(x, gradient, t, s), order, None

@@ -3,8 +3,6 @@
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +10,12 @@ import torch
 from torch import Tensor
 
 from pndm.runner.solver.events import Draw, Query, Step, Time, Trajectory
+from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS, method_named
-from pndm.runner.solver.multistep import Multistep
 from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.published import PROFILES, PUBLISHED, PublishedSchedule, published_counts, published_grid
 from pndm.runner.solver.schedule import Schedule
-from pndm.runner.solver.transfer import phi
 
 
 class State(NamedTuple):
@@ -117,6 +114,8 @@ def trajectory(
         raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule is a {type(schedule).__name__}, it must be a Schedule")
+    if isinstance(schedule, FlowSchedule):
+        raise ValueError("schedule is a FlowSchedule; MethodScheduler runs it, solve has no grid for it")
     if not isinstance(x, Tensor):
         raise ValueError(f"x is {type(x).__name__}, it must be a tensor (n, …) of float32 or float64")
     if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
@@ -203,29 +202,6 @@ def calls(events: Trajectory) -> list[list[Any]]:
 def nothing() -> Tensor:
     """An x of one value, float64 (1, 1), to drive a trajectory without images."""
     return torch.zeros(1, 1, dtype=torch.float64)
-
-
-def resume(method: str, x: Tensor, schedule: Schedule, grid: Sequence[float], done: int = 0) -> Trajectory:
-    """The trajectory over `grid` from network call number `done` on; x (n, …) is at the time of that call.
-
-    It makes the calls that the whole trajectory would still make, at the same times. The gradients of earlier calls are
-    not known. So behind the starting steps the combination begins with order 1. If the run begins inside a starting
-    step, the rest of that step is taken as DDIM steps between the times of its calls.
-    """
-    line = METHODS[method]
-    steps = calls(line.trajectory(nothing(), schedule, grid))
-    while done >= len(steps[0]):
-        done -= len(steps[0])
-        steps, grid = steps[1:], grid[1:]
-    if done:
-        for t, s in pairwise([*steps[0][done:], grid[1]]):
-            eps = yield Query(x, t)
-            x = phi(x, eps, schedule.alpha_cumprod(t), schedule.alpha_cumprod(s))
-            yield Step(x, s, order=1)
-        steps, grid = steps[1:], grid[1:]
-    if isinstance(line, Multistep):
-        line = replace(line, starts=sum(len(times) > 1 for times in steps))
-    yield from line.trajectory(x, schedule, grid)
 
 
 def network_calls(method: str, schedule: Schedule, steps: int, profile: str = "exact", **options: Any) -> int:

@@ -83,7 +83,7 @@ def in_t(part: Pseudo, times: Sequence[float], t: float, s: float) -> Sequence[f
 
 
 def in_rho(part: Pseudo, times: Sequence[float], t: float, s: float) -> Sequence[float]:
-    """Polynomial in ρ, mean in ρ: Adams–Bashforth of variable step, the ρAB of DEIS (also called iPNDM_v)."""
+    """Polynomial in ρ, mean in ρ: Adams–Bashforth of variable step, the ρAB of DEIS (degree 1: iPNDM_v)."""
     return weights(places(part.schedule.rho, times, t, s), [1 / (j + 1) for j in range(len(times))])
 
 

@@ -138,11 +138,21 @@ def test_ddim_is_diffusers_ddim(to_one, offset, beta_schedule, prediction):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
-def test_a_last_step_of_no_length_is_left_out():
-    """With `set_alpha_to_one` off and no offset, diffusers spends its last network call on a step from t = 0 to 0."""
-    scheduler = MethodScheduler(method="DDIM", set_alpha_to_one=False, timestep_spacing="leading")
-    scheduler.set_timesteps(5)
-    assert scheduler.timesteps.tolist() == [800, 600, 400, 200]
+@pytest.mark.parametrize("method", ["DDIM", "F-PNDM", "Heun", "DPM-Solver++3M", "UniPC2-bh2", "DDPM"])
+def test_a_last_step_of_no_length_is_a_call_and_changes_nothing(method):
+    """With `set_alpha_to_one` off and no offset, diffusers has it too. So n steps have n entries for image to image."""
+    scheduler = MethodScheduler(method=method, set_alpha_to_one=False, timestep_spacing="leading")
+    x = noise(1, 2, 2, 2)
+    for steps in (1, 2, 5):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps[-1] == 0
+        assert scheduler.num_inference_steps == steps
+        y = x
+        for t in scheduler.timesteps[:-1]:
+            y = scheduler.step(y / 2, t, y, generator=torch.manual_seed(0)).prev_sample
+        assert torch.equal(scheduler.step(y / 2, 0, y).prev_sample, y)
+    if method == "DDIM":
+        assert scheduler.timesteps.tolist() == [800, 600, 400, 200, 0]
 
 
 @pytest.mark.parametrize("to_one", [True, False])
@@ -325,14 +335,18 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     [
         ({"method": "PF"}, "method PF chooses its network calls as it goes"),
         ({"method": "PNDM"}, f"method 'PNDM' is not one of {', '.join(METHODS)}"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not one of linear, scaled_linear, squaredcos"),
-        ({"prediction_type": "flow"}, "prediction_type 'flow' is not one of epsilon, v_prediction, sample"),
-        ({"timestep_spacing": "odd"}, "timestep_spacing 'odd' is not one of uniform, leading, trailing, linspace"),
+        ({"beta_schedule": "odd"}, "beta_schedule 'odd' is not one of linear, scaled_linear, squaredcos_cap_v2, exp"),
+        ({"prediction_type": "flow"}, "prediction_type 'flow' is not one of epsilon, v_prediction, sample, flow_pred"),
+        ({"timestep_spacing": "odd"}, "timestep_spacing 'odd' is not one of uniform, quad, trailing, logsnr, karras"),
+        ({"time_shift_type": "odd"}, "time_shift_type 'odd' is not one of exponential, linear"),
         ({"num_train_timesteps": 10.5}, "num_train_timesteps is 10.5, it must be a whole number"),
         ({"num_train_timesteps": 0}, "diffusion_step is 0"),
         ({"beta_start": 0.5}, "betas must satisfy"),
         ({"trained_betas": [0.1, 1.5]}, "betas must be one row of numbers 0 < β < 1"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr makes ᾱ = 0"),
+        ({"rescale_betas_zero_snr": True}, "method F-PNDM cannot start where x is noise alone"),
+        ({"prediction_type": "flow_prediction", "method": "Heun"}, "method Heun cannot start where x is noise alone"),
+        ({"use_flow_sigmas": True, "method": "FON"}, "These can: DDIM, iPNDM2"),
+        ({"whole_timesteps": True, "method": "DPM-Solver-2S"}, "DPM-Solver-2S has calls between whole times"),
     ],
 )
 def test_settings_that_cannot_be(config, said):
@@ -351,8 +365,13 @@ def test_settings_that_cannot_be(config, said):
         ({"timesteps": [1000, 20]}, "must fall from 999"),
         ({"timesteps": [20, -1]}, "must fall from 999"),
         ({"timesteps": []}, "they are none"),
-        ({}, "either num_inference_steps or timesteps"),
-        ({"num_inference_steps": 3, "timesteps": [5]}, "either num_inference_steps or timesteps"),
+        ({}, "takes num_inference_steps, timesteps or sigmas"),
+        ({"num_inference_steps": 3, "timesteps": [5]}, "num_inference_steps is 3, but 1 steps are given"),
+        ({"sigmas": [2, 3]}, r"must fall from 999 at most"),
+        ({"sigmas": [1, "x"]}, r"sigmas must be a list of numbers, not \[1, 'x'\]"),
+        ({"sigmas": [200.0, 1.0]}, r"sigmas must be numbers above 0, 157.* at most, not \[200.0, 1.0\]"),
+        ({"sigmas": [0.0]}, "sigmas must be numbers above 0"),
+        ({"sigmas": [3.0, 1.0, 0.5], "timesteps": [5.0, 4.0, 3.0]}, "3 timesteps are given for 9 sigmas"),
     ],
 )
 def test_steps_that_cannot_be(arguments, said):
@@ -374,8 +393,8 @@ def test_an_offset_beyond_the_last_training_step():
         ({"sample": [1.0]}, "sample is list, it must be a tensor"),
         ({"sample": torch.zeros(())}, r"for a sample \(\)"),
         ({"timestep": 500}, "t = 500 is not in timesteps"),
-        ({"eta": 0.5}, "eta and use_clipped_model_output must be off"),
-        ({"use_clipped_model_output": True}, "eta and use_clipped_model_output must be off"),
+        ({"eta": 1.5}, "eta is 1.5, it must be a number from 0 to 1"),
+        ({"use_clipped_model_output": True}, "use_clipped_model_output must be off"),
     ],
 )
 def test_steps_out_of_turn_or_shape(change, said):
@@ -387,7 +406,7 @@ def test_steps_out_of_turn_or_shape(change, said):
     with pytest.raises(ValueError, match=said):
         scheduler.step(**arguments | change)
     for t in scheduler.timesteps:
-        (x,) = scheduler.step(x, t, x, return_dict=False)
+        x, _ = scheduler.step(x, t, x, return_dict=False)
     with pytest.raises(ValueError, match="all 5 network calls of the run are done; set_timesteps begins another"):
         scheduler.step(x, 0, x)
     scheduler.set_timesteps(5)
@@ -462,7 +481,9 @@ class TestPipelines:
     @pytest.mark.parametrize("method", LISTED)
     def test_images(self, kind, method, unet):
         pipeline = self.quiet(getattr(diffusers, kind)(unet, diffusers.DDIMScheduler()))
-        pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config, method=method)
+        pipeline.scheduler = MethodScheduler.from_config(
+            pipeline.scheduler.config, method=method, timestep_spacing="uniform"
+        )
         found = pipeline(batch_size=2, num_inference_steps=12, output_type="np", generator=torch.manual_seed(3)).images
         x = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(3))
         with torch.no_grad():
@@ -532,7 +553,7 @@ class TestPipelines:
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=16,
         ).eval()  # fmt: skip
         pipeline = self.quiet(diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler()))
-        pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = MethodScheduler.from_config(pipeline.scheduler.config, timestep_spacing="uniform")
         options = {"num_inference_steps": 6, "guidance_scale": guidance, "output_type": "np"}
         found = pipeline([7, 9], generator=torch.manual_seed(0), **options).images
 

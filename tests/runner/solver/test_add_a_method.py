@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from itertools import pairwise
 
 import pytest
 import torch
@@ -102,13 +101,11 @@ def test_the_other_kinds_of_the_page(ralston):
         def draws(self, **options):
             return True
 
-        def trajectory(self, x, schedule, grid, **options):
-            part = pndm.Pseudo(schedule)
-            for t, s in pairwise(grid):
-                eps = yield pndm.Query(x, t)
-                noise = yield pndm.Draw(x)
-                x = part.transfer(x, (eps + noise) / 2, t, s)
-                yield pndm.Step(x, s, order=1)
+        def step(self, x, memory, schedule, grid, number, **options):
+            t, s = grid[number : number + 2]
+            eps = yield pndm.Query(x, t)
+            noise = yield pndm.Draw(x)
+            return pndm.Pseudo(schedule).transfer(x, (eps + noise) / 2, t, s), 1, None
 
     x = reference_noise()
     added = {"Ralston-AB2": pndm.Multistep(order=2, start=ralston, part=pndm.Pseudo), "Mean": Mean()}

@@ -1,0 +1,62 @@
+"""The noise levels of `MethodScheduler`, and what its tensors must look like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pndm.model.diffusers import schedule_of, without_signal
+from pndm.runner.solver.flow import FlowSchedule
+from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import whole
+
+
+def schedule_from(config: Mapping[str, Any], flow: bool) -> Schedule:
+    """The schedule of a configuration. Raises ValueError."""
+    total = whole("num_train_timesteps", config["num_train_timesteps"])
+    if flow:
+        return FlowSchedule(total)
+    named = schedule_of(config["beta_schedule"], config["beta_start"], config["beta_end"], total)
+    schedule = Schedule(**(named if config["trained_betas"] is None else {"betas": config["trained_betas"]}))
+    scale, zero = config["snr_shift_scale"], config["rescale_betas_zero_snr"]
+    if scale == 1 and not zero:
+        return schedule
+    alpha = schedule.alphas_cumprod
+    alpha = alpha / (scale + (1 - scale) * alpha)
+    return Schedule(betas=without_signal(alpha) if zero else 1 - alpha / np.concatenate([[1.0], alpha[:-1]]))
+
+
+def sigmas_at(schedule: Schedule, times: Sequence[float]) -> NDArray[np.float64]:
+    """√(1/ᾱ − 1) at each time; with flow matching its σ."""
+    if isinstance(schedule, FlowSchedule):
+        return np.asarray(times) / schedule.diffusion_step
+    return np.asarray(schedule.rho(np.asarray(times)))
+
+
+def factors_at(schedule: Schedule, times: NDArray[np.float64]) -> tuple[Any, Any]:
+    """What image and noise are multiplied by at each time. Raises ValueError for times that no network knows."""
+    flow = isinstance(schedule, FlowSchedule)
+    last = schedule.diffusion_step - (not flow)
+    if not np.all((times >= 0) & (times <= last)):
+        raise ValueError(f"timesteps must be in 0 … {last}, not {times.min():g} … {times.max():g}")
+    if flow:
+        return 1 - times / schedule.diffusion_step, times / schedule.diffusion_step
+    alpha = schedule.alpha_cumprod(times)
+    return alpha**0.5, (1 - alpha) ** 0.5
+
+
+def check_shapes(model_output: Any, sample: Any) -> None:
+    """Raise ValueError unless both are tensors of numbers, the output like the sample, or with twice its channels."""
+    for name, value in (("model_output", model_output), ("sample", sample)):
+        if not torch.is_tensor(value) or not value.is_floating_point():
+            kind = value.dtype if torch.is_tensor(value) else type(value).__name__
+            raise ValueError(f"{name} is {kind}, it must be a tensor of floating-point numbers")
+    n, channels, *rest = sample.shape if sample.ndim > 1 else (0, 0)
+    able = [(n, channels, *rest), (n, 2 * channels, *rest)]
+    if not channels or tuple(model_output.shape) not in able:
+        raise ValueError(
+            f"model_output is {tuple(model_output.shape)} for a sample {tuple(sample.shape)}; "
+            "it must be like the sample (n, C, …), or have twice its channels"
+        )

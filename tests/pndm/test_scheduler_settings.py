@@ -1,0 +1,321 @@
+"""`MethodScheduler` with the settings of diffusers' other schedulers, and what every scheduler of diffusers must do."""
+
+import copy
+import json
+import pickle
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_utils import AysSchedules
+from helpers import made_up
+
+from pndm.config.errors import InputError
+from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.schedule import Schedule
+from pndm.scheduler import MethodScheduler
+
+ABLE = [name for name, line in METHODS.items() if not line.adaptive]
+STAGED = ["S-PNDM", "F-PNDM", "FON", "Heun", "DPM-Solver-2S", "DPM-Solver-3S"]
+ONE_CALL = [name for name in ABLE if name not in STAGED]
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def drive(scheduler, x, times=None, network=made_up, generator=None, **more):
+    generator = generator or torch.Generator().manual_seed(7)
+    for t in scheduler.timesteps if times is None else times:
+        output = network(x, t.to(x.dtype).expand(len(x)))
+        x = scheduler.step(output, t, x, generator=generator, **more).prev_sample
+    return x
+
+
+def begun(steps=10, **config):
+    scheduler = MethodScheduler(**config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+class TestEveryScheduler:
+    """The expectations of diffusers' common suite."""
+
+    @pytest.mark.parametrize("method", ABLE)
+    @pytest.mark.parametrize("config", [{}, {"timestep_spacing": "leading", "beta_schedule": "scaled_linear"}])
+    def test_saved_and_loaded_it_goes_on_alike(self, method, config, tmp_path):
+        scheduler = MethodScheduler(method=method, **config)
+        scheduler.save_pretrained(tmp_path)
+        loaded = MethodScheduler.from_pretrained(tmp_path)
+        for one in (scheduler, loaded):
+            one.set_timesteps(7)
+        x = noise(2, 3, 4, 4)
+        assert torch.equal(drive(scheduler, x), drive(loaded, x))
+        saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+        assert {key: saved[key] for key in config} == config
+
+    @pytest.mark.parametrize("method", ABLE)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_shapes_types_and_both_forms_of_output(self, method, dtype):
+        x = noise(4, 3, 8, 8).to(dtype)
+        scheduler = begun(method=method)
+        first = scheduler.step(0.1 * x, scheduler.timesteps[0], x, generator=torch.manual_seed(0))
+        again = begun(method=method).step(
+            0.1 * x, scheduler.timesteps[0], x, generator=torch.manual_seed(0), return_dict=False
+        )
+        for found, other in zip(first.to_tuple(), again, strict=True):
+            assert torch.equal(found, other)
+            assert (found.shape, found.dtype) == (x.shape, x.dtype)
+
+    @pytest.mark.parametrize("method", ABLE)
+    def test_what_pipelines_use(self, method):
+        scheduler = begun(method=method)
+        x = noise(4, 3, 8, 8)
+        assert scheduler.init_noise_sigma == 1
+        assert scheduler.order == 1
+        assert scheduler.scale_model_input(x, scheduler.timesteps[-1]) is x
+        assert scheduler.add_noise(x, x, scheduler.timesteps[5][None]).shape == x.shape
+        assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1
+
+    @pytest.mark.parametrize("steps", [1, 3, 7, 999])
+    def test_every_number_of_steps(self, steps):
+        scheduler = begun(steps, method="DPM-Solver++2M")
+        assert drive(scheduler, noise(1, 1, 2, 2), network=lambda x, t: x / 2).isfinite().all()
+
+    def test_betas_that_were_trained(self, tmp_path):
+        scheduler = MethodScheduler(trained_betas=np.array([0.1, 0.3]))
+        scheduler.save_pretrained(tmp_path)
+        assert scheduler.betas.tolist() == MethodScheduler.from_pretrained(tmp_path).betas.tolist()
+
+    def test_attributes(self):
+        scheduler = MethodScheduler()
+        scheduler.own = 5
+        assert scheduler.own == 5
+        with pytest.raises(AttributeError, match="'MethodScheduler' object has no attribute 'absent'"):
+            scheduler.absent  # noqa: B018
+
+
+@pytest.mark.parametrize("method", ABLE)
+def test_a_run_begins_where_a_slice_of_its_times_does(method):
+    """Without `set_begin_index`, and also between two equal times: a tensor out of the loop tells its place."""
+    scheduler, x = MethodScheduler(method=method), noise(2, 3, 2, 2)
+    scheduler.set_timesteps(10)
+    for begin in range(len(scheduler.timesteps)):
+        scheduler.set_timesteps(10)
+        found = drive(scheduler, x, scheduler.timesteps[begin:])
+        scheduler.set_timesteps(10)
+        scheduler.set_begin_index(begin)
+        assert torch.equal(found, drive(scheduler, x, scheduler.timesteps[begin:]))
+        assert scheduler.step_index == len(scheduler.timesteps)
+
+
+def test_a_number_that_is_there_twice_is_the_later_entry():
+    scheduler = begun(method="S-PNDM")
+    assert scheduler.timesteps[:3].tolist() == [900, 800, 800]
+    assert scheduler.index_for_timestep(800) == 2
+    assert scheduler.index_for_timestep(scheduler.timesteps[1]) == 1
+
+
+@pytest.mark.parametrize("method", ABLE)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda scheduler: pickle.loads(pickle.dumps(scheduler))])
+def test_it_can_be_copied_at_any_call(method, copied):
+    scheduler, x = begun(method=method), noise(2, 3, 2, 2)
+    expected = drive(scheduler, x)
+    scheduler.set_timesteps(10)
+    generator = torch.Generator().manual_seed(7)
+    for t in scheduler.timesteps:
+        left = scheduler
+        scheduler = copied(left)
+        output = made_up(x, t.to(x.dtype).expand(2))
+        with torch.no_grad():
+            left.step(output + 1, t, x, generator=torch.manual_seed(1))  # what one copy does is nothing to the other
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+    assert torch.equal(x, expected)
+
+
+def test_its_state_can_be_put_back():
+    """StableDiffusionPanoramaPipeline keeps `__dict__` of every view, and puts it back before the view's next step."""
+    scheduler, views = begun(method="F-PNDM"), [noise(1, 3, 2, 2, seed=k) for k in range(3)]
+    expected = []
+    for x in views:
+        scheduler.set_timesteps(10)
+        expected.append(drive(scheduler, x))
+    scheduler.set_timesteps(10)
+    kept = [copy.deepcopy(scheduler.__dict__)] * 3
+    for t in scheduler.timesteps:
+        for k, x in enumerate(views):
+            scheduler.__dict__.update(kept[k])
+            views[k] = scheduler.step(made_up(x, t.to(x.dtype).expand(1)), t, x).prev_sample
+            kept[k] = copy.deepcopy(scheduler.__dict__)
+    assert all(torch.equal(x, y) for x, y in zip(views, expected, strict=True))
+
+
+@pytest.mark.parametrize("method", ABLE)
+@pytest.mark.parametrize("config", [{}, {"timestep_spacing": "leading", "set_alpha_to_one": False}])
+def test_its_own_times_fed_back_are_the_same_run(method, config):
+    x = noise(2, 3, 2, 2)
+    for steps in (1, 2, 3, 10):
+        first, second = begun(steps, method=method, **config), MethodScheduler(method=method, **config)
+        second.set_timesteps(timesteps=first.timesteps)
+        torch.testing.assert_close(second.timesteps, first.timesteps, rtol=0, atol=1e-4)
+        assert second.num_inference_steps == steps
+        torch.testing.assert_close(drive(second, x), drive(first, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["DDIM", "S-PNDM", "F-PNDM", "FON", "Heun"])
+@pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "linspace", "karras", "logsnr", "quad"])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_whole_times(method, spacing, to_one):
+    for steps in (1, 2, 3, 7, 30):
+        try:
+            scheduler = begun(
+                steps, method=method, timestep_spacing=spacing, whole_timesteps=True, set_alpha_to_one=to_one
+            )
+        except ValueError as error:
+            assert spacing in ("karras", "logsnr", "quad") and "must fall" in str(
+                error
+            )  # two steps in one training step
+            continue
+        assert scheduler.timesteps.dtype == torch.int64
+        real = begun(steps, method=method, timestep_spacing=spacing, set_alpha_to_one=to_one).timesteps
+        assert (scheduler.timesteps - real).abs().max() <= 1.5
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])
+def test_whole_times_are_taken_from_those_who_have_them(kind):
+    config = getattr(diffusers, kind)().config
+    assert MethodScheduler.from_config(config).config.whole_timesteps
+    assert not MethodScheduler.from_config(config, method="DPM-Solver-2S").config.whole_timesteps
+    assert not MethodScheduler.from_config(config, timestep_spacing="uniform").config.whole_timesteps
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_eta_is_that_of_ddim(eta):
+    config = {"timestep_spacing": "leading", "steps_offset": 1}
+    theirs, mine = diffusers.DDIMScheduler(**config, clip_sample=False), MethodScheduler(**config, method="DDIM")
+    x = noise(2, 3, 4, 4)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(20)
+    expected = drive(theirs, x, eta=eta)
+    torch.testing.assert_close(drive(mine, x, eta=eta), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    with pytest.raises(ValueError, match=r"eta is 0.5, but method F-PNDM has none; these do: DDIM$"):
+        begun().step(x, 900, x, eta=0.5)
+
+
+@pytest.mark.parametrize("kind, name", [("DDPM", "sigmoid"), ("DDPM", "laplace"), ("HeunDiscrete", "exp")])
+def test_other_betas(kind, name):
+    theirs = getattr(diffusers, f"{kind}Scheduler")(beta_schedule=name)
+    mine = MethodScheduler.from_config(theirs.config)
+    torch.testing.assert_close(mine.betas, theirs.betas, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
+@pytest.mark.parametrize("method", ONE_CALL)
+def test_without_signal_at_the_end(method, spacing):
+    """ᾱ of the first call is 0: v of it is all that is known of the image."""
+    config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": spacing}
+    theirs, mine = diffusers.DDIMScheduler(**config, clip_sample=False), MethodScheduler(**config, method=method)
+    torch.testing.assert_close(mine.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+    x = noise(2, 3, 4, 4)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    found, network = drive(mine, x, network=lambda x, t: made_up(x, t) / 2), lambda x, t: made_up(x, t) / 2
+    if method == "DDIM" and spacing != "linspace":  # there diffusers steps by N // n, whatever the times
+        torch.testing.assert_close(found, drive(theirs, x, network=network), rtol=1e-4, atol=1e-4)
+    assert found.abs().max() < 20
+
+
+def test_noise_levels_of_cogvideox():
+    theirs = diffusers.CogVideoXDDIMScheduler(
+        beta_schedule="scaled_linear", snr_shift_scale=3.0, rescale_betas_zero_snr=True, timestep_spacing="trailing",
+        prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True,
+    )  # fmt: skip
+    mine = MethodScheduler.from_config(theirs.config, method="DDIM")
+    torch.testing.assert_close(mine.alphas_cumprod.double(), theirs.alphas_cumprod.double(), rtol=1e-3, atol=1e-6)
+    x = noise(2, 3, 4, 4)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    expected = x
+    for t in theirs.timesteps:
+        expected = theirs.step(made_up(expected, t.double().expand(2)) / 2, t, expected, return_dict=False)[0]
+    found = drive(mine, x, network=lambda x, t: made_up(x, t) / 2)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_sigmas(steps):
+    theirs = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True)
+    mine = MethodScheduler.from_config(theirs.config, method="DDIM")
+    assert mine.config.use_karras_sigmas
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(steps)
+    torch.testing.assert_close(mine.sigmas, theirs.sigmas, rtol=1e-3, atol=1e-5)
+    again = MethodScheduler(method="DDIM")
+    again.set_timesteps(sigmas=mine.sigmas.tolist())
+    torch.testing.assert_close(again.timesteps, mine.timesteps, rtol=1e-4, atol=1e-2)
+    exponential = MethodScheduler(method="DDIM", use_exponential_sigmas=True)
+    exponential.set_timesteps(steps)
+    ratios = exponential.sigmas[1:-1] / exponential.sigmas[:-2]
+    torch.testing.assert_close(ratios, ratios[:1].expand(len(ratios)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("method", ["DDIM", "F-PNDM", "DPM-Solver++2M"])
+def test_sigmas_of_align_your_steps(method):
+    scheduler = MethodScheduler(method=method, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler.set_timesteps(sigmas=AysSchedules["StableDiffusionSigmas"])
+    assert scheduler.num_inference_steps == 10
+    assert abs(scheduler.timesteps[0] - 999) < 0.5
+    told = AysSchedules["StableDiffusionTimesteps"]
+    if method == "DDIM":
+        assert max(abs(t - s) for t, s in zip(scheduler.timesteps.tolist(), told, strict=True)) < 2
+
+
+def test_predicted_image_and_velocity():
+    theirs, mine = (
+        diffusers.DDIMScheduler(clip_sample=False),
+        MethodScheduler(method="DDIM", timestep_spacing="leading"),
+    )
+    x, eps = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    for t in mine.timesteps:
+        found, expected = (s.step(made_up(x, t.double().expand(2)), t, x) for s in (mine, theirs))
+        torch.testing.assert_close(found.pred_original_sample, expected.pred_original_sample, rtol=1e-3, atol=1e-3)
+        x = found.prev_sample
+    times = torch.tensor([3, 700])
+    expected = diffusers.DDPMScheduler().get_velocity(x, eps, times)
+    torch.testing.assert_close(mine.get_velocity(x, eps, times), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_source_leaves_to_its_class():
+    stated = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear"}
+    found = MethodScheduler.from_config(stated).config
+    assert (found.timestep_spacing, found.set_alpha_to_one, found.steps_offset) == ("leading", False, 0)
+    loaded = MethodScheduler.from_config({"_class_name": "EulerDiscreteScheduler"}).config
+    assert (loaded.timestep_spacing, loaded.set_alpha_to_one) == ("linspace", True)
+    ends = MethodScheduler.from_config(diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min").config)
+    assert not ends.config.set_alpha_to_one
+    patched = dict(diffusers.DDIMScheduler().config) | {"steps_offset": 1}  # as pipelines of Stable Diffusion do it
+    assert MethodScheduler.from_config(patched).config.steps_offset == 1
+    own = MethodScheduler(timestep_spacing="karras", method="DDIM").config
+    assert MethodScheduler.from_config(own).config.timestep_spacing == "karras"
+    assert MethodScheduler.from_config({"beta_end": 0.03}).schedule.betas[-1] == Schedule(beta_end=0.03).betas[-1]
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        (diffusers.EDMEulerScheduler().config, "the network of a EDMEulerScheduler: its network is made for"),
+        ({"_class_name": "DDPMWuerstchenScheduler"}, "its times run from 1 to 0"),
+        (diffusers.CMStochasticIterativeScheduler().config, "jumps from any time to the image"),
+        (diffusers.LCMScheduler().config, "jumps from any time to the image"),
+        ({"_class_name": "VQDiffusionScheduler"}, "known are CogVideoXDDIMScheduler, "),
+        (diffusers.EulerDiscreteScheduler(timestep_type="continuous").config, "timestep_type is 'continuous'"),
+        (diffusers.EulerDiscreteScheduler(use_beta_sigmas=True).config, "use_beta_sigmas is True"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True).config, "invert_sigmas is True"),
+    ],
+)
+def test_sources_that_make_no_sense(config, said):
+    with pytest.raises(InputError, match=said):
+        MethodScheduler.from_config(config, method="DDIM")
