@@ -69,7 +69,8 @@ def faster_by_timing(limit=0.3):
 class Engine:
     """network(x, t) → ε, as `load_model` gives it, run in `precision` (one that `resolve` returned) on `device`.
 
-    x, t and ε are float32 in every precision; t has shape (n,), or (1,) for images that share one time. The engine
+    x, t and ε are float32 in every precision; t has shape (n,), or (1,) for images that share one time. `labels` is
+    passed on, of networks that know classes. The engine
     takes the network over: its weights are converted in place. compile: by torch.compile (`backend.frozen`), for this
     process alone. Else calls of few images are CUDA graphs on a GPU. Raises InputError where there is no compiler.
 
@@ -103,9 +104,9 @@ class Engine:
             for _ in range(2):  # the second call records the CUDA graph
                 self(torch.zeros(shape, device=device), torch.zeros(1, device=device).expand(1))
 
-    def __call__(self, x, t):
+    def __call__(self, x, t, labels=None):
         with tf32(self.precision in ("tf32", "bf16")):
-            eps = self.network(x, t)
+            eps = self.network(x, t) if labels is None else self.network(x, t, labels)
         # A CUDA graph writes its result to the same place every time, and methods keep ε's.
         return eps if self.network is self.plain else eps.clone()
 

@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,7 +190,9 @@ def read(path: Path):
             _check_opcodes(file, path.stat().st_size)
             file.seek(0)
             content = _Reader(file).load()
-        return _network(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PyTorch's, of the storages that such files consist of
+            return _network(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can end in any exception there is

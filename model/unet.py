@@ -61,7 +61,7 @@ class UNet(nn.Module):
     def __init__(self, settings, schedule=None):
         super().__init__()
         s = self.settings = settings
-        self.schedule = schedule or SigmaSchedule()
+        self.schedule = (schedule or SigmaSchedule()) if s.preconditioning else None
         width, blocks, deep = [s.channels * m for m in s.multipliers], s.num_res_blocks, s.resample == "block"
         down, up = (fir_halve, fir_double) if s.fir else (halve, double)
         embedded, wide = s.embedding_width * s.channels, 4 * s.channels
