@@ -18,6 +18,7 @@ from pndm.model.unet import UNet
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.sigma import SigmaSchedule
 from pndm.runner.solver.solve import solve
+from pndm.tools import checkpoint as doctor
 
 SMALL = [name for name in NETWORKS if name != "edm_cifar10"]
 
@@ -166,3 +167,15 @@ def test_published_experiments(file):
         network = UNet(settings_of(experiment.Model))
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     assert math.isclose(millions, {"edm_ffhq": 62, "edm_afhqv2": 62, "edm_imagenet64": 296}.get(file, 56), abs_tol=0.6)
+
+
+def test_the_doctor_converts_a_pickle(tmp_path, monkeypatch, capsys):
+    """One that fits no experiment is written with the settings that it says itself, and read again."""
+    install(monkeypatch)
+    file, target = write(tmp_path / "network.pkl", snapshot("edm_ncsnpp")), tmp_path / "network.safetensors"
+    assert doctor.main([str(file), "--to", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "EDM under the names of EDM" in said and "CC BY-NC-SA 4.0" in said and "arguments in the file" in said
+    before, after = (eps_of(load_model(None, path), "edm_ncsnpp", torch.float32) for path in (file, target))
+    assert torch.equal(before, after)
+    assert read(target).weights == "EMA"
