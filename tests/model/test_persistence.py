@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import subprocess
+import warnings
 
 import numpy as np
 import pytest
@@ -88,7 +89,9 @@ def shared(levels=60):
     return with_model(part)
 
 
-FOUR = storage(torch.zeros(4).storage())
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the kind of storage that EDM's files consist of
+    FOUR = storage(torch.zeros(4).storage())
 HOSTILE = {
     "os.system": lambda: pickle.dumps(Command(os.system, f"touch {MARK}")),
     "os.system in ema": lambda: changed(ema=Command(os.system, f"touch {MARK}")),

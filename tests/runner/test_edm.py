@@ -9,6 +9,8 @@ from data.edm import install, section, snapshot, write
 from helpers import ROOT, image_files
 
 from pndm.config.load import load, load_table
+from pndm.model.settings import settings_of
+from pndm.model.unet import UNet
 from pndm.runner import plan
 from pndm.runner.build import sampling_of
 from pndm.runner.solver.methods import METHODS
@@ -127,6 +129,16 @@ def test_wrong_input_ends_in_one_line(run, flags, said):
     assert said in error and error.count("\n") == 1
 
 
+def test_images_start_from_the_greatest_sigma_times_noise():
+    """EDM's x = σ_max · noise, over √(1+σ²); of other schedules the noise itself."""
+    for flags, scale in (({}, 80 / 6401**0.5), ({"sigma_max": 3}, 3 / 10**0.5)):
+        given = {f"Sample.{name}": ("test", value) for name, value in flags.items()}
+        sampling = sampling_of(load("edm_cifar10.yml", given))
+        torch.testing.assert_close(sampling.start(range(2), "cpu"), scale * sampling.noise(range(2), "cpu"))
+    sampling = sampling_of(load("ddim_cifar10.yml"))
+    assert torch.equal(sampling.start(range(2), "cpu"), sampling.noise(range(2), "cpu"))
+
+
 def test_guidance_needs_classes(cli):
     status, _, error = cli("--config", "edm_cifar10.yml", "--guidance", 2, "--runner", "plan")
     assert status == 2 and "knows no classes" in error
@@ -135,6 +147,26 @@ def test_guidance_needs_classes(cli):
 def test_networks_with_classes_are_not_trained(cli, config, tmp_path):
     status, _, error = cli("--runner", "train", "--config", config, "--train_path", tmp_path / "train")
     assert status == 2 and "not trained" in error and not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize("architecture", ["DDPM++", "NCSN++"])
+def test_networks_are_trained_in_edms_frame(architecture, config, cli, tmp_path):
+    """Frozen frequencies stay, all other weights move, and the average samples."""
+    tree = yaml.safe_load(config.read_text())
+    tree["Dataset"] = {"dataset": "DIGITS", "image_size": 8, "channels": 1, "batch_size": 8}
+    tree["Model"] |= {"architecture": architecture, "image_size": 8, "in_channels": 1, "labels": 0, "num_blocks": 1}
+    tree["Train"] = {"steps": 4, "loss_weight": 1000, "precision": "fp32"}
+    tree["Sample"] |= {"model_path": str(tmp_path / "train/ema.safetensors"), "sample_speed": 2}
+    (tmp_path / "digits.yml").write_text(yaml.safe_dump(tree))
+    flags = ["--config", tmp_path / "digits.yml", "--device", "cpu"]
+    assert cli("--runner", "train", *flags, "--train_path", tmp_path / "train")[0] == 0
+    state = torch.load(tmp_path / "train/train-00000004.ckpt", weights_only=True)
+    torch.manual_seed(0)
+    before = UNet(settings_of(load(str(tmp_path / "digits.yml")).Model)).state_dict()
+    same = [name for name, value in state["model"].items() if torch.equal(value, before[name])]
+    assert same == [name for name in before if "freqs" in name]
+    assert cli(*flags, "--image_path", tmp_path / "images")[0] == 0
+    assert len(image_files(tmp_path / "images")) == 6
 
 
 @pytest.mark.parametrize("name", ["edm_cifar10", "edm_ffhq"])
