@@ -131,12 +131,13 @@ def test_wrong_input_ends_in_one_line(run, flags, said):
 
 def test_images_start_from_the_greatest_sigma_times_noise():
     """EDM's x = σ_max · noise, over √(1+σ²); of other schedules the noise itself."""
+    cpu = torch.device("cpu")
     for flags, scale in (({}, 80 / 6401**0.5), ({"sigma_max": 3}, 3 / 10**0.5)):
         given = {f"Sample.{name}": ("test", value) for name, value in flags.items()}
         sampling = sampling_of(load("edm_cifar10.yml", given))
-        torch.testing.assert_close(sampling.start(range(2), "cpu"), scale * sampling.noise(range(2), "cpu"))
+        torch.testing.assert_close(sampling.start(range(2), cpu), scale * sampling.noise(range(2), cpu))
     sampling = sampling_of(load("ddim_cifar10.yml"))
-    assert torch.equal(sampling.start(range(2), "cpu"), sampling.noise(range(2), "cpu"))
+    assert torch.equal(sampling.start(range(2), cpu), sampling.noise(range(2), cpu))
 
 
 def test_guidance_needs_classes(cli):
