@@ -184,13 +184,9 @@ def _read_file(path):
 
 def _read_edm(path):
     network = persistence.read(path)
-    try:
-        section = persistence.section_of(network)
-        settings = settings_of(section)
-    except InputError as error:
-        raise InputError(f"{path}: {_first_line(error)}") from None
+    settings = _settings_of(network.section, path)
     form = f"EDM pickle, {' of '.join(network.names)}, NVIDIA's under CC BY-NC-SA 4.0"
-    return Checkpoint(persistence.own_names(network.tensors), form, "EMA", path, settings, {"Model": section})
+    return Checkpoint(persistence.own_names(network.tensors), form, "EMA", path, settings, {"Model": network.section})
 
 
 def _read_safetensors(path):

@@ -176,10 +176,10 @@ class _Reader(pickle.Unpickler):
 
 
 class Network(NamedTuple):
-    """A network in an EDM pickle. names: of its classes; arguments: those it was made with; tensors: name → tensor."""
+    """A network in an EDM pickle: the names of its classes, its `Model` section (a dict), its tensors by name."""
 
     names: tuple
-    arguments: dict
+    section: dict
     tensors: dict
 
 
@@ -223,7 +223,8 @@ def _network(content):
         raise InputError(f"{network.name} was made with arguments that have no names")
     tensors = {}
     _collect(inner, "", tensors, set())
-    return Network((network.name, inner.name), _part(network, "_init_kwargs"), tensors)
+    section = section_of(network.name, inner.name, dict(_part(network, "_init_kwargs")))
+    return Network((network.name, inner.name), section, tensors)
 
 
 def _part(record, name):
@@ -271,9 +272,11 @@ OURS = {"image_size": "img_resolution", "in_channels": "img_channels", "labels":
 ASIDE = {"augment_dim", "label_dropout", "use_fp16", "sigma_min", "sigma_max", "epsilon_t", "model_type"}
 
 
-def section_of(network):
-    """The `Model` section of a `Network`, as a dict. Raises InputError naming what the one UNet does not have."""
-    (outer, inner), given = network.names, dict(network.arguments)
+def section_of(outer, inner, given):
+    """The `Model` section of a network: the names of its two classes and their arguments (a dict, which is used up).
+
+    Raises InputError naming what the one UNet does not have.
+    """
     if outer not in (names := ("EDMPrecond", "VPPrecond", "VEPrecond")):
         raise InputError(f"its preconditioning is {outer!r}; it is one of {', '.join(names)}")
     if inner not in DEFAULTS:
