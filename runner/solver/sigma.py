@@ -22,6 +22,11 @@ class SigmaSchedule(Schedule):
     Raises ValueError for anything else.
     """
 
+    sigma_min: float
+    sigma_max: float
+    start: float  # σ^(1/7) at t = 0
+    slope: float  # its rise a unit of t
+
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, diffusion_step: int = 1000) -> None:
         for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
             if not isinstance(value, numbers.Real) or not 1e-6 <= value <= 1e6:
@@ -43,8 +48,8 @@ class SigmaSchedule(Schedule):
 
     def rho(self, t: Any) -> Any:
         """σ at real t in [−1, N−1] (a number or an array of them); 0 at clean data."""
-        t = np.asarray(t, dtype=np.float64)
-        return np.where(t < 0, self.sigma_min * (t + 1), self.sigma(np.maximum(t, 0)))[()]
+        times: Any = np.asarray(t, dtype=np.float64)
+        return np.where(times < 0, self.sigma_min * (times + 1), self.sigma(np.maximum(times, 0)))[()]
 
     def alpha_cumprod(self, t: Any) -> Any:
         return 1 / (1 + self.rho(t) ** 2)
