@@ -79,5 +79,22 @@ class PFDeepModel(ScoreSDEModel):
     skip_rescale: bool = key(True, "residual sums divided by √2", SHAPE)
 
 
-MODELS = {"DDIM": DDIMModel, "iDDPM": IDDPMModel, "PF": PFModel, "PF_deep": PFDeepModel}
-ModelSection = Annotated[DDIMModel | IDDPMModel | PFModel | PFDeepModel, Field(discriminator="struc")]
+class EDMModel(Section):
+    """Networks of EDM (Karras et al. 2022), which are told σ: Schedule.type must be edm."""
+
+    struc: Literal["EDM"] = needed("family", SHAPE)
+    architecture: Literal["DDPM++", "NCSN++", "ADM"] = needed("EDM's ddpmpp (files …-vp), ncsnpp (-ve) or adm", SHAPE)
+    preconditioning: Literal["EDM", "VP", "VE"] = key("EDM", "how the network sees x and σ: EDM, VP or VE", SHAPE)
+    sigma_data: float = key(0.5, "EDM's preconditioning: deviation of the data", SHAPE, gt=0, le=100)
+    image_size: int = needed("height and width in pixels", SHAPE, **SIDE)
+    in_channels: int = needed("colour channels", SHAPE, **CHANNELS)
+    labels: int = key(0, "number of classes; 0: none", SHAPE, ge=0, le=10**6)
+    model_channels: int = needed("what channel_mult multiplies", SHAPE, **CHANNELS)
+    channel_mult: Widths = needed("channels of each level, in units of model_channels", SHAPE)
+    num_blocks: int = needed("residual blocks a level", SHAPE, **BLOCKS)
+    attn_resolutions: list[Side] = needed("resolutions with attention", SHAPE)
+    dropout: float = key(0.0, "dropout in the residual blocks, in training", "training", **RATE)
+
+
+MODELS = {"DDIM": DDIMModel, "iDDPM": IDDPMModel, "PF": PFModel, "PF_deep": PFDeepModel, "EDM": EDMModel}
+ModelSection = Annotated[DDIMModel | IDDPMModel | PFModel | PFDeepModel | EDMModel, Field(discriminator="struc")]

@@ -28,7 +28,7 @@ from pndm.config.keys import (
 from pndm.config.networks import MODELS, ModelSection
 from pndm.runner.solver.grid import SPACINGS
 from pndm.runner.solver.methods import METHODS
-from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 from pndm.runner.solver.published import PROFILES
 from pndm.runner.solver.schedule import TYPES
 
@@ -45,16 +45,20 @@ class ScheduleSection(Section):
     )
     fixed: ClassVar[dict] = {"predict_xstart": False, "use_kl": False}
 
-    type: str = key("linear", "how β grows with t", "images training", among=TYPES)
+    type: str = key("linear", "how β grows with t; edm: by EDM's σ", "images network training", among=(*TYPES, "edm"))
     beta_start: float = key(1e-4, "β at the first training step (linear, quad)", "images training", gt=1e-12, lt=1)
     beta_end: float = key(0.02, "β at the last training step (linear, quad)", "images training", gt=1e-12, lt=1)
-    diffusion_step: int = key(1000, "number of training steps", "images training", ge=1, le=10**5)
+    diffusion_step: int = key(1000, "number of training steps", "images network training", ge=1, le=10**5)
+    sigma_min: float = key(0.002, "edm: σ at the first training step", "images network training", ge=1e-6, le=1e6)
+    sigma_max: float = key(80.0, "edm: σ at the last training step", "images network training", ge=1e-6, le=1e6)
     noise_schedule: str | None = key(None, "released iDDPM file: repeats `type`", among=TYPES)
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.beta_start > self.beta_end:
             raise Contradiction(f"beta_start {self.beta_start} is above beta_end {self.beta_end}", "beta_start")
+        if self.sigma_min >= self.sigma_max:
+            raise Contradiction(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}", "sigma_min")
         if self.noise_schedule not in (None, self.type):
             message = f"noise_schedule {self.noise_schedule!r} contradicts type {self.type!r}"
             raise Contradiction(message, "noise_schedule")
@@ -145,6 +149,18 @@ class _Sampling(Section):
         METHOD,
         "T,…",
     )
+    label: int | None = key(
+        None, "class of all images; by default each has a random class of its own", "images", METHOD, "C", ge=0
+    )
+    guidance: float = key(
+        1.0,
+        "classifier-free guidance: ε without class + this × the difference; not 1: two calls for one",
+        "images",
+        METHOD,
+        "W",
+        ge=0,
+        le=1000,
+    )
     profile: str = key(
         "exact",
         "exact: what the paper says; published: the released code with its quirks",
@@ -197,7 +213,7 @@ def _option(option):
 
 
 SampleSection: Any = create_model(
-    "SampleSection", __base__=_Sampling, **{name: _option(option) for name, option in OPTIONS.items()}
+    "SampleSection", __base__=_Sampling, **{name: _option(option) for name, option in (GRID_OPTIONS | OPTIONS).items()}
 )
 
 
@@ -229,6 +245,13 @@ class Experiment(Section):
         if data.image_size % 2**halvings:
             message = f"Dataset.image_size {data.image_size} cannot be halved {halvings} times"
             raise Contradiction(message, "Dataset.image_size", "Model.channel_mult")
+        if model.struc == "EDM" and self.Schedule.type != "edm":
+            message = f"Schedule.type is {self.Schedule.type!r}; networks of EDM are told σ and need edm"
+            raise Contradiction(message, "Schedule.type", "Model.struc")
+        classes = getattr(model, "labels", 0)
+        if (sample.label is not None and sample.label >= classes) or (sample.guidance != 1 and not classes):
+            message = f"Sample.label and Sample.guidance: the network knows {classes or 'no'} classes"
+            raise Contradiction(message, "Sample.guidance" if sample.label is None else "Sample.label", "Model.labels")
         if (sample.clip or sample.threshold is not None) and not data.rescaled:
             message = "Sample.clip and Sample.threshold need images in [−1, 1], so Dataset.rescaled"
             raise Contradiction(message, "Sample.clip", "Sample.threshold", "Dataset.rescaled")

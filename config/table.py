@@ -21,7 +21,10 @@ class Value(Section):
 
 
 class PaperSection(Section):
-    fid: dict[str, dict[int | Literal["best"], Value]] = key({}, "label → steps → FID; what is not known is left out")
+    source: str = key("the paper", "whose values these are", min_length=1)
+    fid: dict[str, dict[int | Literal["best"], Value]] = key(
+        {}, "label → steps, in a table by nfe network calls → FID; what is not known is left out"
+    )
     seconds_per_step: dict[str, Positive] = key({}, "label → seconds a step, of a whole batch")
 
 

@@ -141,16 +141,16 @@ class Graphs:
 
     A call of few images is some 600 kernels that take a GPU less time than a CPU needs to launch them. The result is
     overwritten by the next call of that shape. An adaptive method asks about ever other numbers of images: after
-    `most` shapes the network is called as it is. capture: see `capture`.
+    `most` shapes the network is called as it is, and so it is with labels. capture: see `capture`.
     """
 
     def __init__(self, network, capture=capture, largest=64, most=4):
         self.network, self.capture, self.largest, self.most = network, capture, largest, most
         self.held = {}
 
-    def __call__(self, x, t):
-        if torch.is_grad_enabled() and x.requires_grad:
-            return self.network(x, t)
+    def __call__(self, x, t, *labels):
+        if labels or (torch.is_grad_enabled() and x.requires_grad):
+            return self.network(x, t, *labels)
         with torch.inference_mode():
             return self._replayed(x, t)
 

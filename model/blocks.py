@@ -42,6 +42,47 @@ def double(x):
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def fir(x, padding):
+    """Filter with [1, 3, 3, 1]/8 in both directions and take every second pixel: (H, W) → (H + 2·padding − 2)/2.
+
+    The filter is three means of two, the last of which steps by two.
+    """
+    return F.avg_pool2d(F.avg_pool2d(F.avg_pool2d(x, 2, 1, padding), 2, 1), 2)
+
+
+def fir_halve(x):
+    """The filter [1, 3, 3, 1]: (n, C, H, W) → (n, C, H/2, W/2)."""
+    return fir(x, padding=1)
+
+
+def fir_double(x):
+    """The filter [1, 3, 3, 1] between the pixels: (n, C, H, W) → (n, C, 2H, 2W); zeros lie around the image."""
+    return F.avg_pool2d(F.avg_pool2d(double(x), 2, 1, 1), 2, 1)
+
+
+class Pyramid(nn.Module):
+    """The image, or what this layer of the level above made of it, halved by a convolution and the FIR filter."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=2)
+
+    def forward(self, x):  # (n, C, H, W) → (n, C', H/2, W/2)
+        return fir(self.conv(x), padding=0)
+
+
+class Fourier(nn.Module):
+    """Embed times t (n,) as (n, channels): sin and cos of 2π·f·t at random frequencies f, which are kept."""
+
+    def __init__(self, channels, scale=16):
+        super().__init__()
+        self.freqs = nn.Parameter(scale * torch.randn(channels // 2), requires_grad=False)
+
+    def forward(self, t):
+        phase = t.float()[:, None] * (2 * math.pi * self.freqs.float())
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
 class Downsample(nn.Module):
     """Halve the resolution: 2×2 mean, or a strided 3×3 convolution padded on all sides ("same") or right and bottom."""
 
@@ -70,7 +111,7 @@ class Upsample(nn.Module):
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice, around a skip; the time embedding enters before the second half.
 
-    resample: `halve` or `double` where the block changes the resolution (PF_deep).
+    resample: the function that changes the resolution, where the block does (PF_deep, EDM).
     """
 
     def __init__(self, in_channels, out_channels, s, resample=None):  # s: the network's `Settings`
@@ -82,7 +123,7 @@ class ResBlock(nn.Module):
         self.norm2 = GroupNorm(out_channels, s)
         self.dropout = nn.Dropout(s.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        needed = in_channels != out_channels or resample
+        needed = in_channels != out_channels or (resample and s.resample_shortcut)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if needed else None
 
     def forward(self, x, temb):  # (n, C, H, W), SiLU of the embedding (n or 1, 4·channels) → (n, C', H', W')

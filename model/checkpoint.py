@@ -20,8 +20,8 @@ from safetensors.torch import save as to_safetensors
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside
-from pndm.model import diffusers
-from pndm.model.families import FAMILIES, layout
+from pndm.model import diffusers, persistence
+from pndm.model.families import families_of, layout
 from pndm.model.settings import Settings, settings_of
 from pndm.model.wrappers import WRAPPERS, unwrapped
 
@@ -93,7 +93,7 @@ def state_dict_for(network, checkpoint):
 
 def closest(network, tensors):
     """The `Fit` with the fewest differences among all families."""
-    layouts = {family: layout(network, family) for family in FAMILIES}
+    layouts = {family: layout(network, family) for family in families_of(network)}
     fits = [Fit(family, sources, _differences(sources, tensors)) for family, sources in layouts.items()]
     return min(fits, key=lambda fit: len(fit.differences))
 
@@ -176,10 +176,17 @@ def _read_file(path):
     if head == _OLD_FORMAT:
         return _find_weights(unpickle(path), "PyTorch file before 1.6", path)
     if head[:1] == b"\x80":
-        raise InputError(f"{path}: a plain pickle, which could only be read by executing code in it")
+        return _read_edm(path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return _read_safetensors(path)
     raise InputError(f"{path}: not a checkpoint (neither safetensors nor PyTorch), or its beginning is lost")
+
+
+def _read_edm(path):
+    network = persistence.read(path)
+    settings = _settings_of(network.section, path)
+    form = f"EDM pickle, {' of '.join(network.names)}, NVIDIA's under CC BY-NC-SA 4.0"
+    return Checkpoint(persistence.own_names(network.tensors), form, "EMA", path, settings, {"Model": network.section})
 
 
 def _read_safetensors(path):
@@ -281,7 +288,8 @@ def _find_weights(content, container, path):
         raise InputError(f"{where}: its weights are not plain dense tensors")
     tensors = {name: value for name, value in tensors.items() if name not in _BUFFERS}
     tensors, averaged = unwrapped(tensors)
-    return Checkpoint(tensors, f"{container}, {kind}", "EMA" if averaged else weights, path, settings, record)
+    weights = "EMA" if averaged else weights
+    return Checkpoint(persistence.own_names(tensors), f"{container}, {kind}", weights, path, settings, record)
 
 
 _BUFFERS = ("sigmas", "module.sigmas")  # of score-SDE's networks; nothing here uses it

@@ -69,9 +69,10 @@ def faster_by_timing(limit=0.3):
 class Engine:
     """network(x, t) → ε, as `load_model` gives it, run in `precision` (one that `resolve` returned) on `device`.
 
-    x, t and ε are float32 in every precision; t has shape (n,), or (1,) for images that share one time. The engine
-    takes the network over: its weights are converted in place. compile: by torch.compile (`backend.frozen`), for this
-    process alone. Else calls of few images are CUDA graphs on a GPU. Raises InputError where there is no compiler.
+    x, t and ε are float32 in every precision; t has shape (n,), or (1,) for images that share one time. `labels` is
+    passed on, of networks that know classes. The engine takes the network over: its weights are converted in place.
+    compile: by torch.compile (`backend.frozen`), for this process alone. Else calls of few images are CUDA graphs on a
+    GPU, unless they have labels. Raises InputError where there is no compiler.
 
     bf16 on a GPU: the first and the last convolution, which see x and ε, and the time embedding are in TF32. That adds
     at most 7 % to the error of bf16 (docs/speed.md); bf16 there as well would double it.
@@ -103,9 +104,9 @@ class Engine:
             for _ in range(2):  # the second call records the CUDA graph
                 self(torch.zeros(shape, device=device), torch.zeros(1, device=device).expand(1))
 
-    def __call__(self, x, t):
+    def __call__(self, x, t, labels=None):
         with tf32(self.precision in ("tf32", "bf16")):
-            eps = self.network(x, t)
+            eps = self.network(x, t) if labels is None else self.network(x, t, labels)
         # A CUDA graph writes its result to the same place every time, and methods keep ε's.
         return eps if self.network is self.plain else eps.clone()
 

@@ -28,13 +28,15 @@ class Family:
     places: network → the family's name of each of `network.layers()`. parts: "Class.part" of a layer → the family's
     name of the part, or three names, where q, k and v are apart; a part that is not listed has the same name here.
     attention_axes: the number of further axes, of length 1, where attention's matrices are stored as convolutions.
-    by_head: the one matrix of q, k and v is stored head by head, each with its q, k, v.
+    by_head: the one matrix of q, k and v is stored head by head, each with its q, k, v. by_channel: within a head it is
+    stored channel by channel, each with its q, k, v.
     """
 
     places: Callable
     parts: dict
     attention_axes: int = 0
     by_head: bool = False
+    by_channel: bool = False
 
 
 def _numbered(network):
@@ -78,6 +80,32 @@ def _diffusers(network):
     return places
 
 
+def _edm(network):
+    """EDM's names, with the number of the level (0 is the finest) in place of its resolution: enc.0.block3."""
+    last = network.settings.labels_last  # of ADM, whose end is named apart
+    words = {"temb.dense.0": "map_layer0", "temb.dense.1": "map_layer1", "conv_in": "enc.0.conv",
+             "temb.fourier": "map_noise", "temb.labels": "map_label",
+             "norm_out": "out_norm" if last else "dec.0.aux_norm",
+             "conv_out": "out_conv" if last else "dec.0.aux_conv"}  # fmt: skip
+    top = f"dec.{len(network.settings.multipliers) - 1}"
+    words |= {"mid.block_1": f"{top}.in0", "mid.attn_1": f"{top}.in0", "mid.block_2": f"{top}.in1"}
+    places = []
+    for layer in network.layers():
+        if layer in words:
+            places.append(words[layer])
+            continue
+        way, level, *rest = layer.split(".")
+        if way == "pyramid":
+            places.append(f"enc.{int(level) + 1}.aux_residual")
+        elif rest[0] == "attn":  # part of the block that it follows, which is the last one named
+            places.append(places[-1])
+        elif rest[0] == "block":
+            places.append(f"{'enc' if way == 'down' else 'dec'}.{level}.block{rest[1]}")
+        else:  # a change of resolution belongs to the level that it leads to
+            places.append(f"enc.{int(level) + 1}.down" if way == "down" else f"dec.{int(level) - 1}.up")
+    return places
+
+
 _PF = {
     "ResBlock.norm1": "GroupNorm_0", "ResBlock.conv1": "Conv_0", "ResBlock.temb_proj": "Dense_0",
     "ResBlock.norm2": "GroupNorm_1", "ResBlock.conv2": "Conv_1", "ResBlock.shortcut": "NIN_0",
@@ -98,10 +126,20 @@ FAMILIES = {
         "Downsample.conv": "op"}),
     "PF": Family(_numbered, _PF),
     "PF_deep": Family(_numbered, _PF | {"ResBlock.shortcut": "Conv_2"}),
+    "EDM": Family(_edm, attention_axes=2, by_channel=True, parts={
+        "ResBlock.norm1": "norm0", "ResBlock.conv1": "conv0", "ResBlock.temb_proj": "affine",
+        "ResBlock.norm2": "norm1", "ResBlock.conv2": "conv1", "ResBlock.shortcut": "skip",
+        "Attention.norm": "norm2", "Attention.proj_out": "proj", "Pyramid.conv": ""}),
     "diffusers": Family(_diffusers, _NEW_DIFFUSERS),
     "diffusers before 0.15": Family(_diffusers, _NEW_DIFFUSERS | {
         "Attention.qkv": "query key value", "Attention.proj_out": "proj_attn"}),
 }  # fmt: skip
+
+
+def families_of(network):
+    """The names in `FAMILIES` that a network may have."""
+    preconditioned = network.settings.preconditioning is not None
+    return [name for name in FAMILIES if name == "this project" or (name == "EDM") == preconditioned]
 
 
 def layout(network, family):
@@ -117,17 +155,20 @@ def layout(network, family):
             if "NIN" in parts[0]:
                 leaf = {"weight": "W", "bias": "b"}[leaf]
             names = tuple(".".join(filter(None, (place, part, leaf))) for part in parts)
-            heads = module.heads if family.by_head and part == "qkv" else None
+            mixed = part == "qkv" and (family.by_head or family.by_channel)
+            split = (module.heads, *((-1, 3) if family.by_channel else (3, -1))) if mixed else None
             axes = family.attention_axes if kind == "Attention" and tensor.ndim == 2 else 0
-            sources[f"{layer}.{name}"] = _source(names, leaf, tuple(tensor.shape), heads, axes)
+            sources[f"{layer}.{name}"] = _source(names, leaf, tuple(tensor.shape), split, axes)
     return sources
 
 
-def _source(names, leaf, shape, heads, axes):
+def _source(names, leaf, shape, split, axes):
+    """split: how the rows of q, k and v are mixed: (heads, 3, channels) or (heads, channels, 3), one of them −1."""
     rows = (shape[0] // len(names), *shape[1:])
     if leaf == "W":  # of a NIN: a matrix (in, out)
         return Source(names, rows[1::-1], lambda *v: torch.cat([w.T for w in v]).reshape(shape))
-    if heads:
-        split = (heads, 3, -1, *shape[1:])
-        return Source(names, rows + (1,) * axes, lambda v: v.reshape(split).transpose(0, 1).reshape(shape))
+    if split:
+        apart = (*split, *shape[1:])
+        first = split.index(3)
+        return Source(names, rows + (1,) * axes, lambda v: v.reshape(apart).movedim(first, 0).reshape(shape))
     return Source(names, rows + (1,) * axes, lambda *v: torch.cat(v).reshape(shape))

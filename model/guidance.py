@@ -1,11 +1,25 @@
-"""Classifier-free guidance (Ho & Salimans 2022): two networks, or one with and without its condition, as one."""
+"""Networks with a condition, and classifier-free guidance (Ho & Salimans 2022): two networks as one."""
+
+
+class Conditional:
+    """network(x, t, labels) with its labels, called like any network.
+
+    labels: classes, int64 (n,) of the images in order, or (1,) of all of them; None: no class.
+    """
+
+    def __init__(self, network, labels):
+        self.network, self.labels = network, labels
+        self.broadcasts_time = getattr(network, "broadcasts_time", False)
+
+    def __call__(self, x, t):
+        return self.network(x, t, self.labels)
 
 
 class Guided:
     """ε = ε_without + scale · (ε_with − ε_without); called like any network, at the cost of two calls.
 
     conditional, unconditional: networks called with x (n, C, H, W) and t (n,), for one network
-    `lambda x, t: network(x, t, labels)` and the same with the empty label. scale: 1 is the conditional network, 0 the
+    `Conditional(network, labels)` and `Conditional(network, None)`. scale: 1 is the conditional network, 0 the
     other, more goes beyond the condition (w = scale − 1 in the paper's Eq. (6)).
     """
 
@@ -13,6 +27,7 @@ class Guided:
 
     def __init__(self, conditional, unconditional, scale):
         self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+        self.broadcasts_time = all(getattr(n, "broadcasts_time", False) for n in (conditional, unconditional))
 
     def __call__(self, x, t):
         without = self.unconditional(x, t)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pndm.config.errors import InputError
 from pndm.config.load import model_section
 
+ADM_HEAD = 64  # channels of an attention head in ADM
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,6 +38,15 @@ class Settings:
     norm_groups: int = 32
     skip_rescale: bool = False
     resample: str = "conv"
+    embedding: str = "sinusoidal"
+    embedding_width: int = 1
+    fir: bool = False
+    pyramid: bool = False
+    resample_shortcut: bool = True
+    labels: int = 0
+    labels_last: bool = False
+    preconditioning: str | None = None
+    sigma_data: float = 0.5
 
 
 def settings_of(config):
@@ -44,7 +55,7 @@ def settings_of(config):
     Raises InputError with the key that cannot be.
     """
     c = model_section(config)
-    settings = _iddpm(c) if c.struc == "iDDPM" else _sized(c)
+    settings = {"iDDPM": _iddpm, "EDM": _edm}.get(c.struc, _sized)(c)
     if settings.out_channels < settings.in_channels:
         key = "Model.out_ch" if c.struc == "DDIM" else "Model.out_channels"
         raise InputError(f"{key} is {settings.out_channels}; ε of {settings.in_channels} channels needs as many", key)
@@ -52,11 +63,12 @@ def settings_of(config):
     # Narrow groups have 4 channels, until there are 32 groups.
     unit = 4 if settings.narrow_groups and widest < 132 else settings.norm_groups
     if settings.channels % unit:
-        key = {"DDIM": "Model.ch", "iDDPM": "Model.model_channels"}.get(c.struc, "Model.nf")
+        key = {"DDIM": "ch", "iDDPM": "model_channels", "EDM": "model_channels"}.get(c.struc, "nf")
+        key = f"Model.{key}"
         raise InputError(f"{key} is {settings.channels}; a multiple of {unit} is needed", key)
     if c.struc == "iDDPM":
         _check_heads(settings)
-    elif c.image_size % 2 ** (halvings := len(c.ch_mult) - 1):
+    elif c.image_size % 2 ** (halvings := len(settings.multipliers) - 1):
         raise InputError(f"Model.image_size {c.image_size} cannot be halved {halvings} times", "Model.image_size")
     return settings
 
@@ -97,6 +109,36 @@ def _iddpm(c):
         norm_eps=1e-5,
         resample="same" if c.conv_resample else "mean",
     )
+
+
+def _edm(c):
+    """The `Settings` of an EDM section: DDPM++ and NCSN++ (SongUNet there), and ADM (DhariwalUNet)."""
+    settings = {
+        "in_channels": c.in_channels,
+        "out_channels": c.in_channels,
+        "channels": c.model_channels,
+        "multipliers": tuple(c.channel_mult),
+        "num_res_blocks": c.num_blocks,
+        "attention": tuple(i for i in range(len(c.channel_mult)) if c.image_size >> i in c.attn_resolutions),
+        "dropout": c.dropout,
+        "narrow_groups": True,
+        "resample": "block",
+        "labels": c.labels,
+        "preconditioning": c.preconditioning,
+        "sigma_data": c.sigma_data,
+    }
+    if c.architecture != "ADM":
+        ncsn = c.architecture == "NCSN++"
+        own = {"embedding": "fourier", "embedding_width": 2, "fir": True, "pyramid": True} if ncsn else {}
+        return Settings(**settings, **own, attention_up="last", skip_rescale=True)
+    if c.channel_mult[0] != 1:
+        raise InputError(f"Model.channel_mult is {c.channel_mult}; that of ADM begins with 1", "Model.channel_mult")
+    for level in sorted({*settings["attention"], len(c.channel_mult) - 1}):
+        if (width := c.model_channels * c.channel_mult[level]) % ADM_HEAD:
+            message = f"Model.model_channels: the {width} channels of level {level} are no heads of {ADM_HEAD}"
+            raise InputError(message, "Model.model_channels")
+    adm = {"cosine_first": True, "frequency_shift": 0, "scale_shift": True, "norm_eps": 1e-5, "labels_last": True}
+    return Settings(**settings, **adm, head_channels=ADM_HEAD, resample_shortcut=False)
 
 
 def _check_heads(settings):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pndm.runner.solver.multistep import Multistep
     from pndm.runner.solver.options import OPTIONS, Option
     from pndm.runner.solver.schedule import Schedule
+    from pndm.runner.solver.sigma import SigmaSchedule
     from pndm.runner.solver.singlestep import Singlestep
     from pndm.runner.solver.solve import State, solve, trajectory
     from pndm.runner.solver.transfer import Classical, Data, Pseudo
@@ -46,6 +47,7 @@ _PLACES = {
     "Pseudo": ("pndm.runner.solver.transfer", "Pseudo"),
     "Query": ("pndm.runner.solver.events", "Query"),
     "Schedule": ("pndm.runner.solver.schedule", "Schedule"),
+    "SigmaSchedule": ("pndm.runner.solver.sigma", "SigmaSchedule"),
     "Singlestep": ("pndm.runner.solver.singlestep", "Singlestep"),
     "State": ("pndm.runner.solver.solve", "State"),
     "Step": ("pndm.runner.solver.events", "Step"),
@@ -73,6 +75,7 @@ __all__ = [
     "Pseudo",
     "Query",
     "Schedule",
+    "SigmaSchedule",
     "Singlestep",
     "State",
     "Step",

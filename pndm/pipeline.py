@@ -86,9 +86,10 @@ class PNDMPipeline:
             experiment = validate({name: weights.record[name] for name in SECTIONS}, source)
         training = diffusers.training_of(weights.path)
         prediction = training.prediction if training else "epsilon"
-        network = load_model(experiment and experiment.Model, weights).float()
+        given = experiment and schedule_of(experiment)
+        network = load_model(experiment and experiment.Model, weights, schedule=given).float()
         if experiment is not None:
-            data, schedule = experiment.Dataset, schedule_of(experiment)
+            data, schedule = experiment.Dataset, given
             shape = (data.channels, data.image_size, data.image_size)
             decoded: dict[str, Any] = {"decode": partial(to_unit, section=data)}
         elif training is not None and training.size is not None:

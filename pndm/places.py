@@ -33,16 +33,16 @@ def device(name: str) -> "torch.device":
 
 def image_path(args: argparse.Namespace, settings: Any) -> Path:
     """Default folder of a sampling run: its name has what people compare."""
-    from pndm.runner.solver.options import OPTIONS
+    from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 
     steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
     parts = [Path(args.config or CONFIG).stem, settings.method]
     if settings.method != "PF":
         parts.append(f"nfe{settings.nfe}" if settings.nfe else str(steps))
     parts += [value for value in (settings.spacing, settings.profile) if value not in ("uniform", "exact")]
-    for name, option in OPTIONS.items():
+    for name, option in (GRID_OPTIONS | OPTIONS).items():
         if (value := getattr(settings, name)) != option.default:
             parts.append(name if value is True else f"{name}{value:g}")
-    if settings.seed:
-        parts.append(f"seed{settings.seed}")
+    beside = {"label": None, "guidance": 1, "seed": 0}
+    parts += [f"{k}{getattr(settings, k)}" for k, default in beside.items() if getattr(settings, k) != default]
     return Path("temp/sample") / "_".join(parts)

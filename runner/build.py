@@ -17,12 +17,14 @@ from pndm.config.schema import fingerprint
 from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
+from pndm.model.guidance import Conditional, Guided
 from pndm.runner import fetch
-from pndm.runner.random import Ahead, noise
+from pndm.runner.random import Ahead, generator, noise
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS
-from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.sigma import SigmaSchedule
 from pndm.runner.solver.solve import nothing, solve, steps_for, trajectory
 
 
@@ -31,7 +33,8 @@ class Sampling:
     """How noise becomes images: a method on a grid of times, the schedule, the images' shape and coding.
 
     steps: None of an adaptive method. options: those of `solve` that are not at their default. shape: (C, H, W).
-    decode: what the network sees, (n, C, H, W), → uint8 images.
+    decode: what the network sees, (n, C, H, W), → uint8 images. classes: those that the network knows. label: the class
+    of all images; None: each has its own. guidance: its scale; 1 is none.
     """
 
     method: str
@@ -42,6 +45,9 @@ class Sampling:
     shape: tuple
     seed: int
     decode: Callable
+    classes: int = 0
+    label: int | None = None
+    guidance: float = 1.0
 
     @property
     def adaptive(self):
@@ -53,6 +59,11 @@ class Sampling:
         """Whether the method draws noise in its steps."""
         return METHODS[self.method].draws(**self.options)
 
+    @property
+    def each(self):
+        """Network calls that one ε takes: two with guidance."""
+        return 1 if self.guidance == 1 else Guided.calls
+
     def events(self):
         """The method's events on an x of least size, to be answered by the caller."""
         return trajectory(self.method, nothing(), self.schedule, self.steps or 1, self.profile, **self.options)
@@ -61,12 +72,32 @@ class Sampling:
         """What images `ids` start from: float32 (n, C, H, W) on `device`."""
         return _onto(device, noise(self.seed, ids, self.shape))
 
+    def start(self, ids, device):
+        """The x that images `ids` start from: noise, on EDM's levels as EDM scales it, σ·noise/√(1+σ²)."""
+        x = self.noise(ids, device)
+        if isinstance(self.schedule, SigmaSchedule):
+            first = float(np.max(next(self.events()).t))
+            x = x * (1 - self.schedule.alpha_cumprod(first)) ** 0.5
+        return x
+
+    def conditioned(self, network, ids, device):
+        """The network with the classes of images `ids`, where it knows any: called as network(x, t)."""
+        if not self.classes:
+            return network
+        if self.label is None:
+            labels = [int(generator(self.seed, "label", i).integers(self.classes)) for i in ids]
+        else:
+            labels = [self.label]
+        conditional = Conditional(network, torch.tensor(labels, device=device))
+        return conditional if self.each == 1 else Guided(conditional, Conditional(network, None), self.guidance)
+
     def states(self, network, ids, device):
         """The states of `solve` from the noise of images `ids` on, one after each step."""
-        x, draw = self.noise(ids, device), None
+        x, draw = self.start(ids, device), None
         if self.draws:
             steps = Ahead(self.seed, ids, self.shape, self.steps, min(8, torch.get_num_threads()))
             draw = lambda step: _onto(device, steps(step))  # noqa: E731
+        network = self.conditioned(network, ids, device)
         return solve(self.method, network, x, self.schedule, self.steps or 1, self.profile, noise=draw, **self.options)
 
     @torch.inference_mode()
@@ -122,12 +153,14 @@ def schedule_of(experiment):
     """The experiment's `Schedule`. Raises InputError where its β leave no ᾱ."""
     s = experiment.Schedule
     try:
+        if s.type == "edm":
+            return _levels(s.sigma_min, s.sigma_max, s.diffusion_step)
         return _schedule(s.type, s.beta_start, s.beta_end, s.diffusion_step)
     except ValueError as error:
         raise InputError(f"Schedule: {error}", "Schedule.beta_end", "Schedule.diffusion_step") from None
 
 
-_schedule = lru_cache(64)(Schedule)  # the cells of a table share theirs
+_schedule, _levels = lru_cache(64)(Schedule), lru_cache(64)(SigmaSchedule)  # the cells of a table share theirs
 
 
 @lru_cache(1024)
@@ -139,21 +172,29 @@ def _steps(line, method, nfe, schedule, profile, options):
 def sampling_of(experiment):
     """The experiment's `Sampling`. Raises InputError if the method cannot run as it is told to."""
     s, data, schedule = experiment.Sample, experiment.Dataset, schedule_of(experiment)
-    options = {name: getattr(s, name) for name in (*OPTIONS, "spacing", "times")}
+    options = {name: getattr(s, name) for name in (*OPTIONS, *GRID_OPTIONS, "spacing", "times")}
     options = {name: value for name, value in options.items() if value != type(s).model_fields[name].default}
     line = METHODS[s.method]
     if s.compile and line.adaptive:
         message = f"{s.method} asks about ever fewer images, and each number of them would be compiled anew"
         raise InputError(message, "Sample.compile", "Sample.method")
+    classes = getattr(experiment.Model, "labels", 0)
+    if classes and line.adaptive and s.label is None:
+        message = f"{s.method} asks about ever fewer images; it needs one label for all of them"
+        raise InputError(message, "Sample.label", "Sample.method")
     steps = s.sample_speed if s.times is None else len(s.times) - 1
     try:
         if s.nfe is not None:
             hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
-            steps = _steps(line, s.method, s.nfe, schedule, s.profile, hashable)
+            if s.nfe % (each := 1 if s.guidance == 1 else Guided.calls):
+                raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {each}")
+            steps = _steps(line, s.method, s.nfe // each, schedule, s.profile, hashable)
         shape = (data.channels, data.image_size, data.image_size)
         steps = None if line.adaptive else steps
         coding = partial(decode, section=data)
-        sampling = Sampling(s.method, steps, s.profile, options, schedule, shape, s.seed, coding)
+        sampling = Sampling(
+            s.method, steps, s.profile, options, schedule, shape, s.seed, coding, classes, s.label, s.guidance
+        )
         sampling.events()
     except ValueError as error:
         names = [*(["nfe"] if s.nfe else []), *options, "sample_speed", "nfe", "profile", "method"]
@@ -192,7 +233,7 @@ def read_network(experiment):
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network
         record["file"] = str(path)
-    return load_model(experiment.Model, source).float(), path, record
+    return load_model(experiment.Model, source, schedule=schedule_of(experiment)).float(), path, record
 
 
 def network_key(experiment, device):

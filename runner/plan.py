@@ -131,16 +131,16 @@ def calibrate(network, experiment, device):
 def count_calls(experiment):
     """Network calls an image; None of an adaptive method. Raises InputError when the method cannot run."""
     sampling = sampling_of(experiment)
-    return None if sampling.adaptive else sum(map(len, calls(sampling.events())))
+    return None if sampling.adaptive else sampling.each * sum(map(len, calls(sampling.events())))
 
 
 def most_calls(experiment, nfe):
     """The most network calls an image, up to `nfe`, that the method can spend. Raises ValueError if below a half."""
     s = sampling_of(experiment)
-    near = steps_near(s.method, nfe, s.schedule, s.profile, **s.options)
-    spent = [calls for _, calls in near if nfe / 2 <= calls <= nfe]
+    near = steps_near(s.method, nfe // s.each, s.schedule, s.profile, **s.options)
+    spent = [s.each * calls for _, calls in near if nfe / 2 <= s.each * calls <= nfe]
     if not spent:
-        able = " or ".join(str(calls) for _, calls in near)
+        able = " or ".join(str(s.each * calls) for _, calls in near)
         raise ValueError(f"method {s.method} cannot spend {nfe} network calls or half of them; it can spend {able}")
     return spent[-1]
 
@@ -156,14 +156,14 @@ def show(experiment, device):
     meter, s = Meter(device), experiment.Sample
     if s.batch_size == "auto":
         raise InputError("auto is found by running; a plan needs a number", "Sample.batch_size")
-    sampling_of(experiment)
+    each = sampling_of(experiment).each
     if adaptive(experiment):
         print(f"{s.method} chooses its steps as it goes")
     else:
         print(f"{'step':>4}{'t':>10}{'to':>10}{'ᾱ':>13}{'ᾱ after':>13}{'calls':>7}  order")
         for i, (t, end, alpha, alpha_s, calls, order) in enumerate(lines(experiment), 1):
             said = order if calls == 1 else f"{calls} stages"
-            print(f"{i:4}{t:10.2f}{end:10.2f}{alpha:13.6g}{alpha_s:13.6g}{calls:7}  {said}")
+            print(f"{i:4}{t:10.2f}{end:10.2f}{alpha:13.6g}{alpha_s:13.6g}{each * calls:7}  {said}")
     if (calls := meter.calls(experiment)) is not None:
         print(f"calls an image    {calls:.6g}" + f", mean of {PILOT} images" * adaptive(experiment))
     print(f"images            {s.total_num:,} in batches of {s.batch_size:,}")

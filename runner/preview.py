@@ -19,6 +19,8 @@ def check(experiment):
     """Raise InputError if the images that training makes on the way cannot be made or measured."""
     sampling_of(experiment)
     train, settings = experiment.Train, experiment.Sample
+    if getattr(experiment.Model, "labels", 0):
+        raise InputError("networks with classes are not trained here; the datasets give no labels", "Model.labels")
     if settings.batch_size == "auto":
         raise InputError("batch_size auto is for sampling; training needs a number", "Sample.batch_size")
     if train.distance_num and (train.distance_num < 2 or settings.features == "none"):

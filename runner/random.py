@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4, "image": 5}
+STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4, "image": 5, "label": 6}
 
 
 def generator(seed, stream, index, step=0):

@@ -76,7 +76,7 @@ class Trainer:
         self.preview = Preview(experiment, team, self._attend)
 
         torch.manual_seed(train.seed)
-        self.network = UNet(settings_of(experiment.Model)).to(self.device)
+        self.network = UNet(settings_of(experiment.Model), self.schedule).to(self.device)
         if self.device.type == "cuda":  # on CPUs the gradients of group norms are slow in this layout
             self.network.to(memory_format=torch.channels_last)
         self.ema = EMA(self.network, train.ema_rate if train.ema else 0.0)
@@ -88,7 +88,8 @@ class Trainer:
         if team.size > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # those of 1×1 convolutions are arbitrary
             self.parallel = DistributedDataParallel(self.parallel)
-        self.alphas = torch.from_numpy(self.schedule.alphas_cumprod).float().to(self.device)
+        alphas = torch.from_numpy(self.schedule.alphas_cumprod)  # float64, in which 1 − ᾱ keeps its digits
+        self.levels = torch.stack([alphas, alphas.sqrt(), (1 - alphas).sqrt()]).float().to(self.device)
         self.meter = Meter(self.schedule.diffusion_step, self.device)
 
     def train(self, minutes=None):
@@ -103,7 +104,14 @@ class Trainer:
         e, team = self.experiment, self.team
         end = time.monotonic() + 60 * minutes if minutes else float("inf")
         prepared = batches(
-            self.images, e.Dataset, e.Train.seed, len(self.alphas), self.places, self.device, self.done, self.steps
+            self.images,
+            e.Dataset,
+            e.Train.seed,
+            self.schedule.diffusion_step,
+            self.places,
+            self.device,
+            self.done,
+            self.steps,
         )
         with contextlib.ExitStack() as stack:
             stack.enter_context(tf32(self.precision == "tf32"))
@@ -126,9 +134,9 @@ class Trainer:
     def step(self, batch):
         """One step on this process's `Batch`; returns the gradient's norm, a tensor on the device."""
         train, optim = self.experiment.Train, self.experiment.Optim
-        alpha = self.alphas[batch.t][:, None, None, None]
+        alpha, signal, noise = self.levels[:, batch.t, None, None, None]
         weight = (1 / alpha).clamp(max=train.loss_weight)
-        x = alpha.sqrt() * batch.x0 + (1 - alpha).sqrt() * batch.eps
+        x = signal * batch.x0 + noise * batch.eps
         torch.manual_seed(int(generator(train.seed, "dropout", self.done).integers(2**62)) + self.team.rank)
 
         self.network.train()

@@ -5,7 +5,7 @@
 
 FILE is anything that --model_path takes. --to writes it under this project's own names, with the Model section, the
 kind of weights and the sha256 of the source as metadata; it never overwrites. A file that fits no experiment is
-compared with the closest. Exit status: 0 it fits one, 1 it fits none, 2 wrong input.
+compared with the closest; one of EDM says its own settings. Exit status: 0 it fits one, 1 it fits none, 2 wrong input.
 """
 
 import argparse
@@ -18,11 +18,13 @@ import torch
 from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.keys import Section
-from pndm.config.load import files, load
+from pndm.config.load import files, load, model_section
 from pndm.model import checkpoint
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner import fetch
+
+OWN = "no experiment of config/, but the arguments in the file itself"
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,7 +56,9 @@ def examine(file, to=None):
         file = fetch.provide(entry)
     source = checkpoint.read(file)
     digest = checkpoint.sha256(source.path)
-    candidates = [compare(path, source) for path in files()]
+    candidates = [compare(path.name, load(path).Model, source) for path in files()]
+    if "EDM" in source.format and not any(not candidate.differences for candidate in candidates):
+        candidates.append(compare(OWN, model_section(source.record["Model"]), source))
     fitting = [candidate.experiment for candidate in candidates if not candidate.differences]
     best = min(candidates, key=lambda candidate: len(candidate.differences))
 
@@ -96,14 +100,13 @@ class Candidate(NamedTuple):
     differences: list
 
 
-def compare(path, source):
-    """The `Candidate` that the experiment at `path` is for a checkpoint."""
-    section = load(path).Model
+def compare(name, section, source):
+    """The `Candidate` that an experiment of that name, with this `Model` section, is for a checkpoint."""
     with torch.device("meta"):
         network = UNet(settings_of(section))
     fit = checkpoint.closest(network, source.tensors)
     settings = checkpoint.contrast(source.settings, network.settings) if source.settings else ""
-    return Candidate(path.name, section, network, fit.family, [settings] * bool(settings) + fit.differences)
+    return Candidate(name, section, network, fit.family, [settings] * bool(settings) + fit.differences)
 
 
 if __name__ == "__main__":

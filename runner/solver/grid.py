@@ -29,49 +29,100 @@ def trailing(steps: int, schedule: Schedule) -> list[float]:
     return [(k + 1) * schedule.diffusion_step / steps - 1 for k in reversed(range(steps))]
 
 
-def logsnr(steps: int, schedule: Schedule) -> list[float]:
-    """Equal steps of λ = log(√ᾱ/√(1−ᾱ)) from N−1 to 0: DPM-Solver (Lu et al. 2022), section 3.4."""
-    return _between(schedule, steps, schedule.half_log_snr, schedule.time)
+def logsnr(steps: int, schedule: Schedule, first: float | None = None, last: float = 0.0) -> list[float]:
+    """Equal steps of λ = log(√ᾱ/√(1−ᾱ)) from N−1 to 0: DPM-Solver (Lu et al. 2022), section 3.4.
+
+    first, last: times in place of N−1 and 0.
+    """
+    return _between(schedule, steps, schedule.half_log_snr, schedule.time, first, last)
 
 
-def karras(steps: int, schedule: Schedule) -> list[float]:
-    """Equal steps of σ^(1/7), σ = √(1/ᾱ − 1), from N−1 to 0: Karras et al. 2022, Eq. (5), ρ = 7."""
+def karras(steps: int, schedule: Schedule, first: float | None = None, last: float = 0.0) -> list[float]:
+    """Equal steps of σ^(1/7), σ = √(1/ᾱ − 1), from N−1 to 0: Karras et al. 2022, Eq. (5), ρ = 7.
+
+    first, last: times in place of N−1 and 0.
+    """
 
     def root(t: float) -> float:
         return math.exp(-schedule.half_log_snr(t) / 7)
 
-    return _between(schedule, steps, root, lambda root: schedule.time(-7 * np.log(root)))
+    return _between(schedule, steps, root, lambda root: schedule.time(-7 * np.log(root)), first, last)
 
 
-def _between(schedule: Schedule, steps: int, forth: Callable[[float], Any], back: Callable[[Any], Any]) -> list[float]:
-    """N−1 … 0 in steps that are equal after the map `forth`; `back` is its inverse, for arrays."""
-    first = float(schedule.diffusion_step - 1)
+def _between(
+    schedule: Schedule,
+    steps: int,
+    forth: Callable[[float], Any],
+    back: Callable[[Any], Any],
+    first: float | None = None,
+    last: float = 0.0,
+) -> list[float]:
+    """N−1 … 0, or first … last, in steps that are equal after the map `forth`; `back` is its inverse, for arrays."""
+    first = float(schedule.diffusion_step - 1) if first is None else first
     if steps == 1:
         return [first]
-    inner = back(np.linspace(forth(first), forth(0.0), steps)[1:-1])
-    return [first, *inner.tolist(), 0.0]
+    inner = back(np.linspace(forth(first), forth(last), steps)[1:-1])
+    return [first, *inner.tolist(), last]
 
 
-SPACINGS = {"uniform": uniform, "quad": quad, "trailing": trailing, "logsnr": logsnr, "karras": karras}
+SPACINGS: dict[str, Callable[..., list[float]]] = {
+    "uniform": uniform,
+    "quad": quad,
+    "trailing": trailing,
+    "logsnr": logsnr,
+    "karras": karras,
+}
+LIMITED = ("logsnr", "karras")  # the spacings that take limits of σ
 
 
 def grid_of(
-    schedule: Schedule, steps: int, spacing: str = "uniform", times: Sequence[float] | None = None
+    schedule: Schedule,
+    steps: int,
+    spacing: str = "uniform",
+    times: Sequence[float] | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    noisy_end: bool = False,
 ) -> list[float]:
     """The steps + 1 times of a run: those of a spacing and −1, or `times` as they are given.
 
-    Raises ValueError for a number of steps outside 1 … N, an unknown spacing, and wrong times.
+    sigma_min, sigma_max: the noise levels σ = √(1/ᾱ − 1) between which spacing logsnr or karras lies; by default those
+    of t = 0 and t = N−1. noisy_end: the run ends at the last time of the spacing, without the step into clean data.
+    Raises ValueError for a number of steps outside 1 … N, an unknown spacing, wrong times, and levels outside the
+    schedule's.
     """
     total = schedule.diffusion_step
     if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
+    limits = _limits(schedule, spacing, sigma_min, sigma_max)
     if times is not None:
         if spacing != "uniform":
             raise ValueError(f"spacing {spacing!r} and times exclude each other")
+        if noisy_end:
+            raise ValueError("noisy_end and times exclude each other: the last of times is the end")
         return _checked(floats("times", times), total)
     if not 1 <= steps <= total:
         raise ValueError(f"{steps} steps cannot be run; a whole number from 1 to {total} can")
-    return [*SPACINGS[spacing](steps, schedule), -1.0]
+    if noisy_end:
+        return SPACINGS[spacing](steps + 1, schedule, **limits)
+    return [*SPACINGS[spacing](steps, schedule, **limits), -1.0]
+
+
+def _limits(schedule: Schedule, spacing: str, sigma_min: float | None, sigma_max: float | None) -> dict[str, float]:
+    """The first and last time of a spacing, by limits of σ; empty without any. Raises ValueError."""
+    if sigma_min is None and sigma_max is None:
+        return {}
+    if spacing not in LIMITED:
+        raise ValueError(f"sigma_min and sigma_max go with spacing {' or '.join(LIMITED)} alone, not {spacing!r}")
+    total = schedule.diffusion_step
+    least, most = float(schedule.rho(0)), float(schedule.rho(total - 1))
+    low, high = (least if sigma_min is None else sigma_min), (most if sigma_max is None else sigma_max)
+    if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
+        raise ValueError(
+            f"sigma_min {low:g} and sigma_max {high:g} must rise, within the schedule's levels {least:.6g} … {most:.6g}"
+        )
+    first, last = schedule.time(-math.log(high)), schedule.time(-math.log(low))
+    return {"first": min(float(first), total - 1.0), "last": max(float(last), 0.0)}
 
 
 def floats(name: str, values: Iterable[Any]) -> list[float]:

@@ -64,3 +64,10 @@ OPTIONS = {
     "rtol": Option(1e-5, "relative tolerance of the step-size control", {"gt": 0, "lt": 1}),
     "atol": Option(1e-5, "absolute tolerance of the step-size control", {"gt": 0}),
 }
+
+# Options of the grid, which every method takes that does not choose its own steps: arguments of `grid.grid_of`.
+GRID_OPTIONS = {
+    "sigma_min": Option(None, "spacing karras, logsnr: the least noise level σ = √(1/ᾱ − 1)", {"gt": 0}),
+    "sigma_max": Option(None, "spacing karras, logsnr: the greatest noise level σ", {"gt": 0}),
+    "noisy_end": Option(False, "end at the last time of the spacing, without a step into clean data"),
+}

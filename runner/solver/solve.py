@@ -13,7 +13,7 @@ from pndm.runner.solver.events import Draw, Query, Step, Time, Trajectory
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS, method_named
-from pndm.runner.solver.options import OPTIONS
+from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS, Option
 from pndm.runner.solver.published import PROFILES, PUBLISHED, PublishedSchedule, published_counts, published_grid
 from pndm.runner.solver.schedule import Schedule
 
@@ -48,7 +48,7 @@ def solve(
     profile: "exact", the paper, or "published", the released code with its quirks.
     noise(k): standard normal noise like x for step k = 0, 1, …; for the methods that draw noise.
     options: spacing, a name in `SPACINGS`; or, in place of spacing and steps, times: the falling list of times, the
-        images being at the last. And the method's own options, of the table `OPTIONS`.
+        images being at the last. Those of the table `GRID_OPTIONS`, and the method's own, of the table `OPTIONS`.
 
     Raises ValueError for arguments outside these, before the network is called; and if ε or noise is not like x.
     """
@@ -122,11 +122,13 @@ def trajectory(
         raise ValueError(f"x is {x.dtype}, it must be float32 or float64: with less the methods lose their order")
     if not x.ndim or not len(x):
         raise ValueError(f"x is {tuple(x.shape)}, it must be (n, …) with one image or more")
-    changed = _changed(method, options)
+    placing = {name: options.pop(name) for name in GRID_OPTIONS if name in options}
+    changed, placed = _changed(method, options), _differing(placing, GRID_OPTIONS)
     steps = whole("steps", steps)
-    custom_grid = spacing != "uniform" or times is not None
+    custom_grid = spacing != "uniform" or times is not None or placed
     if line.adaptive and custom_grid:
-        raise ValueError(f"method {method} chooses its own steps and takes no spacing or times")
+        said = "".join(f" or {name}" for name in placed)
+        raise ValueError(f"method {method} chooses its own steps and takes no spacing or times{said}")
 
     if profile == "published":
         if method not in PUBLISHED:
@@ -137,11 +139,12 @@ def trajectory(
                 "profile 'exact'"
             )
         if custom_grid:
-            raise ValueError("profile 'published' has the uniform spacing alone; spacing, times: only with 'exact'")
+            said = ", ".join(["spacing", "times", *placed])
+            raise ValueError(f"profile 'published' has the uniform spacing alone; {said}: only with 'exact'")
         grid = [] if line.adaptive else published_grid(schedule, steps)
         return PUBLISHED[method].trajectory(x, PublishedSchedule(schedule), grid)
 
-    grid = [] if line.adaptive else grid_of(schedule, steps, spacing, times)
+    grid = [] if line.adaptive else grid_of(schedule, steps, spacing, times, **placing)
     if line.with_options and not changed:
         return line.trajectory(x, schedule, grid)
     defaults = {name: OPTIONS[name].default for name in line.options}
@@ -150,17 +153,24 @@ def trajectory(
 
 def _changed(method: str, options: dict[str, Any]) -> list[str]:
     """The names of the options that differ from their defaults. Raises ValueError for what the method cannot take."""
-    for name, value in options.items():
+    for name in options:
         if name not in OPTIONS:
             raise ValueError(f"method {method} takes no option {name}; there are {', '.join(OPTIONS)}")
         if name not in METHODS[method].options:
             able = [other for other, line in METHODS.items() if name in line.options]
             raise ValueError(f"method {method} takes no option {name}; these do: {', '.join(able)}")
-        if not OPTIONS[name].allows(value):
-            raise ValueError(f"{name} is {value!r}, it must be {OPTIONS[name].allowed}")
+    differing = _differing(options, OPTIONS)
     if options.get("clip") and options.get("threshold") is not None:
         raise ValueError("clip and threshold exclude each other: a thresholded image is within [−1, 1]")
-    return [name for name, value in options.items() if value != OPTIONS[name].default]
+    return differing
+
+
+def _differing(values: dict[str, Any], table: dict[str, Option]) -> list[str]:
+    """The names of the values that differ from their defaults. Raises ValueError for values that are not allowed."""
+    for name, value in values.items():
+        if not table[name].allows(value):
+            raise ValueError(f"{name} is {value!r}, it must be {table[name].allowed}")
+    return [name for name, value in values.items() if value != table[name].default]
 
 
 def whole(name: str, value: Any) -> int:

@@ -73,8 +73,8 @@ def exact_flow(experiment, network, device, images, tolerance):
     """
     sampling = sampling_of(experiment)
     schedule = sampling.schedule
-    network = copy.deepcopy(network).double()
-    x = sampling.noise(range(images), device).double()
+    network = sampling.conditioned(copy.deepcopy(network).double(), range(images), device)
+    x = sampling.start(range(images), device).double()
     if (start := first_time(experiment)) > 0:
         events = dormand_prince(flow_of(schedule), x, start, 0.0, Control(rtol=tolerance, atol=tolerance))
         for event in drive(events, lambda query: network(query.x, query.x.new_tensor(query.t))):

@@ -108,6 +108,7 @@ def tidy(cell, record, row):
         "seeds": row.seeds,
         "mean_over_seeds": row.distance,
         "deviation_over_seeds": row.deviation,
+        "least_over_seeds": min(row.by_seed.values(), default=None),
         "seconds": record["seconds"],
         "images_per_second": record["images_per_second"],
     }

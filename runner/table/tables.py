@@ -35,7 +35,7 @@ def tables_of(table, rows, flow=()):
     for profile in dict.fromkeys(row.profile for row in rows):
         mine = [row for row in rows if row.profile == profile]
         found += [_distances(mine, profile, unit, budgets), _adaptive(mine, profile)]
-    found += [_beside_the_paper(table.paper, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
+    found += [_beside_the_paper(table, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
     found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_less_exact(rows)]
     return [made for made in found if made.body]
 
@@ -100,15 +100,19 @@ def _adaptive(rows, profile):
     return ResultTable(f"Profile {profile}, adaptive steps:", ["method", "network calls", "distance"], body)
 
 
-def _beside_the_paper(paper, rows):
-    """Our distances beside the paper's, where those are known."""
-    title = "Beside the paper's distances, where they are known; basis: how they are known:"
-    head = ["method", "profile", "steps", "network calls", "ours", "paper", "basis", "difference"]
+def _beside_the_paper(table, rows):
+    """Our distances beside the paper's, where those are known; of several seeds the least, too."""
+    paper, several = table.paper, any(len(row.by_seed) > 1 for row in rows)
+    title = f"Beside the distances of {paper.source}, where they are known; basis: how they are known:"
+    least = ["least"] * several
+    head = ["method", "profile", "steps", "network calls", "ours", *least, "paper", "basis", "difference"]
     body = []
     for row in rows if paper.fid else ():
-        known = paper.fid.get(row.label, {}).get(row.steps) if row.called else None
+        known = paper.fid.get(row.label, {}).get(row.nfe if table.nfe else row.steps) if row.called else None
         theirs = [f"{known.value}", known.basis, f"{row.distance - known.value:+.2f}"] if known else ["", "", ""]
-        body.append([row.label, row.profile, str(row.steps or "adaptive"), f"{row.nfe:.4g}", value(row), *theirs])
+        least = [f"{min(row.by_seed.values()):.2f}" if row.by_seed else ""] * several
+        ours = [row.label, row.profile, str(row.steps or "adaptive"), f"{row.nfe:.4g}", value(row), *least]
+        body.append([*ours, *theirs])
     notes = [
         f"The paper's best of {label}, at a number of steps not known here: {values['best'].value} "
         f"({values['best'].basis})."

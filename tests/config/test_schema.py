@@ -34,7 +34,7 @@ def test_flags_lie_over_the_file_and_are_read_as_their_type():
 def test_every_key_has_a_meaning():
     sections = [field.annotation for field in Experiment.model_fields.values()]
     models = [struc for section in sections for struc in getattr(section, "__args__", (section,))]
-    assert len(models) == 9
+    assert len(models) == 10
     for model in models:
         for name, field in model.model_fields.items():
             assert field.description or name == "struc", (model, name)
