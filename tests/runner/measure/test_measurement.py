@@ -152,7 +152,9 @@ def test_what_is_called_fid():
         "weak": False,
     }
     card["reference"] = {"file": "fid_cifar10_train.npz", "images": None}
-    known = "FID: 3.9510 ± 0.0310, from 50,000 images; reference: fid_cifar10_train.npz, an unknown number of images"
+    known = (
+        "FID: 3.9510 ± 0.0310, from 50,000 images\n    reference: fid_cifar10_train.npz, an unknown number of images"
+    )
     assert describe(card) == known
     assert "FID" not in describe(card | {"features": "pixels", "hash": None, "error": None})
 
