@@ -19,7 +19,15 @@ from pndm.runner.solver.schedule import Schedule
 
 
 class State(NamedTuple):
-    """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far."""
+    """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far.
+
+    >>> import torch
+    >>> from pndm import Schedule, solve
+    >>> states = solve("F-PNDM", lambda x, t: x, torch.ones(2, 1), Schedule(), steps=10)
+    >>> state = next(states)
+    >>> tuple(state.x.shape), state.t, state.nfe
+    ((2, 1), 800.0, 4)
+    """
 
     x: Tensor
     t: Time
@@ -51,6 +59,16 @@ def solve(
         images being at the last. And the method's own options, of the table `OPTIONS`.
 
     Raises ValueError for arguments outside these, before the network is called; and if ε or noise is not like x.
+    Source: Algorithm 2 of the paper, for all methods of the table.
+
+        >>> import torch
+        >>> from pndm import Schedule, load_experiment, load_model, solve
+        >>> experiment = load_experiment("digits.yml")
+        >>> network = load_model(experiment.Model, experiment.Sample.model_path)
+        >>> with torch.inference_mode():
+        ...     *_, last = solve("F-PNDM", network, torch.randn(4, 1, 8, 8), Schedule(), steps=20)
+        >>> tuple(last.x.shape), last.t, last.nfe
+        ((4, 1, 8, 8), -1.0, 29)
     """
     events = trajectory(method, x, schedule, steps, profile, **options)
     if noise is None and METHODS[method].draws(**options):
@@ -108,6 +126,18 @@ def trajectory(
     """The generator of queries, draws and steps behind `solve`, for callers that answer them themselves.
 
     A `Query` is sent ε, a `Draw` noise, a `Step` None. Arguments and errors are those of `solve`.
+
+        >>> import torch
+        >>> from pndm import Query, Schedule, trajectory
+        >>> events, answer, calls = trajectory("S-PNDM", torch.ones(1, 1), Schedule(), steps=10), None, 0
+        >>> try:
+        ...     while True:
+        ...         event = events.send(answer)
+        ...         answer = event.x if isinstance(event, Query) else None  # a network whose ε is x
+        ...         calls += isinstance(event, Query)
+        ... except StopIteration:
+        ...     print(calls)
+        11
     """
     line = method_named(method)
     if profile not in PROFILES:
