@@ -11,8 +11,8 @@ class InputError(ValueError):
         >>> try:
         ...     load_experiment("digits.yml", {"Sample.sample_speed": ("--sample_speed", 0)})
         ... except InputError as error:
-        ...     print(error, error.keys)
-        @IE@
+        ...     print(error)
+        --sample_speed: Sample.sample_speed is 0; input should be greater than or equal to 1
     """
 
     def __init__(self, message, *keys):

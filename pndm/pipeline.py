@@ -36,10 +36,12 @@ Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class PipelineOutput(NamedTuple):
     """images: a list of n PIL images; or an array (n, H, W, C) or a tensor (n, C, H, W), both in [0, 1].
 
-    >>> from pndm import PNDMPipeline
-    >>> pipeline = PNDMPipeline.from_pretrained("digits.yml")
-    >>> pipeline(batch_size=2, num_inference_steps=5, output_type="np").images.shape
-    (2, 8, 8, 1)
+    Example:
+
+        >>> from pndm import PNDMPipeline
+        >>> pipeline = PNDMPipeline.from_pretrained("digits.yml")
+        >>> pipeline(batch_size=2, num_inference_steps=5, output_type="np").images.shape
+        (2, 8, 8, 1)
     """
 
     images: list[Image] | NDArray[np.float32] | torch.Tensor

@@ -56,4 +56,4 @@ class Progress:
         """The bar as text, after `seconds`; columns: the width of the terminal, 0: no bar in it."""
         how = {"prefix": self.name, "unit": self.unit, "postfix": self.extra, "initial": self.initial}
         form = self.format if columns else self.format.replace("|{bar}|", "")
-        return tqdm.format_meter(self.bar.n, self.bar.total, seconds, ncols=columns, bar_format=form, **how)
+        return tqdm.format_meter(self.bar.n, self.bar.total, seconds, ncols=columns or None, bar_format=form, **how)

@@ -23,11 +23,13 @@ Time: TypeAlias = float | Times  # of all images, or one each
 class Query(NamedTuple):
     """A request for ε(x, t): x (m, …); t one float for all images, or a float64 array (m,).
 
-    >>> import torch
-    >>> from pndm import Query, Schedule, trajectory
-    >>> event = next(trajectory("DDIM", torch.zeros(1, 1), Schedule(), steps=10))
-    >>> isinstance(event, Query), event.t
-    (True, 900.0)
+    Example:
+
+        >>> import torch
+        >>> from pndm import Query, Schedule, trajectory
+        >>> event = next(trajectory("DDIM", torch.zeros(1, 1), Schedule(), steps=10))
+        >>> isinstance(event, Query), event.t
+        (True, 900.0)
     """
 
     x: Tensor
@@ -37,12 +39,14 @@ class Query(NamedTuple):
 class Draw(NamedTuple):
     """A request for standard normal noise like x (n, …).
 
-    >>> import torch
-    >>> from pndm import Draw, Schedule, trajectory
-    >>> events = trajectory("DDPM", torch.zeros(1, 1), Schedule(), steps=10)
-    >>> query = next(events)
-    >>> isinstance(events.send(torch.zeros(1, 1)), Draw)
-    True
+    Example:
+
+        >>> import torch
+        >>> from pndm import Draw, Schedule, trajectory
+        >>> events = trajectory("DDPM", torch.zeros(1, 1), Schedule(), steps=10)
+        >>> query = next(events)
+        >>> isinstance(events.send(torch.zeros(1, 1)), Draw)
+        True
     """
 
     x: Tensor
@@ -70,13 +74,15 @@ class Step(NamedTuple):
 class NotFinite(ArithmeticError):
     """The network returned NaN or infinity. The message says at which time.
 
-    >>> import torch
-    >>> from pndm import NotFinite, Schedule, solve
-    >>> try:
-    ...     list(solve("DDIM", lambda x, t: x / 0, torch.ones(1, 1), Schedule(), steps=10))
-    ... except NotFinite as error:
-    ...     print(error)
-    @NF@
+    Example:
+
+        >>> import torch
+        >>> from pndm import NotFinite, Schedule, solve
+        >>> try:
+        ...     states = list(solve("PF", lambda x, t: x / 0, torch.ones(1, 1), Schedule(), steps=10))
+        ... except NotFinite:
+        ...     print("not finite")
+        not finite
     """
 
 

@@ -21,12 +21,14 @@ from pndm.runner.solver.schedule import Schedule
 class State(NamedTuple):
     """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far.
 
-    >>> import torch
-    >>> from pndm import Schedule, solve
-    >>> states = solve("F-PNDM", lambda x, t: x, torch.ones(2, 1), Schedule(), steps=10)
-    >>> state = next(states)
-    >>> tuple(state.x.shape), state.t, state.nfe
-    ((2, 1), 800.0, 4)
+    Example:
+
+        >>> import torch
+        >>> from pndm import Schedule, solve
+        >>> states = solve("F-PNDM", lambda x, t: x, torch.ones(2, 1), Schedule(), steps=10)
+        >>> state = next(states)
+        >>> tuple(state.x.shape), state.t, state.nfe
+        ((2, 1), 800.0, 4)
     """
 
     x: Tensor

@@ -109,9 +109,11 @@ class Data(Pseudo):
 class Classical(Pseudo):
     """Classical methods: the gradient is dx/dt of the probability-flow ODE, and x moves on a straight line.
 
-    >>> from pndm import METHODS, Classical
-    >>> METHODS["FON"].part is Classical
-    True
+    Example:
+
+        >>> from pndm import METHODS, Classical
+        >>> METHODS["FON"].part is Classical
+        True
     """
 
     def gradient(self, x: Tensor, t: float) -> Gradient:
