@@ -81,7 +81,7 @@ class Block:
 
 def blocks(page):
     """The `Block`s of a page: indented by four spaces, or between fences."""
-    found, current, fence, comment = [], None, False, ""
+    found, current, fence, comment, before = [], None, False, "", ""
     for number, line in enumerate([*page.read_text(encoding="utf-8").splitlines(), "end"], 1):
         if line.startswith("```"):
             fence = not fence
@@ -136,7 +136,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def run(command):
-    """Run a command line: (exit status, what it printed on stdout, on stderr). main.py and tools/ run in this process."""
+    """Run a command line: (exit status, stdout, stderr). main.py and tools/ run in this process."""
     words = shlex.split(command)
     while "=" in words[0]:
         words = words[1:]

@@ -1,4 +1,4 @@
-"""The form of README and docs/: links that lead somewhere, a beginning that says what for, an end that says where to."""
+"""README and docs/: links that lead somewhere, a beginning that says what for, an end that says where to go next."""
 
 import re
 
