@@ -45,8 +45,10 @@ def gain(args):
     axes.annotate("", (few, 1.6 * goal), (most, 1.6 * goal), arrowprops=arrow)
     axes.text((few * most) ** 0.5, 1.7 * goal, f"{most / few:.0f} times fewer calls", ha="center")
     axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="distance from the data")
-    axes.set_xticks([5, 10, 20, 59, 100, 250, 1000], ["5", "10", "20", "59", "100", "250", "1000"])
-    axes.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2], ["0.01", "0.02", "0.05", "0.1", "0.2"])
+    axes.set_xticks(calls := [5, 10, 20, few, 100, 250, most], [f"{n:g}" for n in calls])
+    low, high = min(means.values()), max(means.values())
+    nice = [d * 10.0**k for k in range(-4, 4) for d in (1, 2, 5)]
+    axes.set_yticks(shown := [y for y in nice if low / 1.5 < y < 1.5 * high], [f"{y:g}" for y in shown])
     axes.minorticks_off()
     axes.legend(frameon=False)
     save(figure, "gain.svg")
