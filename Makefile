@@ -2,6 +2,7 @@
 # make test        install, then everything: lint, types, all tests (JOBS=2 at once)
 # make test-quick  the tests without those marked slow, in two minutes
 # make lint        style and types
+# make docs        the reference of the public names, in build/reference
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 TYPED := build/typed/pndm
 
-.PHONY: sample test test-quick lint clean
+.PHONY: sample test test-quick lint docs clean
 
 sample: .venv/installed
 	$(BIN)/python main.py --runner sample --method F-PNDM --sample_speed 50
@@ -27,6 +28,9 @@ lint: .venv/installed-tests
 	rm -rf $(TYPED) && mkdir -p $(TYPED)
 	ln -s $(abspath $(wildcard pndm/*.py) pndm/py.typed config dataset model runner tools) $(TYPED)
 	$(BIN)/mypy $(TYPED)
+
+docs: .venv/installed-tests
+	$(BIN)/python tools/reference.py build/reference
 
 # The checkout itself is installed without build isolation, which would download setuptools once more.
 .venv/installed: requirements.txt constraints.txt pyproject.toml

@@ -6,6 +6,13 @@ class InputError(ValueError):
 
     keys: what the message is about, the most important first: keys of an experiment ("Sample.nfe") or arguments of a
     runner ("image_path"). The command line puts in front of the message the flag or the file that set one of them.
+
+        >>> from pndm import InputError, load_experiment
+        >>> try:
+        ...     load_experiment("digits.yml", {"Sample.sample_speed": ("--sample_speed", 0)})
+        ... except InputError as error:
+        ...     print(error)
+        --sample_speed: Sample.sample_speed is 0; input should be greater than or equal to 1
     """
 
     def __init__(self, message, *keys):

@@ -23,7 +23,13 @@ MANIFEST = FOLDER / "published.yml"  # no experiment
 def load(name, overrides=None):
     """The experiment in file `name`, a path or a file of config/, with `overrides`.
 
+    overrides: "Section.key" → (the flag or file that it comes from, value).
     Returns an `Experiment`. Raises InputError that begins with the file or the flag that is wrong.
+
+        >>> from pndm import load_experiment
+        >>> experiment = load_experiment("digits.yml", {"Sample.total_num": ("--total_num", 10)})
+        >>> experiment.Dataset.image_size, experiment.Sample.total_num
+        (8, 10)
     """
     path = find(name, "config", FOLDER)
     tree = read(path, f"an experiment is a mapping of sections {', '.join(Experiment.model_fields)}")

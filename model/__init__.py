@@ -25,6 +25,13 @@ def load_model(
     without one the weights are random. Half precision becomes float32, float64 stays. schedule: the `SigmaSchedule`
     whose t a network of EDM is told; EDM's own by default. Other networks need none.
     Raises InputError (a ValueError) naming the key, the device, or the first setting or tensors that do not fit.
+
+        >>> import torch
+        >>> from pndm import load_experiment, load_model
+        >>> experiment = load_experiment("digits.yml")
+        >>> network = load_model(experiment.Model, experiment.Sample.model_path)
+        >>> tuple(network(torch.zeros(2, 1, 8, 8), torch.tensor([999.0, 0.0])).shape)
+        (2, 1, 8, 8)
     """
     if isinstance(config, str | os.PathLike):
         raise InputError(f"load_model({str(config)!r}): a Model section comes first, or None; then the checkpoint")

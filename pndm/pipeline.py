@@ -34,9 +34,17 @@ Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class PipelineOutput(NamedTuple):
-    """images: a list of n PIL images; or an array (n, H, W, C) or a tensor (n, C, H, W), both in [0, 1]."""
+    """images: a list of n PIL images; or an array (n, H, W, C) or a tensor (n, C, H, W), both in [0, 1].
 
-    images: "list[Image] | NDArray[np.float32] | torch.Tensor"
+    Example:
+
+        >>> from pndm import PNDMPipeline
+        >>> pipeline = PNDMPipeline.from_pretrained("digits.yml")
+        >>> pipeline(batch_size=2, num_inference_steps=5, output_type="np").images.shape
+        (2, 8, 8, 1)
+    """
+
+    images: list[Image] | NDArray[np.float32] | torch.Tensor
 
 
 class PNDMPipeline:
@@ -48,6 +56,12 @@ class PNDMPipeline:
     shape: (C, H, W) of the images.
     decode: from the network's x to images in [0, 1]; by default from [−1, 1].
     device: where the noise goes and the work is done. Raises ValueError if PyTorch cannot use it.
+
+        >>> from pndm import PNDMPipeline
+        >>> pipeline = PNDMPipeline.from_pretrained("digits.yml")
+        >>> images = pipeline(batch_size=4, num_inference_steps=10, method="F-PNDM").images
+        >>> len(images), images[0].size
+        (4, (8, 8))
     """
 
     def __init__(

@@ -71,6 +71,12 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     inside a step, only the network sees it. The scheduler can be copied and pickled at any call.
 
     Raises ValueError for anything else.
+
+        >>> from pndm import MethodScheduler
+        >>> scheduler = MethodScheduler(method="F-PNDM")
+        >>> scheduler.set_timesteps(10)
+        >>> len(scheduler.timesteps)  # network calls
+        19
     """
 
     _compatibles = [  # noqa: RUF012 (as diffusers has it)

@@ -2,6 +2,7 @@
 
 `train-STEP.ckpt` holds everything needed to continue; the last three are kept. `ema.safetensors` is the averaged
 network of the last checkpoint, `best.safetensors` the average with the least distance so far; both can be sampled from.
+`grid.png` has the newest images of the average.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import torch
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, made
 from pndm.config.schema import fingerprint, keys
+from pndm.dataset import to_picture
 from pndm.model import checkpoint
 
 KEEP = 3  # checkpoints
@@ -67,6 +69,11 @@ class TrainFolder:
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         for old in self._found()[KEEP:]:
             old.unlink()
+
+    def save_grid(self, grid):
+        """Write grid.png, the newest images of the average: uint8 (3, H, W)."""
+        with aside(self.path / "grid.png") as file:
+            to_picture(grid).save(file, "PNG")
 
     def save_network(self, name, network, experiment, step):
         """Write an averaged network with a record of the sections it depends on."""

@@ -39,6 +39,13 @@ def fetch(name: str) -> Path:
     beside it and resumed by the next call. Size and hash are verified; the sha256 of the first load is kept in
     NAME.sha256, and a later load must have the same. Two processes that call this at once load it once.
     Raises InputError, in one line, when it cannot be had: why each address failed, and where to put the file by hand.
+
+        >>> from pndm import InputError, fetch
+        >>> try:
+        ...     path = fetch("my_network")
+        ... except InputError as error:
+        ...     print(error)
+        nothing is published as my_network; --runner fetch alone lists what is
     """
     return provide(published.named(name))
 

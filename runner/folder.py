@@ -106,8 +106,12 @@ class Folder:
 def check_owner(folder, identity):
     """Raise InputError if `folder` holds images of a run with another fingerprint."""
     held = held_identity(folder)
-    if held is not None and (found := difference(held, identity)):
-        raise InputError(f"{folder} holds images of another run ({found}); {DELETE}", "image_path")
+    if held is None or not (found := difference(held, identity)):
+        return
+    if found.startswith("checkpoint "):
+        first = "another network, or of the same before more training"
+        raise InputError(f"{folder} holds images of {first} ({found}); {DELETE}", "image_path")
+    raise InputError(f"{folder} holds images of another run ({found}); {DELETE}", "image_path")
 
 
 def held_identity(folder):

@@ -21,6 +21,7 @@ from pndm.model.engine import peak
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner import sample
+from pndm.runner.advice import few_images
 from pndm.runner.build import load_network, network_key, sampling_of
 from pndm.runner.checkpoints import KEEP
 from pndm.runner.measure.statistics import GROUPS
@@ -202,6 +203,7 @@ def show_training(experiment: Any, device: torch.device) -> None:
     print(f"parameters        {parameters:,}")
     print(f"time              {_duration(seconds)}, a step taken as three network calls, {sample.device_name(device)}")
     print(f"disk              {_size((4 * KEEP + 2) * 4 * parameters)}: {KEEP} checkpoints and two averages")
+    few_images(steps * data.batch_size, f"{steps:,} steps of {data.batch_size} images")
 
 
 def _pixels(experiment):

@@ -6,6 +6,8 @@ import time
 from tqdm import tqdm
 
 EVERY = 30.0  # seconds between two lines
+# 80 columns hold the longest line. What is said beside the count of training steps has its own speed.
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
 
 
 class Progress:
@@ -24,7 +26,8 @@ class Progress:
 
     def __enter__(self):
         self.seen = self.team.first and sys.stderr is not None
-        more = {"dynamic_ncols": True, "disable": not (self.seen and sys.stderr.isatty())}
+        self.format = BAR + ("{postfix}" if self.unit == " steps" else ", {rate_fmt}{postfix}")
+        more = {"dynamic_ncols": True, "bar_format": self.format, "disable": not (self.seen and sys.stderr.isatty())}
         self.bar = tqdm(total=self.total, initial=self.initial, unit=self.unit, desc=self.name, **more)
         return self
 
@@ -47,6 +50,10 @@ class Progress:
             self.bar.refresh()
         elif self.seen and now - self.said > EVERY:
             self.said = now
-            how = {"ncols": 0, "prefix": self.name, "unit": self.unit, "postfix": self.extra, "initial": self.initial}
-            meter = tqdm.format_meter(self.bar.n, self.bar.total, now - self.begun, **how)
-            print(meter, file=sys.stderr, flush=True)
+            print(self.line(now - self.begun), file=sys.stderr, flush=True)
+
+    def line(self, seconds, columns=0):
+        """The bar as text, after `seconds`; columns: the width of the terminal, 0: no bar in it."""
+        how = {"prefix": self.name, "unit": self.unit, "postfix": self.extra, "initial": self.initial}
+        form = self.format if columns else self.format.replace("|{bar}|", "")
+        return tqdm.format_meter(self.bar.n, self.bar.total, seconds, ncols=columns or None, bar_format=form, **how)

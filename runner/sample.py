@@ -237,6 +237,6 @@ def report(record, folder):
     print("network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]))
     if frechet := record["frechet"]:
         print(describe(frechet))
-    held = [str(folder / name) for name in ("grid.png", "result.json") if (folder / name).exists()]
+    held = [name for name in ("grid.png", "result.json") if (folder / name).exists()]
     print(f"{folder}: {', '.join(held)}")
     return record

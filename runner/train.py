@@ -91,6 +91,7 @@ class Trainer:
         alphas = torch.from_numpy(self.schedule.alphas_cumprod)  # float64, in which 1 − ᾱ keeps its digits
         self.levels = torch.stack([alphas, alphas.sqrt(), (1 - alphas).sqrt()]).float().to(self.device)
         self.meter = Meter(self.schedule.diffusion_step, self.device)
+        self.clipped = torch.zeros((), device=self.device)  # steps whose gradient was shortened, since the last log
 
     def train(self, minutes=None):
         """Train to the last step, or for `minutes`; both end with a checkpoint.
@@ -120,6 +121,7 @@ class Trainer:
                 stack.enter_context(self.folder.locked())
             self.progress = stack.enter_context(Progress(team, self.steps, " steps", "training", self.done))
             log = stack.enter_context(contextlib.closing(Log(self.folder.path, e, team, self.progress, self.done)))
+            log.expect(self.steps, end)
             for batch in stack.enter_context(contextlib.closing(prepared)):
                 norm = self.step(batch)
                 self.progress.add(int(team.first))
@@ -130,6 +132,9 @@ class Trainer:
                     break
         if team.any(self.stop.asked):
             raise KeyboardInterrupt
+        if team.first:
+            print(f"{self.done:,} steps of {e.Dataset.batch_size} images")
+            print(f"{self.folder.path}: ema.safetensors (for --model_path), grid.png")
 
     def step(self, batch):
         """One step on this process's `Batch`; returns the gradient's norm, a tensor on the device."""
@@ -153,7 +158,9 @@ class Trainer:
                 loss = (weight[part] * size_of_error).sum() / self.experiment.Dataset.batch_size
                 (loss * self.team.size).backward()  # DistributedDataParallel averages over processes
             self.meter.add(batch.t[part], error.detach(), loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or float("inf"))
+        most = optim.grad_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), most)
+        self.clipped += norm > most
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
@@ -181,7 +188,7 @@ class Trainer:
         if (logs or saves) and not norm.isfinite():
             raise InputError(f"the gradient is not finite at step {done}; a smaller Optim.lr may help", "Optim.lr")
         if logs:
-            log.scalars(done, self.meter, norm, self.optimizer.param_groups[0]["lr"])
+            log.scalars(done, self.meter, norm, self.optimizer.param_groups[0]["lr"], self.clipped)
         measures = done % train.sample_interval == 0
         if not stopped and (measures or done == FIRST_GRID < train.sample_interval):
             with log.busy():
@@ -197,6 +204,7 @@ class Trainer:
             grid = self.preview.grid(network)
             if grid is not None:
                 log.write(self.done, {}, grid)
+                self.folder.save_grid(grid)
         if not measures:
             return
         self.progress.add(extra=f"distance of {self.experiment.Train.distance_num:,} images", force=True)

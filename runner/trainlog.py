@@ -1,11 +1,14 @@
 """What a training run tells: scalars and images for TensorBoard, and the bar."""
 
 import contextlib
+import math
 import time
 from itertools import pairwise
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from pndm.runner.advice import all_clipped, few_images
 
 EDGES = (0.0, 0.1, 0.4, 0.7, 0.9, 1.0)  # of the ranges of t, as shares of T
 
@@ -47,17 +50,27 @@ class Log:
     """Writes to TensorBoard, in the first process, and to the bar; `done` steps were done before."""
 
     def __init__(self, folder, experiment, team, progress, done):
-        data = experiment.Dataset
+        data, self.clip = experiment.Dataset, experiment.Optim.grad_clip
         self.folder, self.team, self.progress, self.writer, self.said = folder, team, progress, None, ""
         self.batch, self.pixels = data.batch_size, data.channels * data.image_size**2
         self.since, self.counted = time.monotonic(), done
+        self.end, self.advised = math.inf, not team.first
+
+    def expect(self, steps, end):
+        """The run ends after `steps` steps in all, or when the clock (`time.monotonic`) is at `end`."""
+        self.end = end
+        if self.team.first and not self.counted:
+            few_images(steps * self.batch, f"{steps:,} steps of {self.batch} images")
 
     def close(self):
         if self.writer:
             self.writer.close()
 
-    def scalars(self, step, meter, norm, rate):
-        """Log what was seen since the last time: a mean over those steps; `norm` and `rate` are of step `step`."""
+    def scalars(self, step, meter, norm, rate, clipped):
+        """Log what was seen since the last time: a mean over those steps; `norm` and `rate` are of step `step`.
+
+        clipped: how many of those steps had their gradient shortened, a tensor that begins anew.
+        """
         total, ranges = meter.result(self.team)
         if not self.team.first:
             return
@@ -67,12 +80,30 @@ class Log:
         self.since, self.counted = now, step
         self.said = f"loss {loss:.4f}, {speed:.0f} images/s"
         self.progress.add(extra=self.said)
-        values = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "images_per_second": speed}
+        values = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "clipped": float(clipped) / steps,
+            "learning_rate": rate,
+            "images_per_second": speed,
+        }
         for name, (square, mean) in ranges.items():
             values |= {f"error_by_t/{name}": square, f"mean_error_by_t/{name}": mean}
         if (busy := _gpu_busy(self.team.device)) is not None:
             values["gpu_utilisation"] = busy
         self.write(step, values)
+        if not self.advised:
+            self._advise(step, speed, values, steps)
+        clipped.zero_()
+
+    def _advise(self, step, speed, values, steps):
+        """After the first steps: say what they already tell of the rest."""
+        self.advised = True
+        if self.end < math.inf:
+            seen = step * self.batch + speed * (self.end - self.since)
+            few_images(round(max(seen, 0)), f"--minutes at {speed:.0f} images/s")
+        if values["clipped"] == 1:
+            all_clipped(self.clip, float(values["gradient_norm"]), steps)
 
     def write(self, step, values, grid=None):
         """Write numbers by their names, and a grid, uint8 (3, H, W). The first of them makes the events file."""

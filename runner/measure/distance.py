@@ -28,6 +28,11 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, devic
 
     What the second way cannot mend: Σ is known to ε·‖Σ‖, so an eigenvalue below d·ε·‖Σ‖ could be 0. It is taken as 0.
     If it is none, the distance is wrong by at most 2 √(d·ε·‖Σ₁‖‖Σ₂‖) for each such eigenvalue.
+
+        >>> import numpy as np
+        >>> from pndm import frechet_distance
+        >>> round(frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2)), 6)
+        4.0
     """
     mu1, sigma1, mu2, sigma2 = (real(values, device) for values in (mu1, sigma1, mu2, sigma2))
     lower = check_moments(mu1, sigma1)

@@ -152,20 +152,19 @@ def name_of(card):
 
 
 def describe(card):
-    """One line for a person."""
+    """A card for a person: a line for the distance, then what belongs to it, indented."""
     name, reference = name_of(card), card["reference"]
     counts = [f"{n:,} images" if n else "an unknown number of images" for n in (card["images"], reference["images"])]
     error = "" if card["error"] is None else f" ± {card['error']:.4f}"
     where = reference.get("file") or reference.get("path") or reference.get("dataset")
-    line = f"{name}: {card['value']:.4f}{error}, from {counts[0]}; reference: {where}, {counts[1]}"
-    if card["weak"]:
-        line += f"; weak: fewer than {WEAK:,} images"
+    weak = f"; weak: fewer than {WEAK:,} images" if card["weak"] else ""
+    lines = [f"{name}: {card['value']:.4f}{error}, from {counts[0]}", f"reference: {where}, {counts[1]}{weak}"]
     if kid := card.get("kid"):
-        line += f"; {'KID' if name == 'FID' else 'kernel distance'} {kid['value']:.5f}"
-        line += "" if kid["deviation"] is None else f" ± {kid['deviation']:.5f}"
+        deviation = "" if kid["deviation"] is None else f" ± {kid['deviation']:.5f}"
+        lines.append(f"{'KID' if name == 'FID' else 'kernel distance'} {kid['value']:.5f}{deviation}")
     if prdc := card.get("prdc"):
-        line += "; " + ", ".join(f"{what} {prdc[what]:.3f}" for what in ("precision", "recall", "density", "coverage"))
-    return line
+        lines.append(", ".join(f"{what} {prdc[what]:.3f}" for what in ("precision", "recall", "density", "coverage")))
+    return "\n    ".join(lines)
 
 
 def refuse_other(path, moments, other, *keys):

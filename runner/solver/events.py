@@ -21,14 +21,33 @@ Time: TypeAlias = float | Times  # of all images, or one each
 
 
 class Query(NamedTuple):
-    """A request for ε(x, t): x (m, …); t one float for all images, or a float64 array (m,)."""
+    """A request for ε(x, t): x (m, …); t one float for all images, or a float64 array (m,).
+
+    Example:
+
+        >>> import torch
+        >>> from pndm import Query, Schedule, trajectory
+        >>> event = next(trajectory("DDIM", torch.zeros(1, 1), Schedule(), steps=10))
+        >>> isinstance(event, Query), event.t
+        (True, 900.0)
+    """
 
     x: Tensor
     t: Time
 
 
 class Draw(NamedTuple):
-    """A request for standard normal noise like x (n, …)."""
+    """A request for standard normal noise like x (n, …).
+
+    Example:
+
+        >>> import torch
+        >>> from pndm import Draw, Schedule, trajectory
+        >>> events = trajectory("DDPM", torch.zeros(1, 1), Schedule(), steps=10)
+        >>> query = next(events)
+        >>> isinstance(events.send(torch.zeros(1, 1)), Draw)
+        True
+    """
 
     x: Tensor
 
@@ -37,6 +56,14 @@ class Step(NamedTuple):
     """The state after a step: x (n, …) at time t, one float or a float64 array (n,).
 
     order: the number of ε's that the step combined; of a Runge–Kutta step the number of its stages.
+
+        >>> import torch
+        >>> from pndm import Schedule, Step, trajectory
+        >>> events = trajectory("DDIM", torch.zeros(1, 1), Schedule(), steps=10)
+        >>> query = next(events)
+        >>> step = events.send(torch.zeros(1, 1))
+        >>> isinstance(step, Step), step.t, step.order
+        (True, 800.0, 1)
     """
 
     x: Tensor
@@ -45,7 +72,18 @@ class Step(NamedTuple):
 
 
 class NotFinite(ArithmeticError):
-    """The network returned NaN or infinity. The message says at which time."""
+    """The network returned NaN or infinity. The message says at which time.
+
+    Example:
+
+        >>> import torch
+        >>> from pndm import NotFinite, Schedule, solve
+        >>> try:
+        ...     states = list(solve("PF", lambda x, t: x / 0, torch.ones(1, 1), Schedule(), steps=10))
+        ... except NotFinite:
+        ...     print("not finite")
+        not finite
+    """
 
 
 Trajectory: TypeAlias = Generator[Query | Draw | Step, Any, None]
@@ -60,6 +98,14 @@ class Method:
     adaptive: True if the method chooses its own steps. Its `trajectory` is given an empty grid then.
     part: the transfer part, if there is one.
     with_options: the line that runs in place of this one when an option differs from its default.
+
+    docs/add-a-method.md writes one.
+
+        >>> from pndm import METHODS, Method
+        >>> isinstance(METHODS["F-PNDM"], Method), METHODS["PF"].adaptive
+        (True, True)
+        >>> METHODS["DDPM"].draws()
+        True
     """
 
     adaptive: bool = False

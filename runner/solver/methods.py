@@ -59,6 +59,12 @@ METHODS: dict[str, Method] = {
     # Ho et al. 2020 (arXiv:2006.11239): n calls; weak order 1
     "DDPM": Ancestral(eta=1.0),
 }
+"""All methods: name → `Method`. A new line in it is a new method, everywhere.
+
+    >>> from pndm import METHODS
+    >>> [name for name in METHODS][:5]
+    ['DDIM', 'S-PNDM', 'F-PNDM', 'FON', 'PF']
+"""
 
 
 def method_named(name: str) -> Method:

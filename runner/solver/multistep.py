@@ -21,6 +21,10 @@ class Multistep(Method):
     taper: the last steps take no higher order than steps are left.
     starts: the number of starting steps, order − 1 in the paper.
     with_options: the line that runs in place of this one when an option differs from its default.
+
+        >>> from pndm import METHODS, Multistep, Pseudo
+        >>> METHODS["iPNDM4"] == Multistep(order=4, start=None, part=Pseudo)
+        True
     """
 
     order: int

@@ -23,6 +23,11 @@ class Option:
     default: its value where none is given; None if the option is off then. True or False makes it a switch.
     meaning: a few words for the help.
     limits: the range of a number, by the keywords ge (≥), gt (>), le (≤), lt (<), as in pydantic's `Field`.
+
+        >>> from pndm import Option
+        >>> share = Option(0.0, "a share", {"ge": 0, "le": 1})
+        >>> share.allowed, share.allows(2)
+        ('a number from 0 to 1', False)
     """
 
     default: float | bool | None
@@ -64,6 +69,12 @@ OPTIONS = {
     "rtol": Option(1e-5, "relative tolerance of the step-size control", {"gt": 0, "lt": 1}),
     "atol": Option(1e-5, "absolute tolerance of the step-size control", {"gt": 0}),
 }
+"""The options of all methods: name → `Option`. A method names those that it takes in `Method.options`.
+
+    >>> from pndm import METHODS, OPTIONS
+    >>> sorted(METHODS["PF"].options), OPTIONS["rtol"].default
+    (['atol', 'rtol'], 1e-05)
+"""
 
 # Options of the grid, which every method takes that does not choose its own steps: arguments of `grid.grid_of`.
 GRID_OPTIONS = {

@@ -25,6 +25,11 @@ class Schedule:
     The attributes `betas` and `alphas_cumprod` (ᾱ) are float64 arrays of shape (N,). `clean` is the t of clean data.
     Raises ValueError for an unknown type, values out of range, and β so small or so large that float64 cannot tell ᾱ
     from the one before or from 0.
+
+        >>> from pndm import Schedule
+        >>> schedule = Schedule("linear", 1e-4, 0.02, 1000)
+        >>> schedule.alphas_cumprod.shape, float(schedule.alpha_cumprod(-1))
+        ((1000,), 1.0)
     """
 
     clean: float = -1.0

@@ -61,6 +61,10 @@ class Singlestep(Method):
     """The same step function all along. The last step, into clean data (ᾱ = 1), is DDIM's, since no ε exists there.
 
     function: a step function of this module, or one like them. part: the transfer part.
+
+        >>> from pndm import METHODS, Singlestep
+        >>> isinstance(METHODS["Heun"], Singlestep), METHODS["Heun"].function.__name__
+        (True, 'improved_euler')
     """
 
     function: StepFunction

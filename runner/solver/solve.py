@@ -19,7 +19,17 @@ from pndm.runner.solver.schedule import Schedule
 
 
 class State(NamedTuple):
-    """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far."""
+    """One state of `solve`: x (n, …) at time t; nfe, the network calls per image spent so far.
+
+    Example:
+
+        >>> import torch
+        >>> from pndm import Schedule, solve
+        >>> states = solve("F-PNDM", lambda x, t: x, torch.ones(2, 1), Schedule(), steps=10)
+        >>> state = next(states)
+        >>> tuple(state.x.shape), state.t, state.nfe
+        ((2, 1), 800.0, 4)
+    """
 
     x: Tensor
     t: Time
@@ -51,6 +61,16 @@ def solve(
         images being at the last. Those of the table `GRID_OPTIONS`, and the method's own, of the table `OPTIONS`.
 
     Raises ValueError for arguments outside these, before the network is called; and if ε or noise is not like x.
+    Source: Algorithm 2 of the paper, for all methods of the table.
+
+        >>> import torch
+        >>> from pndm import Schedule, load_experiment, load_model, solve
+        >>> experiment = load_experiment("digits.yml")
+        >>> network = load_model(experiment.Model, experiment.Sample.model_path)
+        >>> with torch.inference_mode():
+        ...     *_, last = solve("F-PNDM", network, torch.randn(4, 1, 8, 8), Schedule(), steps=20)
+        >>> tuple(last.x.shape), last.t, last.nfe
+        ((4, 1, 8, 8), -1.0, 29)
     """
     events = trajectory(method, x, schedule, steps, profile, **options)
     if noise is None and METHODS[method].draws(**options):
@@ -108,6 +128,11 @@ def trajectory(
     """The generator of queries, draws and steps behind `solve`, for callers that answer them themselves.
 
     A `Query` is sent ε, a `Draw` noise, a `Step` None. Arguments and errors are those of `solve`.
+
+        >>> import torch
+        >>> from pndm import Schedule, trajectory
+        >>> next(trajectory("S-PNDM", torch.ones(1, 1), Schedule(), steps=10)).t  # its first `Query`
+        900.0
     """
     line = method_named(method)
     if profile not in PROFILES:

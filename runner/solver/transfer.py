@@ -35,6 +35,13 @@ class Pseudo:
     """Pseudo methods: the gradient is ε, and x moves with φ, along the manifold of noisy data.
 
     schedule: a `Schedule`. `alpha(t)` is its ᾱ.
+    x and gradients are tensors (n, …) of one shape; times are in training steps. Source: the paper's Eq. (9).
+
+        >>> import torch
+        >>> from pndm import Pseudo, Schedule
+        >>> part, x = Pseudo(Schedule()), torch.ones(1, 1)
+        >>> tuple(part.transfer(x, torch.zeros(1, 1), t=500, s=400).shape)  # along ε = 0
+        (1, 1)
     """
 
     options: ClassVar[frozenset[str]] = frozenset()
@@ -44,6 +51,7 @@ class Pseudo:
         self.schedule = schedule
 
     def alpha(self, t: float) -> Any:
+        """ᾱ at t, a float."""
         return self.schedule.alpha_cumprod(t)
 
     def between(self, t: float, s: float, share: float) -> float:
@@ -52,9 +60,11 @@ class Pseudo:
         return float(self.schedule.time(start + share * (end - start)))
 
     def gradient(self, x: Tensor, t: float) -> Gradient:
+        """A generator that asks about x (n, …) at time t, and returns what is combined, like x."""
         return (yield Query(x, t))
 
     def transfer(self, x: Tensor, gradient: Tensor, t: float, s: float) -> Any:
+        """x (n, …) at time t, moved along the gradient to time s."""
         return phi(x, gradient, self.alpha(t), self.alpha(s))
 
 
@@ -65,6 +75,10 @@ class Data(Pseudo):
 
     clip: clip x̂₀ to [−1, 1]. threshold: dynamic thresholding (Saharia et al. 2022, appendix C.2): per image, c is this
     quantile of |x̂₀|, at least 1; x̂₀ is clipped to [−c, c] and divided by c.
+
+        >>> from pndm import METHODS, Data
+        >>> METHODS["DPM-Solver++2M"].part is Data
+        True
     """
 
     options: ClassVar[frozenset[str]] = frozenset({"clip", "threshold"})
@@ -93,7 +107,14 @@ class Data(Pseudo):
 
 
 class Classical(Pseudo):
-    """Classical methods: the gradient is dx/dt of the probability-flow ODE, and x moves on a straight line."""
+    """Classical methods: the gradient is dx/dt of the probability-flow ODE, and x moves on a straight line.
+
+    Example:
+
+        >>> from pndm import METHODS, Classical
+        >>> METHODS["FON"].part is Classical
+        True
+    """
 
     def gradient(self, x: Tensor, t: float) -> Gradient:
         eps = yield Query(x, t)

@@ -1,5 +1,6 @@
 """How far a run is, where there is no terminal."""
 
+import pytest
 import torch
 
 from pndm.runner import progress
@@ -20,3 +21,18 @@ def test_often_asked_it_says_nothing_before_half_a_minute(capsys):
         for _ in range(40):
             bar.add(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "extra"),
+    [
+        (" steps", "training", "loss 0.0123, 2560 images/s"),
+        (" steps", "training", "distance of 10,000 images"),
+        (" images", "sampling", "step 12/50"),
+    ],
+)
+def test_a_terminal_of_80_columns_shows_all_that_is_said(unit, name, extra):
+    with progress.Progress(Processes(torch.device("cpu")), 33600, unit, name) as bar:
+        bar.add(1234, extra=extra, force=True)
+        line = bar.line(seconds=5000.0, columns=80)
+    assert len(line) <= 80 and line.endswith(extra)

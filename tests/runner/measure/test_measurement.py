@@ -79,7 +79,7 @@ def test_one_image_has_no_distance(tiny, cli, tmp_path):
 
 def test_metrics_while_sampling(tiny, cli, tmp_path):
     status, out, _ = cli(*tiny.flags(tmp_path / "run", "--total_num", 30, "--metrics", "kid,prdc"))
-    assert status == 0 and "; kernel distance " in out and "coverage" in out and "KID" not in out
+    assert status == 0 and "kernel distance " in out and "coverage" in out and "KID" not in out
     card = json.loads((tmp_path / "run" / "result.json").read_text())["frechet"]
     assert card["kid"]["size"] == 30 and 0 <= card["prdc"]["precision"] <= 1
 
@@ -152,7 +152,9 @@ def test_what_is_called_fid():
         "weak": False,
     }
     card["reference"] = {"file": "fid_cifar10_train.npz", "images": None}
-    known = "FID: 3.9510 ± 0.0310, from 50,000 images; reference: fid_cifar10_train.npz, an unknown number of images"
+    known = (
+        "FID: 3.9510 ± 0.0310, from 50,000 images\n    reference: fid_cifar10_train.npz, an unknown number of images"
+    )
     assert describe(card) == known
     assert "FID" not in describe(card | {"features": "pixels", "hash": None, "error": None})
 

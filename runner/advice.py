@@ -1,0 +1,28 @@
+"""What who trains a network should hear early, before its samples disappoint."""
+
+import sys
+
+FEW = 20_000  # images, counted once for each time that they are seen; docs/train-your-own.md has the measurement
+
+
+def few_images(seen, why):
+    """Say so if a network that sees `seen` images in its training will sample noise; `why`: what decides the number.
+
+    Returns whether it was said.
+    """
+    if seen < FEW:
+        say(f"{why}: the network will see {seen:,} images, and below {FEW:,} samples are mostly noise")
+    return seen < FEW
+
+
+def all_clipped(clip, norm, steps):
+    """Say that every one of the last `steps` gradients was longer than `clip`; the last one had this `norm`."""
+    say(
+        f"Optim.grad_clip {clip:g} has shortened each of the {steps} gradients so far, the last one from {norm:.3g}; "
+        "leave it out, or set it to some times the usual gradient_norm"
+    )
+
+
+def say(text):
+    """Print a line on stderr."""
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,58 @@
+"""The scripts that make the pictures of the pages, and the images for a first training."""
+
+import shutil
+
+import numpy as np
+import pytest
+from helpers import ROOT, image_files
+from PIL import Image
+
+from pndm.tools import crops, pictures
+
+
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    """A folder with docs/pictures/, in which the test runs."""
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "docs" / "pictures"
+
+
+def test_the_gain_in_readme_is_that_of_the_table(pages, capsys):
+    assert pictures.main(["gain", "--cells", str(ROOT / "docs" / "results-digits" / "cells.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "F-PNDM: 59 calls for DDIM's distance in 1000, 0.0127" in out
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "17 times fewer network calls" in readme and "after 59" in readme and round(1000 / 59) == 17
+    assert (pages / "gain.svg").read_bytes() == (ROOT / "docs" / "pictures" / "gain.svg").read_bytes()
+
+
+def test_the_picture_of_the_methods_is_made_from_the_code(pages, capsys):
+    assert pictures.main(["method"]) == 0
+    assert (pages / "method.svg").read_bytes() == (ROOT / "docs" / "pictures" / "method.svg").read_bytes()
+
+
+def test_pictures_of_a_training_run(tiny, cli, pages, tmp_path):
+    steps = ["--set=Train.steps=4", "--set=Train.log_interval=2"]
+    assert cli("--runner", "train", "--config", tiny.config, "--device", "cpu", "--train_path", "run", *steps)[0] == 0
+    assert cli(*tiny.flags(tmp_path / "samples", "--total_num", 32))[0] == 0
+    shutil.copytree(tmp_path / "samples", tmp_path / "images")
+    flags = ["--run", "run", "--images", "images", "--samples", "samples"]
+    assert pictures.main(["training", *flags]) == 0
+    assert sorted(path.name for path in pages.iterdir()) == ["own-curves.svg", "own-data.png", "own-samples.png"]
+
+
+def test_a_missing_table_is_one_line(pages, capsys):
+    assert pictures.main(["gain", "--cells", "no.csv"]) == 2
+    assert capsys.readouterr().err.startswith("pictures.py: ")
+
+
+def test_crops_are_of_the_size_of_the_experiment_and_all_of_both_photographs(tmp_path, capsys):
+    assert crops.main([str(tmp_path / "crops"), "--count", "6"]) == 0
+    made = image_files(tmp_path / "crops")
+    assert len(made) == 6 == len(set(made.values()))
+    images = [np.asarray(Image.open(tmp_path / "crops" / name)) for name in made]
+    assert {image.shape for image in images} == {(32, 32, 3)}
+    assert all(np.array_equal(image, again) for image, again in zip(images, crops.crops(6), strict=True))
+    assert crops.main([str(tmp_path / "crops")]) == 2
+    assert "is there already" in capsys.readouterr().err

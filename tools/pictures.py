@@ -1,0 +1,168 @@
+"""Make the pictures of README and docs/ from what the code gives now.
+
+python tools/pictures.py                            # all but the training's
+python tools/pictures.py gain --cells docs/results-digits/cells.csv
+python tools/pictures.py training --run temp/mine   # after the commands of docs/train-your-own.md
+"""
+
+import argparse
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from pndm import Query, Schedule, Step, trajectory
+from pndm.config.files import aside
+from pndm.dataset import to_picture
+from pndm.runner.folder import grid, read_image
+from pndm.runner.table.figures import COLOURS
+
+DOCS = Path("docs")
+SHOWN = {"DDIM": COLOURS[0], "S-PNDM": COLOURS[1], "F-PNDM": COLOURS[2]}
+WITHIN = 1.05  # "as near as": at most 5 % above
+
+
+def gain(args):
+    """README's first picture: distance against network calls, with the calls that reach DDIM's best."""
+    with open(args.cells, encoding="utf-8") as file:
+        cells = [row for row in csv.DictReader(file) if row["profile"] == "exact" and row["label"] in SHOWN]
+    means = {(row["label"], float(row["nfe"])): float(row["mean_over_seeds"]) for row in cells}
+    first = {(row["label"], float(row["nfe"])): float(row["distance"]) for row in cells if row["seed"] == "0"}
+    most = max(calls for label, calls in means if label == "DDIM")
+    goal = first["DDIM", most]
+    enough = {name: min(n for (label, n), d in first.items() if label == name and d <= WITHIN * goal) for name in SHOWN}
+    figure, axes = canvas(7, 3.6)
+    for label, colour in SHOWN.items():
+        points = sorted((calls, value) for (name, calls), value in means.items() if name == label)
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=4)
+    axes.axhline(goal, color="#888888", linewidth=0.8, zorder=0)
+    few = enough["F-PNDM"]
+    arrow = {"arrowstyle": "->", "color": "black"}
+    axes.annotate("", (few, 1.6 * goal), (most, 1.6 * goal), arrowprops=arrow)
+    axes.text((few * most) ** 0.5, 1.7 * goal, f"{most / few:.0f} times fewer calls", ha="center")
+    axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="distance from the data")
+    axes.set_xticks(calls := [5, 10, 20, few, 100, 250, most], [f"{n:g}" for n in calls])
+    low, high = min(means.values()), max(means.values())
+    nice = [d * 10.0**k for k in range(-4, 4) for d in (1, 2, 5)]
+    axes.set_yticks(shown := [y for y in nice if low / 1.5 < y < 1.5 * high], [f"{y:g}" for y in shown])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    save(figure, "gain.svg")
+    for label, calls in enough.items():
+        print(f"{label}: {calls:g} calls for DDIM's distance in {most:g}, {goal:.4f}, or at most 5 % more")
+
+
+def method(args):
+    """The picture of docs/pndm.md: the times of all network calls of three methods in ten steps."""
+    figure, axes = canvas(7.5, 2.4)
+    names = [*SHOWN][::-1]
+    for height, name in enumerate(names):
+        asked = [event for event in rehearsed(name, 10) if isinstance(event, Query)]
+        steps = {event.t for event in rehearsed(name, 10) if isinstance(event, Step)}
+        twice = {}
+        for event in asked:
+            lift = twice[event.t] = twice.get(event.t, -1) + 1
+            filled = SHOWN[name] if event.t in {900.0} | steps else "white"
+            axes.plot(event.t, height + 0.18 * lift, "o", color=SHOWN[name], markerfacecolor=filled, markersize=6)
+        axes.text(-60, height, f"{len(asked)} calls", va="center")
+    axes.set(xlabel="t, from noise to data", xlim=(950, -170), ylim=(-0.4, len(names) - 0.2))
+    axes.set_xticks(range(900, -1, -100))
+    axes.set_yticks(range(len(names)), names)
+    save(figure, "method.svg")
+
+
+def rehearsed(name, steps):
+    """What a method asks and reports in so many steps; the network's answer is 0."""
+    events, answer = trajectory(name, torch.zeros(1, 1), Schedule(), steps), None
+    while True:
+        try:
+            event = events.send(answer)
+        except StopIteration:
+            return
+        answer = torch.zeros(1, 1) if isinstance(event, Query) else None
+        yield event
+
+
+def digits(args):
+    """README's digits: the first 100 of the command that stands there."""
+    from pndm import cli
+
+    folder = Path("temp/pictures/digits")
+    flags = ["--method", "F-PNDM", "--sample_speed", "50", "--total_num", "100", "--image_path", str(folder)]
+    if cli.main(flags):
+        raise OSError("sampling failed")
+    shutil.copyfile(folder / "grid.png", DOCS / "digits.png")
+
+
+def training(args):
+    """The pictures of docs/train-your-own.md: the data, samples, and the curves of the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = [read_image(file) for file in sorted(args.images.glob("*.png"))[:32]]
+    samples = [read_image(args.samples / f"{i:06d}.png") for i in range(32)]
+    for name, images in (("own-data.png", shown), ("own-samples.png", samples)):
+        with aside(DOCS / "pictures" / name) as file:
+            to_picture(grid(torch.stack(images[:25]))).save(file, "PNG")
+    log = EventAccumulator(str(args.run)).Reload()
+    figure, left, right = canvas(7.5, 3, 2)
+    for axes, names, title in (
+        (left, ["loss"], "loss a pixel"),
+        (right, [name for name in log.Tags()["scalars"] if name.startswith("error_by_t/")], "error of ε a pixel, by t"),
+    ):
+        for name, colour in zip(names, COLOURS, strict=False):
+            events = log.Scalars(name)
+            axes.plot([e.step for e in events], [e.value for e in events], color=colour, label=name.split("/")[-1])
+        axes.set(title=title, xlabel="step", yscale="log")
+    right.legend(frameon=False, fontsize=8)
+    save(figure, "own-curves.svg")
+
+
+def canvas(width, height, columns=1):
+    """A figure of so many inches, and its axes."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", sharey=False)
+    return (figure, *np.ravel(axes))
+
+
+def save(figure, name):
+    path = DOCS / "pictures" / name
+    with aside(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    print(path)
+
+
+PICTURES = {"gain": gain, "method": method, "digits": digits, "training": training}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}; default: all but training")
+    parser.add_argument(
+        "--cells", type=Path, default=DOCS / "results-digits" / "cells.csv", help="of a table, for gain"
+    )
+    parser.add_argument("--run", type=Path, default=Path("temp/mine"), help="folder of the training run")
+    parser.add_argument("--images", type=Path, default=Path("temp/crops"), help="folder of the images it learned from")
+    parser.add_argument("--samples", type=Path, default=Path("temp/mine-samples"), help="folder of its samples")
+    args = parser.parse_args(argv)
+    if unknown := set(args.names) - PICTURES.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(PICTURES)}")
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update(
+        {"font.size": 10, "svg.hashsalt": "pictures", "axes.spines.top": False, "axes.spines.right": False}
+    )
+    try:
+        for name in args.names or [name for name in PICTURES if name != "training"]:
+            PICTURES[name](args)
+    except (OSError, KeyError, ValueError) as error:
+        print(f"pictures.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
