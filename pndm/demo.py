@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pndm import cli, early
+from pndm import cli, early, places
 from pndm.config.errors import InputError
 from pndm.config.files import aside
 from pndm.config.load import load, parse_set
@@ -26,7 +26,7 @@ def parser() -> cli.Parser:
         allow_abbrev=False,
     )
     add = p.add_argument
-    add("--config", metavar="NAME.yml", default=cli.CONFIG, help=f"experiment (default {cli.CONFIG})")
+    add("--config", metavar="NAME.yml", default=places.CONFIG, help=f"experiment (default {places.CONFIG})")
     add("--model_path", metavar="F", help="checkpoint to sample from")
     add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, xpu, mps; default: a GPU if there is one")
     add("--set", action="append", default=[], metavar="Section.key=value", help="override any value of the experiment")
@@ -73,7 +73,7 @@ def show(args: argparse.Namespace) -> int:
     overrides = {target: ("--set", value) for target, value in map(parse_set, args.set)}
     if args.model_path is not None:
         overrides["Sample.model_path"] = ("--model_path", args.model_path)
-    experiment, device = load(args.config, overrides), cli.device(args.device)
+    experiment, device = load(args.config, overrides), places.device(args.device)
     limit = LIMIT if args.limit is None else args.limit
     names = ("methods", "spacings", "calls", "seed", "images", "other", "share")
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names}
