@@ -46,7 +46,7 @@ def parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pndm demo` with the arguments `argv`; returns the exit status."""
-    cli.open_streams()
+    early.open_streams()
     args = parser().parse_args(argv)
     try:
         return show(args)
