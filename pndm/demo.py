@@ -15,6 +15,7 @@ from pndm.config.files import aside
 from pndm.config.load import load, parse_set
 
 METHODS, CALLS = "DDIM,F-PNDM,DPM-Solver++2M", "10,20,40"
+PORTS = 2**16 - 1
 
 
 def parser() -> cli.Parser:
@@ -70,6 +71,8 @@ def show(args: argparse.Namespace) -> int:
     from pndm.runner.demo.request import LIMIT, request_of
 
     backend.start()
+    if args.port > PORTS:
+        raise InputError(f"{args.port} is no port; they go up to {PORTS}", "port")
     overrides = {target: ("--set", value) for target, value in map(parse_set, args.set)}
     if args.model_path is not None:
         overrides["Sample.model_path"] = ("--model_path", args.model_path)

@@ -14,7 +14,6 @@ import numpy as np
 from pndm.dataset import to_picture
 from pndm.runner.demo.cells import LEAST
 from pndm.runner.demo.commands import commands
-from pndm.runner.solver.methods import METHODS
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
@@ -125,9 +124,9 @@ def axis(cell):
 
 def document(title, facts, request, cells, origin):
     """The whole page as one file. facts: what made the images, in a few words."""
-    deterministic = all(not METHODS[row.method].draws() for row in request.rows)
-    mixed = request.noise.share and deterministic
-    noise = f"seed {request.noise.seed}" + (f", mixed with seed {request.noise.other}" if mixed else "")
+    noise = f"seed {request.noise.seed}"
+    if request.noise.share:
+        noise += f", turned by {request.noise.share:g} of a right angle towards seed {request.noise.other}"
     return (
         '<!doctype html>\n<html lang="en" data-view="image">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

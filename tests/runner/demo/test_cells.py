@@ -45,8 +45,9 @@ def test_a_cell_spends_at_most_its_column_and_says_what_it_spent(artist):
     assert len({found["PF", calls] for calls in (3, 4, 12)}) == 1  # it chooses its own calls
 
 
-def test_a_method_that_cannot_be_so_cheap_says_what_it_takes(artist):
-    cell = drawn(artist, "S-PNDM", "uniform", "1", images=1)["S-PNDM", 1]
+def test_a_method_that_cannot_be_so_cheap_says_what_it_takes(tiny):
+    published = Artist(load(str(tiny.config), {"Sample.profile": ("a test", "published")}), CPU)
+    cell = drawn(published, "S-PNDM", "uniform", "1", images=1)["S-PNDM", 1]
     assert cell.images is None
     assert cell.message == "S-PNDM spends 2 calls at least"
 
