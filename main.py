@@ -4,7 +4,7 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `command` listens, Ctrl-C ends the program without a traceback
 
-from pndm.cli import command  # noqa: E402
+from pndm.command import command  # noqa: E402
 
 if __name__ == "__main__":
     command()

@@ -118,8 +118,8 @@ class Sampling:
 
 def _onto(device, values):
     """An array on a device. On a GPU from pinned memory: a copy from other memory waits for all that is queued."""
-    values = torch.from_numpy(values)
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    values, queued = torch.from_numpy(values), torch.device(device).type == "cuda"
+    return values.pin_memory().to(device, non_blocking=True) if queued else values.to(device)
 
 
 class Pending:

@@ -30,7 +30,7 @@ GROUPS = {
 ORDER = {group: i for i, group in enumerate(GROUPS.values())}
 # Beside every test that starts a process: what `make test-quick` leaves out.
 SLOW = {"test_train.py", "test_run.py", "test_processes.py", "test_fid.py", "test_bundled.py", "test_benchmark.py"}
-SLOW |= {"test_example.py", "test_package.py", "test_commands.py"}
+SLOW |= {"test_example.py", "test_package.py", "test_commands.py", "test_live.py"}
 
 
 @pytest.hookimpl(tryfirst=True)

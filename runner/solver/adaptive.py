@@ -76,13 +76,13 @@ class Control:
         return np.sqrt(np.full_like(squares, squares.mean()) if self.joint else squares)
 
 
-def dormand_prince(flow: Flow, x: Tensor, start: float, end: float, control: Control) -> Trajectory:
-    """Integrate the flow from x (n, …) at time `start` down to time `end`.
+def dormand_prince(flow: Flow, x: Tensor, start: float | Times, end: float, control: Control) -> Trajectory:
+    """Integrate the flow from x (n, …) at time `start`, of all images or (n,) of each, down to time `end`.
 
     Images that have arrived are not asked about again. Raises NotFinite if ε is not finite, or if the step size
     vanishes.
     """
-    t = np.full(len(x), float(start))
+    t = np.full(len(x), start, np.float64)
     k1 = yield from flow.derivative(x, t)
     h = yield from starting_step(flow, x, k1, t, start - end, control)
     rejected = np.zeros(len(x), bool)

@@ -72,10 +72,18 @@ def exact_flow(experiment, network, device, images, tolerance):
     rtol = atol = `tolerance`. From there, as of every method, one transfer leads to clean data.
     """
     sampling = sampling_of(experiment)
-    schedule = sampling.schedule
     network = sampling.conditioned(copy.deepcopy(network).double(), range(images), device)
     x = sampling.start(range(images), device).double()
-    if (start := first_time(experiment)) > 0:
+    return flow_from(x, first_time(experiment), sampling.schedule, network, tolerance)
+
+
+@torch.inference_mode()
+def flow_from(x, start, schedule, network, tolerance):
+    """The exact flow's images from noise x (n, C, H, W) at time `start`, of all images or (n,) of each.
+
+    network: of x's dtype.
+    """
+    if np.min(start) > 0:
         events = dormand_prince(flow_of(schedule), x, start, 0.0, Control(rtol=tolerance, atol=tolerance))
         for event in drive(events, lambda query: network(query.x, query.x.new_tensor(query.t))):
             if isinstance(event, Step):

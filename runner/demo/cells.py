@@ -1,0 +1,272 @@
+"""Draws the cells of a `Request`: images, counted calls, predicted images, and the distance to the exact flow."""
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from pndm.config.errors import InputError
+from pndm.config.load import replaced
+from pndm.model.engine import tf32
+from pndm.runner.build import Sampling, load_network, network_key, read_network, sampling_of
+from pndm.runner.demo.request import ADAPTIVE, Row
+from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.solve import steps_near
+from pndm.runner.table.flow import distance, flow_from
+
+STRIP = 10  # predicted images shown of a cell
+TOLERANCE = 1e-4  # of the exact flow, which is then known to LEAST (docs/demo.md)
+LEAST = 0.002  # the least distance that is told
+FLOW = 4 * ADAPTIVE  # calls that the exact flow may spend
+KEPT = 16  # exact flows
+
+
+class Stopped(Exception):
+    """The drawing was cancelled."""
+
+
+@dataclass(frozen=True)
+class Mixed(Sampling):
+    """A `Sampling` from noise that is turned towards that of another seed, by `share` of a right angle.
+
+    Both are independent and standard normal. So is cos(θ) a + sin(θ) b.
+    """
+
+    other: int = 0
+    share: float = 0.0
+
+    def noise(self, ids, device, *stream):
+        """The noise of images `ids`, as of `Sampling`; mixed, unless it is that of a stochastic step."""
+        x = super().noise(ids, device, *stream)
+        if stream or not self.share:
+            return x
+        values = {name: value for name, value in vars(self).items() if name not in ("other", "share")}
+        y = Sampling(**values | {"seed": self.other}).noise(ids, device)
+        angle = self.share * math.pi / 2
+        return math.cos(angle) * x + math.sin(angle) * y
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one method made of the noise.
+
+    asked: calls of its column; steps (None of an adaptive method) and nfe: what it took, nfe counted. message: why
+    there is nothing, else empty. x: the result as the network sees it, images: as uint8, both (n, C, H, W). times: of
+    the calls of image 0. strip: (t, uint8 (C, H, W)) of predicted images x̂₀ of image 0. exact: uint8 (n, C, H, W) of
+    the exact flow from the same noise, and distance, root mean square to it; None until they are known.
+    """
+
+    row: Row
+    asked: int
+    message: str = ""
+    sampling: Sampling | None = None
+    precision: str = ""
+    steps: int | None = None
+    nfe: float = 0
+    x: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    times: tuple = ()
+    strip: tuple = ()
+    exact: torch.Tensor | None = None
+    distance: float | None = None
+
+
+@dataclass
+class Watched:
+    """A network whose calls are counted, seen, and can be stopped. most: images × calls that are allowed.
+
+    see(x, t, eps): called after each call.
+    """
+
+    network: Callable
+    stop: threading.Event
+    most: float
+    see: Callable = lambda x, t, eps: None
+    spent: int = field(default=0, init=False)
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "network"), name)  # `calls`, `broadcasts_time`
+
+    def __call__(self, x, t, *more):
+        if self.stop.is_set():
+            raise Stopped
+        self.spent += len(x)
+        if self.spent > self.most:
+            raise InputError(f"more than {self.most:,} images × calls would be spent; this is left out")
+        eps = self.network(x, t, *more)
+        self.see(x, t, eps)
+        return eps
+
+
+class Strip:
+    """Keeps the times of the calls of image 0, and some of the images x̂₀ = (x − √(1−ᾱ) ε)/√ᾱ predicted there.
+
+    At most 2 · STRIP are held: then every second one goes. An adaptive method asks about ever fewer images; what it
+    asks once some have arrived is left out.
+    """
+
+    def __init__(self, sampling, images):
+        self.sampling, self.images = sampling, images
+        self.times, self.held, self.every = [], [], 1
+
+    def see(self, x, t, eps):
+        if len(x) < self.images:
+            return
+        time = float(t.reshape(-1)[0])
+        if len(self.times) % self.every == 0:
+            alpha = float(self.sampling.schedule.alpha_cumprod(time))
+            clean = (x[:1] - (1 - alpha) ** 0.5 * eps[:1]) / alpha**0.5
+            self.held.append((time, self.sampling.decode(clean)[0].cpu()))
+        self.times.append(time)
+        if len(self.held) > 2 * STRIP:
+            self.held, self.every = self.held[::2], 2 * self.every
+
+    def chosen(self):
+        """At most STRIP of the predicted images, evenly, the last of those held among them."""
+        count = min(STRIP, len(self.held))
+        places = {round(k * (len(self.held) - 1) / max(1, count - 1)) for k in range(count)}
+        return tuple(self.held[k] for k in sorted(places))
+
+
+class Artist:
+    """Draws requests with the network of one experiment on one device; networks and exact flows are kept.
+
+    Several threads may draw at once.
+    """
+
+    def __init__(self, experiment, device):
+        self.experiment, self.device = experiment, device
+        # MPS has no float64, in which the integrator measures its errors.
+        self.flow_device = device if device.type in ("cpu", "cuda") else torch.device("cpu")
+        self.lock, self.networks, self.flows = threading.Lock(), {}, OrderedDict()
+
+    def loaded(self, experiment):
+        """The `Loaded` network of an experiment that differs from the artist's in its method."""
+        key = network_key(experiment, self.device)
+        with self.lock:
+            if key not in self.networks:
+                self.networks[key] = load_network(experiment, self.device)
+            return self.networks[key]
+
+    def draw(self, request, stop=None, watch=lambda images: None):
+        """`Cell`s as they are ready: first all of them, then again those that have an exact flow, with it.
+
+        stop: an Event; once it is set, the next network call raises Stopped. watch(images): called after each call on
+        so many images.
+        """
+        stop, made = stop or threading.Event(), {}
+        for row in request.rows:
+            for calls in request.calls:
+                cell = self.cell(row, calls, request.noise, made, stop, watch)
+                made[row, calls] = cell
+                yield cell
+        able = {p: cell for p, cell in made.items() if cell.images is not None and not cell.sampling.draws}
+        try:
+            flows = self.follow(able.values(), request.noise, stop, watch)
+        except (InputError, NotFinite) as error:
+            yield from (replace(cell, message=f"no exact flow: {error}") for cell in able.values())
+            return
+        for cell in able.values():
+            ends = flows[start_of(cell.sampling)]
+            exact = cell.sampling.decode(ends)
+            yield replace(cell, exact=exact, distance=distance(cell.x, ends))
+
+    def cell(self, row, calls, noise, made, stop, watch):
+        """The `Cell` of a row and a number of calls; one of `made` is taken if it has the same steps."""
+        try:
+            values = {"method": row.method, "spacing": row.spacing, "nfe": None, "times": None}
+            values |= {"seed": noise.seed, "total_num": noise.images, "batch_size": noise.images}
+            experiment = replaced(self.experiment, **values)
+            sampling = sampling_of(experiment)
+            if sampling.draws and noise.share:
+                raise InputError(f"{row.method} draws noise in its steps, too; only its first noise could be mixed")
+            if not sampling.adaptive:
+                sampling = replace(sampling, steps=steps_within(sampling, calls))
+            for other in made.values():
+                if other.row == row and other.images is not None and other.steps == sampling.steps:
+                    return replace(other, asked=calls)
+            sampling = Mixed(**vars(sampling), other=noise.other, share=noise.share)
+            return self.drawn(Cell(row, calls, sampling=sampling), self.loaded(experiment), noise.images, stop, watch)
+        except (InputError, NotFinite) as error:
+            return Cell(row, calls, str(error))
+
+    @torch.inference_mode()
+    def drawn(self, cell, loaded, images, stop, watch):
+        """The cell with its images."""
+        sampling, strip = cell.sampling, Strip(cell.sampling, images)
+
+        def see(x, t, eps):
+            strip.see(x, t, eps)
+            watch(len(x))
+
+        most = images * (ADAPTIVE if sampling.adaptive else cell.asked)
+        network = Watched(loaded.network, stop, most, see)
+        for state in sampling.states(network, range(images), self.device):
+            if not state.x.isfinite().all():
+                raise NotFinite(f"ε is not finite, {state.nfe:g} calls from the start")
+        return replace(
+            cell,
+            precision=loaded.precision,
+            steps=sampling.steps,
+            nfe=state.nfe,
+            x=state.x.cpu(),
+            images=sampling.decode(state.x).cpu(),
+            times=tuple(strip.times),
+            strip=strip.chosen(),
+        )
+
+    @torch.inference_mode()
+    def follow(self, cells, noise, stop, watch):
+        """Start → the exact flow's images from there, (n, C, H, W) on the CPU, for every cell's start.
+
+        Flows from several times are followed together: small networks take larger batches in nearly the same time.
+        """
+        found, n = {}, noise.images
+        samplings = {start_of(cell.sampling): cell.sampling for cell in cells}
+        for start in samplings:
+            if (noise, start) in self.flows:
+                found[start] = self.flows[noise, start]
+        missing = [start for start in samplings if start not in found]
+        together = [start for start in missing if start > 0]
+        for starts in filter(None, [together, [start for start in missing if start <= 0]]):
+            network = Watched(self.exact_network(), stop, FLOW * n * len(starts), lambda x, t, eps: watch(len(x)))
+            x = torch.cat([samplings[start].noise(range(n), self.flow_device) for start in starts])
+            schedule = samplings[starts[0]].schedule
+            with tf32(False):
+                ends = flow_from(x, np.repeat(np.array(starts), n), schedule, network, TOLERANCE).cpu()
+            found |= dict(zip(starts, ends.split(n), strict=True))
+        for start in missing:
+            self.flows[noise, start] = found[start]
+        while len(self.flows) > KEPT:
+            self.flows.popitem(last=False)
+        return found
+
+    def exact_network(self):
+        """The network in float32, for the exact flow."""
+        with self.lock:
+            if "exact" not in self.networks:
+                network, _, _ = read_network(self.experiment)
+                self.networks["exact"] = network.to(self.flow_device)
+            return self.networks["exact"]
+
+
+def start_of(sampling):
+    """The time at which a method starts."""
+    return float(np.max(next(sampling.events()).t))
+
+
+def steps_within(sampling, calls):
+    """The most steps in which a method spends at most `calls` network calls an image. Raises InputError."""
+    options = sampling.options
+    try:
+        near = steps_near(sampling.method, calls, sampling.schedule, sampling.profile, **options)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    able = [steps for steps, spent in near if spent <= calls]
+    if not able:
+        raise InputError(f"{sampling.method} spends {near[0][1]} calls at least")
+    return able[-1]
