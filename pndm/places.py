@@ -35,6 +35,9 @@ def image_path(args: argparse.Namespace, settings: Any) -> Path:
     """Default folder of a sampling run: its name has what people compare."""
     from pndm.runner.solver.options import OPTIONS
 
+    if settings.solver:
+        seed = f"_seed{settings.seed}" if settings.seed else ""
+        return Path("temp/sample") / f"{Path(args.config or CONFIG).stem}_{Path(settings.solver).stem}{seed}"
     steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
     parts = [Path(args.config or CONFIG).stem, settings.method]
     if settings.method != "PF":
@@ -46,3 +49,8 @@ def image_path(args: argparse.Namespace, settings: Any) -> Path:
     if settings.seed:
         parts.append(f"seed{settings.seed}")
     return Path("temp/sample") / "_".join(parts)
+
+
+def search_path(args: argparse.Namespace, settings: Any) -> Path:
+    """Default folder of a search."""
+    return Path("temp/search") / f"{Path(args.config or CONFIG).stem}_nfe{settings.nfe}"

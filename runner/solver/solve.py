@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm.runner.solver.events import Draw, Query, Step, Time, Trajectory
+from pndm.runner.solver.events import Draw, Method, Query, Step, Time, Trajectory
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS, method_named
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 def solve(
-    method: str,
+    method: str | Method,
     network: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     schedule: Schedule,
@@ -38,7 +38,7 @@ def solve(
 ) -> Iterator[State]:
     """Run a method from noise x; a generator of `State`s, one a step. The last is the result.
 
-    method: a name in `METHODS`.
+    method: a name in `METHODS`, or a `Method` itself.
     network(x, t): x (m, …) and t (m,), in training steps 0 … N−1, of x's dtype; returns ε, a tensor like x. Two
         attributes of it are read, if they are there. `calls`: the network calls that one evaluation counts as (1).
         `broadcasts_time` = True: the network takes t of shape (1,) where all images are at one time.
@@ -53,7 +53,7 @@ def solve(
     Raises ValueError for arguments outside these, before the network is called; and if ε or noise is not like x.
     """
     events = trajectory(method, x, schedule, steps, profile, **options)
-    if noise is None and METHODS[method].draws(**options):
+    if noise is None and method_named(method).draws(**options):
         raise ValueError(f"method {method} draws noise in its steps; the argument noise must give it")
     for name, value in (("network", network), ("noise", noise)):
         if not callable(value) and (name, value) != ("noise", None):
@@ -96,7 +96,7 @@ def _like(x: Tensor, answer: Any, who: str) -> Tensor:
 
 
 def trajectory(
-    method: str,
+    method: str | Method,
     x: Tensor,
     schedule: Schedule,
     steps: int,
@@ -139,7 +139,7 @@ def trajectory(
         if custom_grid:
             raise ValueError("profile 'published' has the uniform spacing alone; spacing, times: only with 'exact'")
         grid = [] if line.adaptive else published_grid(schedule, steps)
-        return PUBLISHED[method].trajectory(x, PublishedSchedule(schedule), grid)
+        return PUBLISHED[str(method)].trajectory(x, PublishedSchedule(schedule), grid)
 
     grid = [] if line.adaptive else grid_of(schedule, steps, spacing, times)
     if line.with_options and not changed:
@@ -148,12 +148,12 @@ def trajectory(
     return (line.with_options or line).trajectory(x, schedule, grid, **defaults | options)
 
 
-def _changed(method: str, options: dict[str, Any]) -> list[str]:
+def _changed(method: str | Method, options: dict[str, Any]) -> list[str]:
     """The names of the options that differ from their defaults. Raises ValueError for what the method cannot take."""
     for name, value in options.items():
         if name not in OPTIONS:
             raise ValueError(f"method {method} takes no option {name}; there are {', '.join(OPTIONS)}")
-        if name not in METHODS[method].options:
+        if name not in method_named(method).options:
             able = [other for other, line in METHODS.items() if name in line.options]
             raise ValueError(f"method {method} takes no option {name}; these do: {', '.join(able)}")
         if not OPTIONS[name].allows(value):
@@ -204,7 +204,7 @@ def nothing() -> Tensor:
     return torch.zeros(1, 1, dtype=torch.float64)
 
 
-def network_calls(method: str, schedule: Schedule, steps: int, profile: str = "exact", **options: Any) -> int:
+def network_calls(method: str | Method, schedule: Schedule, steps: int, profile: str = "exact", **options: Any) -> int:
     """Network calls an image of a run, counted by driving it without a network. Arguments and errors as of `solve`."""
     return sum(map(len, calls(trajectory(method, nothing(), schedule, steps, profile, **options))))
 

@@ -86,6 +86,9 @@ def exact_flow(experiment, network, device, images, tolerance):
 
 def first_time(experiment):
     """The time at which the experiment's method starts."""
+    sampling = sampling_of(experiment)
+    if sampling.solver:
+        return sampling.solver.times[0]
     return float(np.max(next(sampling_of(experiment).events()).t))
 
 
