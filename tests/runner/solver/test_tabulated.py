@@ -6,10 +6,12 @@ import pytest
 import torch
 from helpers import LINEAR, last, made_up, reference_noise
 
+from pndm.runner.solver.events import Step
 from pndm.runner.solver.grid import SPACINGS, grid_of
 from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.run import behind, spans
 from pndm.runner.solver.schedule import Schedule
-from pndm.runner.solver.solve import network_calls, resume, solve
+from pndm.runner.solver.solve import drive, network_calls, solve
 from pndm.runner.solver.tabulated import Tabulated, tabulate
 
 TABLES = [name for name in METHODS if name.split("-")[0] in ("DDIM", "iPNDM2", "iPNDM3", "iPNDM4", "DEIS", "UniPC3")]
@@ -50,25 +52,15 @@ def test_a_run_that_begins_inside_gives_unknown_gradients_to_the_oldest_known():
     line = Tabulated(((1.0,), (1.5, -0.5), (2.0, -1.5, 0.5)), (999.0, 400.0, 20.0))
     x, grid = reference_noise(), [999.0, 400.0, 20.0, -1.0]
     left = Tabulated(((1.0,), (2.0, -1.0)), (400.0, 20.0))
-    found, known = (
-        [event.x for event in _driven(events)]
-        for events in (resume(line, x, LINEAR, grid, done=1), left.trajectory(x, LINEAR, grid[1:]))
-    )
+    (rest,) = behind(spans(line, grid), LINEAR, done=1)
+    found = _driven(rest.line.trajectory(x, LINEAR, rest.grid))
+    known = _driven(left.trajectory(x, LINEAR, grid[1:]))
     assert len(found) == 2
     for a, b in zip(found, known, strict=True):
         assert torch.equal(a, b)
 
 
 def _driven(events):
-    """The steps of a trajectory on the made-up network."""
-    reply = None
-    while True:
-        try:
-            event = events.send(reply)
-        except StopIteration:
-            return
-        if hasattr(event, "order"):
-            reply = None
-            yield event
-        else:
-            reply = made_up(event.x, event.x.new_tensor([event.t]))
+    """The states after the steps of a trajectory on the made-up network."""
+    driven = drive(events, lambda query: made_up(query.x, query.x.new_tensor([query.t])))
+    return [event.x for event in driven if isinstance(event, Step)]
