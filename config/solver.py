@@ -14,8 +14,6 @@ from pndm.config.keys import Contradiction, Section, key, needed
 from pndm.config.schema import ScheduleSection
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
-from pndm.runner.solver.solve import network_calls
-from pndm.runner.solver.tabulated import Tabulated
 
 SEARCHED = "searched"  # the method of a file with a table of weights
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -45,6 +43,8 @@ class Solver(Section):
                 raise Contradiction(f"weights must be {steps} rows of 1, 2, … {steps} numbers", "weights")
             if len(self.told) != steps or not all(0 <= t <= last for t in self.told):
                 raise Contradiction(f"told must be {steps} times from 0 to {last}", "told")
+        from pndm.runner.solver.solve import network_calls  # imports PyTorch, which `--help` need not wait for
+
         counted = network_calls(self.line, self.noise_schedule, 1, times=self.times)
         if counted != self.calls:
             raise Contradiction(f"calls is {self.calls}, but the method makes {counted} on these times", "calls")
@@ -53,6 +53,8 @@ class Solver(Section):
     @property
     def line(self):
         """The method: a line like those of `METHODS`."""
+        from pndm.runner.solver.tabulated import Tabulated
+
         if self.method != SEARCHED:
             return METHODS[self.method]
         return Tabulated(tuple(map(tuple, self.weights)), tuple(self.told))
@@ -82,8 +84,22 @@ class Solver(Section):
             raise InputError(f"{message}, or {remedy}", "Sample.solver")
 
 
+class _Dumper(yaml.SafeDumper):
+    """A list of numbers stands on one line."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, rows: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", rows, flow_style=not any(isinstance(row, list) for row in rows)
+    ),
+)
+
+
 def save_solver(path, solver):
     """Write a `Solver` as YAML, whole or not at all."""
     tree = solver.model_dump(exclude_none=True)
     with aside(path) as file:
-        file.write_text(yaml.safe_dump(tree, sort_keys=False, width=118, allow_unicode=True), encoding="utf-8")
+        file.write_text(
+            yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=118, allow_unicode=True), encoding="utf-8"
+        )

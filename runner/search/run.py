@@ -209,7 +209,8 @@ class Search:
         spent = int(self.team.total(torch.tensor(float(self.problem.spent))))
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
-            "command": f"python main.py --runner search --config {self.name} --nfe {self.calls}",
+            "command": f"python main.py --runner search --config {self.name} --nfe {self.calls}"
+            + (f" --time {self.minutes:g}" if self.minutes else ""),
             "seed": self.problem.seed,
             "noises": f"{2 * noises} searched on, {noises} held out",
             "to_the_flow": f"{value:.4f} ± {error:.4f}",
