@@ -43,7 +43,7 @@ MINIBATCHES = 4
 TRAJECTORIES = 16  # noises whose whole flow the grid is made of
 ON_OWN_GRID = 6  # methods that are tried on it
 STARTS, TRIAL = 2, 1  # starts of the fit, and the steps after which the best goes on
-STEPS = 16  # of the fit
+EFFORT = 1000  # network calls that the fit may make for each noise
 JUDGED = 5  # built-in candidates that are measured on held-out noise
 
 
@@ -115,6 +115,10 @@ class Search:
             self.say(f"refused: {candidate.label} is not better on held-out noise by more than its error")
         return self.write(winner, measured, held_out.count)
 
+    def spent(self):
+        """Image × network calls of all processes so far."""
+        return int(self.team.total(torch.tensor(float(self.problem.spent), dtype=torch.float64)))
+
     def noises(self, count, held_out=False):
         """`Noises`, from the cache beside the folder if an earlier search followed their flow."""
         key = repr((self.loaded.record["sha256"], self.experiment.Schedule, self.problem.seed, count, held_out))
@@ -157,7 +161,7 @@ class Search:
         """The solver that the fit ends with, in a list; empty if it was interrupted before its first step."""
         size = pool.count // MINIBATCHES
         minibatches = [pool.part(i * size, size) for i in range(MINIBATCHES)]
-        best, runs = None, []
+        best, runs, before = None, [], self.spent()
         try:
             for candidate in starts:
                 parameters, vector = self.start(candidate)
@@ -167,10 +171,11 @@ class Search:
                 best = min(runs, key=lambda run: run[0])[2:4]
                 self.say(f"fit from {candidate.label}: {value:.4f} after {TRIAL} steps")
             _, _, parameters, _, going = min(runs, key=lambda run: run[0])
-            for step, (vector, value) in enumerate(islice(going, STEPS - TRIAL), TRIAL + 1):
+            for step, (vector, value) in enumerate(going, TRIAL + 1):
                 best = parameters, vector
                 self.say(f"fit, step {step}: {value:.4f}")
-                if self.team.any(self.minutes is not None and time.monotonic() - self.begun > 60 * self.minutes):
+                late = self.minutes is not None and time.monotonic() - self.begun > 60 * self.minutes
+                if self.team.any(late) or self.spent() - before > EFFORT * pool.count:
                     break
         except KeyboardInterrupt:
             if self.team.size > 1 or best is None:
@@ -206,7 +211,6 @@ class Search:
         """Write the winner's solver file and search.json; the first process returns the `Solver`."""
         builtin = next(c for c in by_distance(measured) if c.name != SEARCHED and c.grid in SPACINGS)
         frechet = {c.label: self.frechet(c) for c in (builtin, winner)}
-        spent = int(self.team.total(torch.tensor(float(self.problem.spent))))
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
             "command": f"python main.py --runner search --config {self.name} --nfe {self.calls}"
@@ -215,7 +219,7 @@ class Search:
             "noises": f"{2 * noises} searched on, {noises} held out",
             "to_the_flow": f"{value:.4f} ± {error:.4f}",
             "best_built_in": f"{builtin.label}, {other:.4f} ± {other_error:.4f}",
-            "image_calls": spent,
+            "image_calls": self.spent(),
             "seconds": round(time.monotonic() - self.begun),
         } | {f"frechet {label}": text for label, text in frechet.items() if text}
         line = winner.line

@@ -14,6 +14,7 @@ from pndm.config.solver import save_solver
 from pndm.pipeline import PNDMPipeline
 from pndm.runner.folder import read_image
 from pndm.runner.random import noise
+from pndm.runner.search import run as search
 
 FAST = ("--noises", "8", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
 FAST += ("--total_num", "4", "--set", "Schedule.diffusion_step=40", "--set", "Schedule.beta_end=0.4")  # a short flow
@@ -21,6 +22,14 @@ FAST += ("--total_num", "4", "--set", "Schedule.diffusion_step=40", "--set", "Sc
 
 def flags(tiny, folder, *more):
     return ["--runner", "search", "--config", tiny.config, "--search_path", folder, *FAST, *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_effort():
+    """A short fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "EFFORT", 60)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +205,7 @@ def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny,
 
 
 def test_two_processes_share_the_noises_and_find_the_same(found, tiny, tmp_path):
-    run = torchrun(2, *flags(tiny, tmp_path / "run"))
+    run = torchrun(2, *flags(tiny, tmp_path / "run", "--time", "0.05"))
     _, err = run.communicate(timeout=600)
     assert run.returncode == 0, err
     ours, theirs = (np.loadtxt(f / "rank.csv", delimiter=",", skiprows=1, usecols=2) for f in (found, tmp_path / "run"))
