@@ -14,6 +14,7 @@ from pndm.config.errors import InputError
 from pndm.config.keys import Contradiction, Section, nearest
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
+from pndm.config.solver import Solver
 from pndm.config.table import Table
 
 FOLDER = Path(__file__).parent
@@ -85,6 +86,22 @@ def load_table(name):
         return path, checked(Table.model_validate, tree)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def load_solver(source):
+    """A solver file, a path or a file of config/solvers (with or without .yml), or its mapping: a `Solver`.
+
+    Raises InputError that names file and key.
+    """
+    path = source
+    if not isinstance(source, dict):
+        path = find(source if Path(source).suffix else f"{source}.yml", "Sample.solver", FOLDER / "solvers")
+        source = read(path, f"a solver file is a mapping of keys {', '.join(Solver.model_fields)}")
+    try:
+        return checked(Solver.model_validate, source)
+    except InputError as error:
+        where = "solver" if isinstance(path, dict) else path
+        raise InputError(f"{where}: {error}", "Sample.solver") from None
 
 
 def find(name, argument, folder=FOLDER):

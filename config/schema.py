@@ -139,7 +139,7 @@ class _Sampling(Section):
     method: str = key("F-PNDM", f"numerical method: {', '.join(METHODS)}", "images", METHOD, "M", among=METHODS)
     sample_speed: int = key(50, "number of steps", "", METHOD, "N", ge=1, le=10**5)
     nfe: int | None = key(
-        None, "network calls an image, exactly; instead of sample_speed", "", METHOD, "N", ge=1, le=10**6
+        None, "network calls an image, exactly; instead of sample_speed", "", f"{METHOD} search", "N", ge=1, le=10**6
     )
     spacing: str = key("uniform", f"spacing of the times: {', '.join(SPACINGS)}", "images", METHOD, "S", among=SPACINGS)
     times: Times | None = key(
@@ -161,6 +161,15 @@ class _Sampling(Section):
         ge=0,
         le=1000,
     )
+    solver: str | None = key(
+        None,
+        "solver file of --runner search, a path or of config/solvers, instead of method and steps",
+        "",
+        "sample plan",
+        "FILE",
+        **TEXT,
+    )
+    any_network: bool = key(False, "take the solver file though it was searched on another network", "", "sample plan")
     profile: str = key(
         "exact",
         "exact: what the paper says; published: the released code with its quirks",
@@ -169,10 +178,10 @@ class _Sampling(Section):
         "P",
         among=PROFILES,
     )
-    seed: int = key(0, "seed of the noise of every image", "images", "sample plan", "S", **SEED)
-    total_num: int = key(1000, "number of images", "distance", RUN, "K", ge=1, le=10**8)
+    seed: int = key(0, "seed of the noise of every image", "images", "sample plan search", "S", **SEED)
+    total_num: int = key(1000, "number of images", "distance", f"{RUN} search", "K", ge=1, le=10**8)
     batch_size: Count | Literal["auto"] = key(
-        128, "images a network call; auto: what the memory takes", "images", RUN, "B"
+        128, "images a network call; auto: what the memory takes", "images", f"{RUN} search", "B"
     )
     precision: str = key(
         "auto", "of the network: fp32, tf32, bf16; auto: bf16 where it is fast", "network", RUN, "P", among=PRECISIONS
@@ -180,7 +189,12 @@ class _Sampling(Section):
     compile: bool = key(False, "compile the network: half a minute, then faster", "images network", RUN)
     keep: int | None = key(None, "images left as files, the first K; all by default", "", RUN, "K", ge=0, le=10**8)
     model_path: str | None = key(
-        None, "checkpoint to sample from: a path, a published name, a name on the hub", "network", NEED, "F", **TEXT
+        None,
+        "checkpoint to sample from: a path, a published name, a name on the hub",
+        "network",
+        f"{NEED} search",
+        "F",
+        **TEXT,
     )
     features: str = key(
         "none", "features of the Fréchet distance, or none; inception gives FID", "distance", MEASURE, "F", **TEXT

@@ -7,7 +7,6 @@
 """
 
 import argparse
-import math
 import os
 import re
 import signal
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from pndm import early
+from pndm.arguments import count, minutes
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, parse_set, place_of
 from pndm.config.schema import flags
-from pndm.places import CONFIG, device, image_path
+from pndm.places import CONFIG, device, image_path, search_path
 from pndm.runner.solver.events import NotFinite
 
 Arguments: TypeAlias = argparse.Namespace
@@ -33,6 +33,7 @@ RUNNERS = {
     "train": "train a network",
     "fid": "the distance between two sets of images",
     "stats": "a statistics file of images",
+    "search": "find the best sampler for a network and a number of calls",
     "plan": "what a sampling run would do and cost",
     "reproduce": "a table: many sampling runs",
     "check": "what a run or a table needs, and what of it is missing",
@@ -45,10 +46,13 @@ OWN = {
     "train_path": "train",
     "restart": "train",
     "minutes": "train",
-    "timeout": "sample reproduce train",
+    "timeout": "sample reproduce train search",
     "plan": "sample reproduce train fetch",
     "table": "reproduce check fetch",
-    "methods": "reproduce",
+    "methods": "reproduce search",
+    "noises": "search",
+    "time": "search",
+    "search_path": "search",
     "steps": "reproduce",
     "seeds": "reproduce",
     "flow": "reproduce",
@@ -65,24 +69,6 @@ class Parser(argparse.ArgumentParser):
             given = message.split()[2].partition("=")[0]
             message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"
         raise SystemExit(complain(message.removeprefix("argument ")))
-
-
-def count(text: str) -> int:
-    """A whole number, not below 0."""
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 0")
-    return int(text)
-
-
-def minutes(text: str) -> float:
-    """A positive number of minutes."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
-    return value
 
 
 def rank() -> int:
@@ -127,7 +113,10 @@ def parser() -> Parser:
     add("--timeout", type=minutes, metavar="M", help="minutes that one process waits for another (default 30)")
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--table", metavar="NAME", help="a table of config/tables, or a path (reproduce: default digits)")
-    add("--methods", metavar="M,...", help="reproduce: only these of the table")
+    add("--methods", metavar="M,...", help="reproduce: only these of the table; search: rank only these")
+    add("--noises", type=count, metavar="K", help="search: noises to search on (default 512); half more are held out")
+    add("--time", type=minutes, metavar="M", help="search: end after about M minutes, not after a number of calls")
+    add("--search_path", metavar="P", help="search: folder of what is found (default temp/search/CONFIG_nfeN)")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
@@ -158,9 +147,14 @@ def overrides_of(args: Arguments) -> dict[str, tuple[str, Any]]:
     given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in overrides]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other", *given)
-    if given and args.runner != "reproduce":
-        unset = ("--set", None)
+    unset = ("--set", None)
+    if "Sample.solver" in overrides:
+        for target in ("Sample.method", "Sample.profile", "Sample.spacing", *given):
+            if target in overrides:
+                raise InputError(f"Sample.solver and {target} exclude each other", target)
         overrides = {"Sample.nfe": unset, "Sample.times": unset} | overrides
+    elif given and args.runner != "reproduce":
+        overrides = {"Sample.nfe": unset, "Sample.times": unset, "Sample.solver": unset} | overrides
     return overrides
 
 
@@ -286,6 +280,12 @@ def dispatch(args: Arguments) -> int:
 
         folder = args.image_path or image_path(args, resolved.Sample)
         sample.run(resolved, device(args.device), folder, args.timeout)
+    elif args.runner == "search":
+        from pndm.runner.search import run as search
+
+        how = (args.methods, args.noises, args.time, args.timeout)
+        folder = args.search_path or search_path(args, resolved.Sample)
+        search.run(resolved, args.config or CONFIG, device(args.device), folder, *how)
     elif args.runner in ("fid", "stats"):
         distance(args, resolved)
     else:

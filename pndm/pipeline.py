@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pndm.config.errors import InputError
-from pndm.config.load import load, validate
+from pndm.config.load import load, load_solver, validate
 from pndm.dataset import to_picture, to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
@@ -75,6 +75,7 @@ class PNDMPipeline:
     ) -> None:
         self.network, self.schedule, self.shape, self.decode = network, schedule, shape, decode
         self.prediction, self.device = prediction, device_of(device)
+        self.checkpoint: Path | None = None  # the network's file, if there is one
 
     @classmethod
     def from_pretrained(
@@ -112,7 +113,9 @@ class PNDMPipeline:
         else:
             raise InputError(f"{source}: does not say its noise schedule and image size; give them as config=NAME.yml")
         engine = Engine(network, where, resolve(precision, where))
-        return cls(engine, schedule, shape, prediction=prediction, device=where, **decoded)
+        pipeline = cls(engine, schedule, shape, prediction=prediction, device=where, **decoded)
+        pipeline.checkpoint = weights.path
+        return pipeline
 
     def to(self, device: str | torch.device) -> "PNDMPipeline":
         """Move the network, and with it the work, to a device. Returns this pipeline."""
@@ -130,6 +133,8 @@ class PNDMPipeline:
         return_dict: bool = True,
         method: str = "F-PNDM",
         callback: Callable[[int, Any, torch.Tensor], Any] | None = None,
+        solver: str | Path | dict[str, Any] | None = None,
+        any_network: bool = False,
         **options: Any,
     ) -> PipelineOutput | tuple[Any]:
         """Sample `batch_size` images.
@@ -138,6 +143,8 @@ class PNDMPipeline:
         output_type: "pil", "np" or "pt", see `PipelineOutput`. return_dict: if False, a tuple of the images alone.
         callback(step, t, x): called after every step = 0, 1, …; x (n, C, H, W) as the network sees it.
         method, num_inference_steps, options (profile, spacing, rtol, …): those of `solve`.
+        solver: in place of these, a solver file of `--runner search`: a path, a name in config/solvers, or its mapping.
+        any_network: take it though it was searched on another network.
 
         Raises ValueError for other arguments, before the network is called; NotFinite if it returns NaN or infinity.
         """
@@ -146,17 +153,32 @@ class PNDMPipeline:
         if callback is not None and not callable(callback):
             raise ValueError(f"callback is {callback!r}, it must be a function of step, t and x")
         n = whole("batch_size", batch_size)
+        line: Any = method
+        if solver is not None:
+            line, num_inference_steps, options = self._searched(solver, any_network, options)
         x = self._noise(n, generator)
         options = {"noise": lambda step: self._noise(n, generator), **options}
         network = self.network if self.prediction == "epsilon" else self._eps
         with torch.no_grad():
-            for step, state in enumerate(solve(method, network, x, self.schedule, num_inference_steps, **options)):
+            for step, state in enumerate(solve(line, network, x, self.schedule, num_inference_steps, **options)):
                 if callback:
                     callback(step, state.t, state.x)
         if not state.x.isfinite().all():
-            raise NotFinite(f"the network returned NaN or infinity, with {method} in {num_inference_steps} steps")
+            raise NotFinite(
+                f"the network returned NaN or infinity, with {solver or method} in {num_inference_steps} steps"
+            )
         images = _output(self.decode(state.x), output_type)
         return PipelineOutput(images) if return_dict else (images,)
+
+    def _searched(self, solver: Any, any_network: bool, options: dict[str, Any]) -> tuple[Any, int, dict[str, Any]]:
+        """What a solver file says: method, steps and options of `solve`. Raises InputError (a ValueError)."""
+        if options:
+            raise InputError(f"a solver file says the method and its times; {', '.join(options)}: not with solver")
+        found, name = load_solver(solver), "solver" if isinstance(solver, dict) else str(solver)
+        found.check_schedule(self.schedule, name)
+        if self.checkpoint is not None and not any_network:
+            found.check_network(checkpoint.sha256(self.checkpoint), name, "any_network=True takes it all the same")
+        return found.line, len(found.times) - 1, {"times": found.times}
 
     def _eps(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ε of a network that predicts something else."""

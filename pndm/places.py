@@ -35,6 +35,9 @@ def image_path(args: argparse.Namespace, settings: Any) -> Path:
     """Default folder of a sampling run: its name has what people compare."""
     from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 
+    if settings.solver:
+        seed = f"_seed{settings.seed}" if settings.seed else ""
+        return Path("temp/sample") / f"{Path(args.config or CONFIG).stem}_{Path(settings.solver).stem}{seed}"
     steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
     parts = [Path(args.config or CONFIG).stem, settings.method]
     if settings.method != "PF":
@@ -46,3 +49,8 @@ def image_path(args: argparse.Namespace, settings: Any) -> Path:
     beside = {"label": None, "guidance": 1, "seed": 0}
     parts += [f"{k}{getattr(settings, k)}" for k, default in beside.items() if getattr(settings, k) != default]
     return Path("temp/sample") / "_".join(parts)
+
+
+def search_path(args: argparse.Namespace, settings: Any) -> Path:
+    """Default folder of a search."""
+    return Path("temp/search") / f"{Path(args.config or CONFIG).stem}_nfe{settings.nfe}"

@@ -14,16 +14,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from pndm.config.load import load_solver
 from pndm.levels import check_shapes, factors_at, schedule_from, sigmas_at
 from pndm.model.diffusers import BETA_SCHEDULES
 from pndm.runner.solver.events import Query
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import floats
-from pndm.runner.solver.methods import METHODS
-from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.run import Run, behind, spans
 from pndm.runner.solver.schedule import PREDICTIONS, eps_from
-from pndm.times import NAMES, calls_of, check_method, step_times
+from pndm.times import NAMES, calls_of, check_method, step_options, step_times
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin, configuration_utils
@@ -58,6 +57,9 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     The run:
     method: a name in `METHODS`, but not PF: its network calls cannot be listed in advance. With flow matching, and with
         rescale_betas_zero_snr, x begins as noise alone; only methods of one call a step can start there.
+    solver: in place of method and its times, a solver file of `--runner search` (a path, a name in config/solvers, or
+        its content), of the same noise schedule. Then num_inference_steps has no effect. The scheduler does not know
+        the network that the file is of.
     timestep_spacing: a spacing of `solve` ("uniform" is k·N/n, real numbers), or diffusers' "leading", "trailing",
         "linspace", whole numbers. use_karras_sigmas, use_exponential_sigmas: "karras", "logsnr" in place of it.
     steps_offset: added to uniform and leading times. whole_timesteps: times are rounded, so that they can be an index.
@@ -115,7 +117,12 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         base_image_seq_len: int = 256,
         max_image_seq_len: int = 4096,
         method: str = "F-PNDM",
+        solver: str | dict[str, Any] | None = None,
     ) -> None:
+        self._solver = None if solver is None else load_solver(solver)
+        self._method: Any = self._solver.line if self._solver else method
+        if self._solver:  # the configuration keeps the file's content, so that it can be saved
+            self.register_to_config(solver=self._solver.model_dump(exclude_none=True))
         for name, value, known in (
             ("beta_schedule", beta_schedule, BETA_SCHEDULES),
             ("prediction_type", prediction_type, PREDICTIONS),
@@ -127,6 +134,10 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         self.flow = prediction_type == "flow_prediction" or use_flow_sigmas
         check_method(method, whole_timesteps, from_noise=self.flow or rescale_betas_zero_snr)
         self.schedule = schedule_from(self.config, self.flow)
+        if self._solver:
+            if self.flow or whole_timesteps:
+                raise ValueError("a solver file is of noise levels at real times: no flow matching, no whole_timesteps")
+            self._solver.check_schedule(self.schedule, "solver")
         if not self.flow:
             self.betas = torch.tensor(self.schedule.betas, dtype=torch.float32)
             self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
@@ -165,9 +176,15 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
         Afterwards `.timesteps` lists the time of every network call to come. Raises ValueError for other values.
         """
-        nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
-        self._grid = [*nodes, self._end]
-        self._calls = calls_of(self.config["method"], self._grid, self.schedule)
+        if self._solver:
+            if timesteps is not None or sigmas is not None:
+                raise ValueError("a solver file says the times; timesteps and sigmas do not go with it")
+            *nodes, end = self._solver.times
+        else:
+            nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
+            end = self._end
+        self._grid = [*nodes, end]
+        self._calls = calls_of(self._method, self._grid, self.schedule)
         told = self._calls if timesteps is None or sigmas is None else floats("timesteps", timesteps)
         if len(told) != len(self._calls):
             raise ValueError(f"{len(told)} timesteps are given for {len(self._calls)} sigmas")
@@ -175,7 +192,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         listed = torch.tensor(told, dtype=torch.int64 if counts else torch.float32)
         self.timesteps = self._listed = listed.to(device)
         self._times = listed.tolist()
-        self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._calls, self._end])).float()
+        self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._calls, end])).float()
         self.num_inference_steps = len(nodes)
         self._reset()
 
@@ -213,7 +230,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         """
         if use_clipped_model_output:
             raise ValueError("use_clipped_model_output must be off")
-        options = self._options(eta)
+        options = step_options(self._method, eta)
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
         check_shapes(model_output, sample)
@@ -237,23 +254,11 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             self.run = None
         return SchedulerOutput(*found) if return_dict else found
 
-    def _options(self, eta: float) -> dict[str, Any]:
-        """What is asked of the method in one step. Raises ValueError."""
-        if not eta:
-            return {}
-        method, option = self.config["method"], OPTIONS["eta"]
-        if "eta" not in METHODS[method].options:
-            able = ", ".join(name for name, line in METHODS.items() if "eta" in line.options)
-            raise ValueError(f"eta is {eta!r}, but method {method} has none; these do: {able}")
-        if not option.allows(eta):
-            raise ValueError(f"eta is {eta!r}, it must be {option.allowed}")
-        return {"eta": float(eta)}
-
     def _asked(self, sample: torch.Tensor, options: dict[str, Any]) -> tuple[Query, torch.Tensor]:
         """The network call that is under way, and its x in the precision and the frame of the method."""
         x = sample.to(self._precision(sample))
         if self.run is None:
-            left = behind(spans(self.config["method"], self._grid), self.schedule, self.step_index or 0)
+            left = behind(spans(self._method, self._grid), self.schedule, self.step_index or 0)
             self.run = Run(left, x / self._scale(left[0].grid[0]))
             query = self.run.query(self.schedule, **options)
             return query, query.x

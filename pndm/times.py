@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pndm.runner.solver.events import Method
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import SPACINGS, floats, grid_of
 from pndm.runner.solver.methods import METHODS, method_named
+from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.run import spans
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import whole
@@ -19,7 +21,7 @@ THEIRS = ("leading", "trailing", "linspace")
 NAMES = tuple(dict.fromkeys((*SPACINGS, *THEIRS)))
 
 
-def calls_of(method: str, grid: Sequence[float], schedule: Schedule) -> list[float]:
+def calls_of(method: str | Method, grid: Sequence[float], schedule: Schedule) -> list[float]:
     """The times of all network calls of a run."""
     return list(chain(*chain(*(span.calls(schedule) for span in spans(method, grid)))))
 
@@ -178,3 +180,16 @@ def _from_sigmas(config: Config, schedule: Schedule, sigmas: list[float], mu: fl
         return [float(t) for t in found]
     found = schedule.time(-np.log(sigmas))
     return [0.0 if -0.01 < t < 0 else float(t) for t in found]  # σ of t = 0 may be rounded
+
+
+def step_options(method: str | Method, eta: float) -> dict[str, float]:
+    """What is asked of the method in one step. Raises ValueError."""
+    option = OPTIONS["eta"]
+    if not eta:
+        return {}
+    if "eta" not in method_named(method).options:
+        able = ", ".join(name for name, line in METHODS.items() if "eta" in line.options)
+        raise ValueError(f"eta is {eta!r}, but method {method} has none; these do: {able}")
+    if not option.allows(eta):
+        raise ValueError(f"eta is {eta!r}, it must be {option.allowed}")
+    return {"eta": float(eta)}

@@ -13,15 +13,17 @@ import torch
 
 from pndm.config.errors import InputError
 from pndm.config.files import bundled
+from pndm.config.load import load_solver
 from pndm.config.schema import fingerprint
+from pndm.config.solver import Solver
 from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.model.guidance import Conditional, Guided
 from pndm.runner import fetch
 from pndm.runner.random import Ahead, generator, noise
-from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.events import Method, NotFinite
+from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.sigma import SigmaSchedule
@@ -32,12 +34,13 @@ from pndm.runner.solver.solve import nothing, solve, steps_for, trajectory
 class Sampling:
     """How noise becomes images: a method on a grid of times, the schedule, the images' shape and coding.
 
+    method: a name in `METHODS`, or a `Method` itself, of a solver file.
     steps: None of an adaptive method. options: those of `solve` that are not at their default. shape: (C, H, W).
     decode: what the network sees, (n, C, H, W), → uint8 images. classes: those that the network knows. label: the class
     of all images; None: each has its own. guidance: its scale; 1 is none.
     """
 
-    method: str
+    method: str | Method
     steps: int | None
     profile: str
     options: dict
@@ -48,16 +51,22 @@ class Sampling:
     classes: int = 0
     label: int | None = None
     guidance: float = 1.0
+    solver: Solver | None = None
+
+    @property
+    def name(self):
+        """The method's name, in `METHODS` or a solver file."""
+        return self.solver.method if self.solver else self.method
 
     @property
     def adaptive(self):
         """Whether the method chooses its steps as it goes."""
-        return METHODS[self.method].adaptive
+        return method_named(self.method).adaptive
 
     @property
     def draws(self):
         """Whether the method draws noise in its steps."""
-        return METHODS[self.method].draws(**self.options)
+        return method_named(self.method).draws(**self.options)
 
     @property
     def each(self):
@@ -172,13 +181,21 @@ def _steps(line, method, nfe, schedule, profile, options):
 def sampling_of(experiment):
     """The experiment's `Sampling`. Raises InputError if the method cannot run as it is told to."""
     s, data, schedule = experiment.Sample, experiment.Dataset, schedule_of(experiment)
+    shape, coding = (data.channels, data.image_size, data.image_size), partial(decode, section=data)
+    classes = getattr(experiment.Model, "labels", 0)
+    if s.solver is not None:
+        solver = solver_of(experiment)
+        conditions = classes, s.label, s.guidance
+        options = {"times": solver.times}
+        return Sampling(
+            solver.line, len(solver.times) - 1, "exact", options, schedule, shape, s.seed, coding, *conditions, solver
+        )
     options = {name: getattr(s, name) for name in (*OPTIONS, *GRID_OPTIONS, "spacing", "times")}
     options = {name: value for name, value in options.items() if value != type(s).model_fields[name].default}
     line = METHODS[s.method]
     if s.compile and line.adaptive:
         message = f"{s.method} asks about ever fewer images, and each number of them would be compiled anew"
         raise InputError(message, "Sample.compile", "Sample.method")
-    classes = getattr(experiment.Model, "labels", 0)
     if classes and line.adaptive and s.label is None:
         message = f"{s.method} asks about ever fewer images; it needs one label for all of them"
         raise InputError(message, "Sample.label", "Sample.method")
@@ -189,9 +206,7 @@ def sampling_of(experiment):
             if s.nfe % (each := 1 if s.guidance == 1 else Guided.calls):
                 raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {each}")
             steps = _steps(line, s.method, s.nfe // each, schedule, s.profile, hashable)
-        shape = (data.channels, data.image_size, data.image_size)
         steps = None if line.adaptive else steps
-        coding = partial(decode, section=data)
         sampling = Sampling(
             s.method, steps, s.profile, options, schedule, shape, s.seed, coding, classes, s.label, s.guidance
         )
@@ -200,6 +215,20 @@ def sampling_of(experiment):
         names = [*(["nfe"] if s.nfe else []), *options, "sample_speed", "nfe", "profile", "method"]
         raise InputError(str(error), *(f"Sample.{name}" for name in names)) from None
     return sampling
+
+
+def solver_of(experiment):
+    """The `Solver` of the experiment's solver file. Raises InputError if the experiment contradicts it."""
+    s = experiment.Sample
+    solver = load_solver(s.solver)
+    for name in (*OPTIONS, *GRID_OPTIONS, "spacing", "times", "profile"):
+        if getattr(s, name) != type(s).model_fields[name].default:
+            message = f"a solver file says the method and its times; {name} does not go with {s.solver}"
+            raise InputError(message, f"Sample.{name}", "Sample.solver")
+    if s.nfe not in (None, solver.calls):
+        raise InputError(f"{s.solver} makes {solver.calls} network calls, not {s.nfe}", "Sample.nfe", "Sample.solver")
+    solver.check_schedule(schedule_of(experiment), s.solver)
+    return solver
 
 
 @dataclass(frozen=True)
@@ -230,6 +259,8 @@ def read_network(experiment):
     digest = checkpoint.sha256(source.path)
     if (kept := fetch.kept_hash(source.path)) not in (None, digest):
         raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was loaded; delete it")
+    if experiment.Sample.solver is not None and not experiment.Sample.any_network:
+        solver_of(experiment).check_network(digest, experiment.Sample.solver, "--any_network takes it all the same")
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network
         record["file"] = str(path)
@@ -244,7 +275,7 @@ def network_key(experiment, device):
 def precision_of(experiment, device):
     """The precision that the experiment's network runs in on `device`. Raises InputError."""
     s = experiment.Sample
-    return resolve(s.precision, device, smooth=not METHODS[s.method].adaptive)
+    return resolve(s.precision, device, smooth=s.solver is not None or not METHODS[s.method].adaptive)
 
 
 def checkpoint_path(given):

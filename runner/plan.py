@@ -61,7 +61,7 @@ def lines(experiment):
 
 
 def adaptive(experiment):
-    return METHODS[experiment.Sample.method].adaptive
+    return experiment.Sample.solver is None and METHODS[experiment.Sample.method].adaptive
 
 
 class Calibration(NamedTuple):
@@ -138,6 +138,10 @@ def count_calls(experiment):
 def most_calls(experiment, nfe):
     """The most network calls an image, up to `nfe`, that the method can spend. Raises ValueError if below a half."""
     s = sampling_of(experiment)
+    if s.solver:
+        if nfe / 2 <= s.each * s.solver.calls <= nfe:
+            return s.each * s.solver.calls
+        raise ValueError(f"the solver file makes {s.each * s.solver.calls} network calls, not {nfe} or half of them")
     near = steps_near(s.method, nfe // s.each, s.schedule, s.profile, **s.options)
     spent = [s.each * calls for _, calls in near if nfe / 2 <= s.each * calls <= nfe]
     if not spent:

@@ -8,7 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-STREAMS = {"sampling": 0, "order": 1, "batch": 2, "dropout": 3, "step": 4, "image": 5, "label": 6}
+STREAMS = {
+    "sampling": 0,
+    "order": 1,
+    "batch": 2,
+    "dropout": 3,
+    "step": 4,
+    "image": 5,
+    "search": 6,
+    "label": 7,
+}
 
 
 def generator(seed, stream, index, step=0):
@@ -21,7 +30,8 @@ def generator(seed, stream, index, step=0):
 def noise(seed, ids, shape, stream="sampling", step=0):
     """The noise of images `ids`, float32 (len(ids), *shape): image i's is its own, whoever is beside it.
 
-    stream: "sampling", what images start from, or "step", what a stochastic method draws in its step 0, 1, ….
+    stream: "sampling", what images start from; "step", what a stochastic method draws in its step 0, 1, …; "search",
+    what a sampler is searched on (step 0), and what is held out (step 1).
     """
     return np.stack([generator(seed, stream, i, step).standard_normal(shape, np.float32) for i in ids])
 

@@ -130,6 +130,8 @@ class Sampler:
         self.calls = self.made = 0
         digest, precision = loaded.record["sha256"], loaded.precision
         resolved = {"steps": self.sampling.steps, "checkpoint": digest, "precision": precision}
+        if self.sampling.solver:
+            resolved["solver"] = self.sampling.solver.digest
         self.identity = fingerprint(experiment, "images") | resolved
         self.fingerprint = fingerprint(experiment, "images", "distance") | resolved
 
@@ -191,7 +193,8 @@ class Sampler:
         """What result.json holds; the `made` images that were not there took `calls` calls and `seconds`."""
         s, nfe = self.experiment.Sample, calls / made
         return {
-            "method": s.method,
+            "method": self.sampling.name,
+            "solver": s.solver and {"path": s.solver, "sha256": self.sampling.solver.digest},
             "steps": self.sampling.steps,
             "nfe": int(nfe) if nfe.is_integer() else nfe,
             "profile": s.profile,

@@ -67,8 +67,10 @@ METHODS: dict[str, Method] = {
 """
 
 
-def method_named(name: str) -> Method:
-    """The line of `METHODS` of that name. Raises ValueError."""
+def method_named(name: str | Method) -> Method:
+    """The line of `METHODS` of that name; a `Method` is itself a line. Raises ValueError."""
+    if isinstance(name, Method):
+        return name
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pndm.runner.solver.events import Draw, Method, Query, Step
-from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.methods import method_named
 from pndm.runner.solver.multistep import Multistep
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import calls, nothing
@@ -16,13 +16,13 @@ from pndm.runner.solver.solve import calls, nothing
 class Span(NamedTuple):
     """A method over some times. starts: how many steps of a `Multistep` are starting steps; None: as its line says."""
 
-    method: str
+    method: str | Method
     grid: Sequence[float]
     starts: int | None = None
 
     @property
     def line(self) -> Method:
-        line = METHODS[self.method]
+        line = method_named(self.method)
         return replace(line, starts=self.starts) if isinstance(line, Multistep) and self.starts is not None else line
 
     def calls(self, schedule: Schedule) -> list[list[float]]:
@@ -30,7 +30,7 @@ class Span(NamedTuple):
         return calls(self.line.trajectory(nothing(), schedule, self.grid))
 
 
-def spans(method: str, grid: Sequence[float]) -> list[Span]:
+def spans(method: str | Method, grid: Sequence[float]) -> list[Span]:
     """A whole run over falling times. A last step of no length is DDIM's, which leaves x as it is."""
     if grid[-1] < grid[-2]:
         return [Span(method, grid)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm.runner.solver.events import Draw, Query, Step, Time, Trajectory
+from pndm.runner.solver.events import Draw, Method, Query, Step, Time, Trajectory
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS, method_named
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 def solve(
-    method: str,
+    method: str | Method,
     network: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     schedule: Schedule,
@@ -48,7 +48,7 @@ def solve(
 ) -> Iterator[State]:
     """Run a method from noise x; a generator of `State`s, one a step. The last is the result.
 
-    method: a name in `METHODS`.
+    method: a name in `METHODS`, or a `Method` itself.
     network(x, t): x (m, …) and t (m,), in training steps 0 … N−1, of x's dtype; returns ε, a tensor like x. Two
         attributes of it are read, if they are there. `calls`: the network calls that one evaluation counts as (1).
         `broadcasts_time` = True: the network takes t of shape (1,) where all images are at one time.
@@ -73,7 +73,7 @@ def solve(
         ((4, 1, 8, 8), -1.0, 29)
     """
     events = trajectory(method, x, schedule, steps, profile, **options)
-    if noise is None and METHODS[method].draws(**options):
+    if noise is None and method_named(method).draws(**options):
         raise ValueError(f"method {method} draws noise in its steps; the argument noise must give it")
     for name, value in (("network", network), ("noise", noise)):
         if not callable(value) and (name, value) != ("noise", None):
@@ -116,7 +116,7 @@ def _like(x: Tensor, answer: Any, who: str) -> Tensor:
 
 
 def trajectory(
-    method: str,
+    method: str | Method,
     x: Tensor,
     schedule: Schedule,
     steps: int,
@@ -167,7 +167,7 @@ def trajectory(
             said = ", ".join(["spacing", "times", *placed])
             raise ValueError(f"profile 'published' has the uniform spacing alone; {said}: only with 'exact'")
         grid = [] if line.adaptive else published_grid(schedule, steps)
-        return PUBLISHED[method].trajectory(x, PublishedSchedule(schedule), grid)
+        return PUBLISHED[str(method)].trajectory(x, PublishedSchedule(schedule), grid)
 
     grid = [] if line.adaptive else grid_of(schedule, steps, spacing, times, **placing)
     if line.with_options and not changed:
@@ -176,12 +176,12 @@ def trajectory(
     return (line.with_options or line).trajectory(x, schedule, grid, **defaults | options)
 
 
-def _changed(method: str, options: dict[str, Any]) -> list[str]:
+def _changed(method: str | Method, options: dict[str, Any]) -> list[str]:
     """The names of the options that differ from their defaults. Raises ValueError for what the method cannot take."""
     for name in options:
         if name not in OPTIONS:
             raise ValueError(f"method {method} takes no option {name}; there are {', '.join(OPTIONS)}")
-        if name not in METHODS[method].options:
+        if name not in method_named(method).options:
             able = [other for other, line in METHODS.items() if name in line.options]
             raise ValueError(f"method {method} takes no option {name}; these do: {', '.join(able)}")
     differing = _differing(options, OPTIONS)
@@ -239,7 +239,7 @@ def nothing() -> Tensor:
     return torch.zeros(1, 1, dtype=torch.float64)
 
 
-def network_calls(method: str, schedule: Schedule, steps: int, profile: str = "exact", **options: Any) -> int:
+def network_calls(method: str | Method, schedule: Schedule, steps: int, profile: str = "exact", **options: Any) -> int:
     """Network calls an image of a run, counted by driving it without a network. Arguments and errors as of `solve`."""
     return sum(map(len, calls(trajectory(method, nothing(), schedule, steps, profile, **options))))
 

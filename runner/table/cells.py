@@ -86,6 +86,7 @@ def cells_of(table, path, overrides):
                 except InputError as error:
                     raise InputError(f"{path}: {label}: {error}") from None
                 try:
+                    given = by_file(given, key, number)
                     if key == "nfe":
                         calls = plan.most_calls(replaced(given, nfe=None), number)
                         given = replaced(given, nfe=calls)
@@ -105,6 +106,15 @@ def cells_of(table, path, overrides):
     if not found:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
     return list(found.values()), left_out
+
+
+def by_file(experiment, key, number):
+    """`experiment` with {nfe} in the name of its solver file replaced. Raises ValueError if it does not fit."""
+    if not (name := experiment.Sample.solver):
+        return experiment
+    if key != "nfe":
+        raise ValueError(f"solver file {name} is of a number of network calls, not of steps")
+    return replaced(experiment, solver=name.replace("{nfe}", str(number)), nfe=None)
 
 
 def methods_of(table, path, overrides):

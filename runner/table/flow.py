@@ -94,6 +94,9 @@ def flow_from(x, start, schedule, network, tolerance):
 
 def first_time(experiment):
     """The time at which the experiment's method starts."""
+    sampling = sampling_of(experiment)
+    if sampling.solver:
+        return sampling.solver.times[0]
     return float(np.max(next(sampling_of(experiment).events()).t))
 
 

@@ -1,0 +1,1 @@
+"""The search for the best sampler of a network at a number of network calls: rank, grid, fit, guard."""

@@ -1,0 +1,244 @@
+"""Find the best sampler for a network and a number of network calls.
+
+    python main.py --runner search --nfe 8
+    torchrun --nproc_per_node=2 main.py --runner search --config fashion.yml --nfe 5
+
+No data is needed. The methods are ranked by their distance to the exact flow, the best get a grid of the network's own,
+the best of all is the start of the fit of times and weights. What beats all before it on held-out noise is written as a
+solver file, for --solver. docs/search.md explains it. The folder also gets rank.csv, rank.png and search.json.
+"""
+
+import hashlib
+import pickle
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from pndm.config.errors import InputError
+from pndm.config.files import aside, made, save_json
+from pndm.config.load import replaced
+from pndm.config.solver import SEARCHED, Solver, save_solver
+from pndm.dataset import decode
+from pndm.runner import sample
+from pndm.runner.build import load_network, schedule_of
+from pndm.runner.measure.measurement import describe
+from pndm.runner.processes import processes
+from pndm.runner.progress import Progress
+from pndm.runner.random import noise
+from pndm.runner.search import rank
+from pndm.runner.search.fit import Parameters, fit
+from pndm.runner.search.grid import grids
+from pndm.runner.search.guard import judged
+from pndm.runner.search.problem import TEACHER, Noises, Problem
+from pndm.runner.search.rank import Candidate, by_distance
+from pndm.runner.solver.grid import SPACINGS
+from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.solve import solve
+from pndm.runner.solver.tabulated import tabulate
+
+NOISES = 512  # that are searched on
+MINIBATCHES = 4
+TRAJECTORIES = 16  # noises whose whole flow the grid is made of
+ON_OWN_GRID = 6  # methods that are tried on it
+STARTS, TRIAL = 2, 1  # starts of the fit, and the steps after which the best goes on
+EFFORT = 1000  # network calls that the fit may make for each noise
+JUDGED = 5  # built-in candidates that are measured on held-out noise
+
+
+def run(experiment, name, device, folder, methods=None, noises=None, minutes=None, timeout=None):
+    """Search for `experiment` (a validated `Experiment`) at Sample.nfe calls; writes `folder`, returns the `Solver`.
+
+    name: of the experiment's file, for the record.
+    methods: names of METHODS with commas between them; None: all. noises: how many are searched on; half as many are
+    held out. minutes: after which the fit ends. Raises InputError before anything is written.
+    """
+    s, folder = experiment.Sample, Path(folder)
+    if s.nfe is None:
+        raise InputError("a search needs a number of network calls", "nfe")
+    names = tuple(METHODS) if methods is None else tuple(name.strip() for name in methods.split(","))
+    if unknown := [word for word in names if word not in METHODS]:
+        raise InputError(f"{unknown[0]!r} is not one of {', '.join(METHODS)}", "methods")
+    if (noises := noises or NOISES) < 2 * MINIBATCHES:
+        raise InputError(f"{noises} are too few; at least {2 * MINIBATCHES}", "noises")
+    found = list(rank.candidates(schedule_of(experiment), s.nfe, names))
+    if not found:
+        raise InputError(f"none of {', '.join(names)} can spend {s.nfe} network calls", "nfe")
+    with processes(device, timeout) as team:
+        loaded = load_network(experiment, team.device, "fp32")  # differences would be lost in less
+        if s.batch_size == "auto":
+            experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
+        with made(folder), torch.inference_mode(), Progress(team, 0, " image×calls", "search") as progress:
+            return Search(experiment, name, loaded, team, folder, progress, minutes).run(found, noises)
+
+
+class Search:
+    """One search: its network, noises, and what is said about it."""
+
+    def __init__(self, experiment, name, loaded, team, folder, progress, minutes):
+        self.experiment, self.name, self.loaded, self.team, self.folder = experiment, name, loaded, team, folder
+        self.begun, self.minutes, self.progress = time.monotonic(), minutes, progress
+        data, s = experiment.Dataset, experiment.Sample
+        shape = (data.channels, data.image_size, data.image_size)
+        self.calls, self.schedule = s.nfe, schedule_of(experiment)
+        self.problem = Problem(loaded.network, self.schedule, shape, s.seed, team, s.batch_size, self.watch)
+
+    def watch(self, count):
+        """Count image × network calls."""
+        self.team.beat()
+        self.progress.expect(count)
+        self.progress.add(count)
+
+    def say(self, text):
+        """Print, by the first process alone."""
+        if self.team.first:
+            seconds = time.monotonic() - self.begun
+            print(f"[{seconds:5.0f} s] {text}", flush=True)
+
+    def run(self, found, noises):
+        """The stages, one after another."""
+        problem = self.problem
+        pool, held_out = self.noises(noises), self.noises(noises // 2, held_out=True)
+        self.say(f"the exact flow of {noises} + {noises // 2} noises, by {TEACHER} in {problem.steps} steps")
+        found = rank.rank(problem, pool, found)
+        if self.team.first:
+            rank.save(found, self.folder)
+        self.say(f"rank of {len(found)} candidates at {self.calls} calls:\n{rank.table(found)}")
+        own = self.on_own_grids(found, pool)
+        starts = [start for start in by_distance(found[: rank.SECOND] + own) if self.start(start)][:STARTS]
+        fitted = self.fitted(starts, pool) if starts and self.calls > 1 else []
+        winner, measured, refused = judged(problem, held_out, [found[:JUDGED], own, fitted])
+        for candidate in measured:
+            self.say(f"held out: {candidate.label}, {candidate.distance[0]:.4f} ± {candidate.distance[1]:.4f}")
+        for candidate in refused:
+            self.say(f"refused: {candidate.label} is not better on held-out noise by more than its error")
+        return self.write(winner, measured, held_out.count)
+
+    def spent(self):
+        """Image × network calls of all processes so far."""
+        return int(self.team.total(torch.tensor(float(self.problem.spent), dtype=torch.float64)))
+
+    def noises(self, count, held_out=False):
+        """`Noises`, from the cache beside the folder if an earlier search followed their flow."""
+        key = repr((self.loaded.record["sha256"], self.experiment.Schedule, self.problem.seed, count, held_out))
+        name = f"flow_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{self.team.rank}of{self.team.size}.pt"
+        path = self.folder.parent / name
+        try:
+            kept = torch.load(path, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+            found = self.problem.noises(count, held_out)
+            with aside(path) as file:
+                torch.save({"steps": self.problem.steps, "x": found.x, "ends": found.ends}, file)
+            return found
+        self.problem.steps = kept["steps"]
+        x, ends = (kept[part].to(self.team.device) for part in ("x", "ends"))
+        return Noises(count, list(range(self.team.rank, count, self.team.size)), x, ends)
+
+    def on_own_grids(self, found, pool):
+        """The best built-in methods on grids of the network's own, measured."""
+        few, tried = pool.part(0, TRAJECTORIES), []
+        own = grids(self.problem, few, self.calls)
+        for name in list(dict.fromkeys(candidate.name for candidate in found))[:ON_OWN_GRID]:
+            if len(next(c for c in found if c.name == name).times) != self.calls + 1:
+                continue  # not one call a step
+            tried += [Candidate(name, grid, METHODS[name], times) for grid, times in own.items()]
+        tried = by_distance(c.measured(self.problem, pool.part(0, rank.MORE)) for c in tried)
+        if tried:
+            self.say(f"own grids:\n{rank.table(tried)}")
+        return tried[:1]
+
+    def start(self, candidate):
+        """(parameters, vector) of a fit from a candidate; None where its method is no table."""
+        try:
+            line = tabulate(candidate.line, self.schedule, candidate.times)
+            parameters = Parameters(self.schedule, self.calls, candidate.times[0], candidate.times[-1])
+            return parameters, parameters.vector(line, candidate.times)
+        except ValueError:
+            return None
+
+    def fitted(self, starts, pool):
+        """The solver that the fit ends with, in a list; empty if it was interrupted before its first step."""
+        size = pool.count // MINIBATCHES
+        minibatches = [pool.part(i * size, size) for i in range(MINIBATCHES)]
+        best, runs, before = None, [], self.spent()
+        try:
+            for candidate in starts:
+                parameters, vector = self.start(candidate)
+                going = fit(self.problem, parameters, vector, minibatches)
+                *_, (vector, value) = islice(going, TRIAL)
+                runs.append((value, len(runs), parameters, vector, going))
+                best = min(runs, key=lambda run: run[0])[2:4]
+                self.say(f"fit from {candidate.label}: {value:.4f} after {TRIAL} steps")
+            _, _, parameters, _, going = min(runs, key=lambda run: run[0])
+            for step, (vector, value) in enumerate(going, TRIAL + 1):
+                best = parameters, vector
+                self.say(f"fit, step {step}: {value:.4f}")
+                late = self.minutes is not None and time.monotonic() - self.begun > 60 * self.minutes
+                if self.team.any(late) or self.spent() - before > EFFORT * pool.count:
+                    break
+        except KeyboardInterrupt:
+            if self.team.size > 1 or best is None:
+                raise
+            self.say("interrupted: the best so far is judged and written")
+        parameters, vector = best
+        line, times = parameters.solver(vector)
+        return [Candidate(SEARCHED, "", line, times)]
+
+    def frechet(self, candidate):
+        """The distance to the data of Sample.total_num images, in words; None where there is no reference."""
+        data, s = self.experiment.Dataset, self.experiment.Sample
+        try:
+            measurement = sample.measurement_of(self.experiment, self.team)
+        except InputError as error:
+            self.say(f"no distance to the data: {error}")
+            return None
+        if measurement is None:
+            return None
+        for first in self.team.deal(range(0, s.total_num, s.batch_size)):
+            ids = range(first, min(first + s.batch_size, s.total_num))
+            x = torch.from_numpy(noise(s.seed, ids, self.problem.shape)).to(self.team.device)
+            *_, state = solve(candidate.line, self.problem, x, self.schedule, 1, times=candidate.times)
+            measurement.update(ids, decode(state.x, data))
+        measurement.gather(self.team)
+        if not self.team.first:
+            return None
+        card = measurement.card()
+        self.say(f"{candidate.label}: {describe(card)}")
+        return f"{card['value']:.4f} ± {card['error']:.4f}, {s.total_num} images"
+
+    def write(self, winner, measured, noises):
+        """Write the winner's solver file and search.json; the first process returns the `Solver`."""
+        builtin = next(c for c in by_distance(measured) if c.name != SEARCHED and c.grid in SPACINGS)
+        frechet = {c.label: self.frechet(c) for c in (builtin, winner)}
+        (value, error), (other, other_error) = winner.distance, builtin.distance
+        found = {
+            "command": f"python main.py --runner search --config {self.name} --nfe {self.calls}"
+            + (f" --time {self.minutes:g}" if self.minutes else ""),
+            "seed": self.problem.seed,
+            "noises": f"{2 * noises} searched on, {noises} held out",
+            "to_the_flow": f"{value:.4f} ± {error:.4f}",
+            "best_built_in": f"{builtin.label}, {other:.4f} ± {other_error:.4f}",
+            "image_calls": self.spent(),
+            "seconds": round(time.monotonic() - self.begun),
+        } | {f"frechet {label}": text for label, text in frechet.items() if text}
+        line = winner.line
+        table = {"weights": list(map(list, line.weights)), "told": list(line.told)} if winner.name == SEARCHED else {}
+        solver = Solver(
+            method=winner.name,
+            calls=self.calls,
+            times=winner.times,
+            **table,
+            schedule=self.experiment.Schedule.model_dump(),
+            network=self.loaded.record["sha256"],
+            found=found,
+        )
+        if not self.team.first:
+            return None
+        path = self.folder / "solver.yml"
+        save_solver(path, solver)
+        records = [{"label": c.label, "to_the_flow": c.distance, "times": c.times} for c in measured]
+        save_json(self.folder / "search.json", {"winner": winner.label, "held_out": records, "found": found})
+        self.say(f"{winner.label}: {value:.4f} ± {error:.4f} to the flow, {value / other:.2f} of {builtin.label}'s")
+        print(f"{path}: python main.py --runner sample --config {self.name} --solver {path}")
+        return solver

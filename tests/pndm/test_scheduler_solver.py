@@ -1,0 +1,56 @@
+"""`MethodScheduler` with a solver file: the images of `solve`, and a configuration that can be saved."""
+
+import pytest
+import torch
+from helpers import LINEAR, last, made_up, reference_noise
+
+from pndm.config.errors import InputError
+from pndm.config.load import load_solver
+from pndm.runner.solver.solve import solve
+from pndm.scheduler import MethodScheduler
+
+FILE = {
+    "method": "searched",
+    "calls": 3,
+    "times": [999, 400, 20, -1],
+    "weights": [[1.0], [1.5, -0.5], [1.8, -1.0, 0.2]],
+    "told": [990.0, 410.5, 30.0],
+    "schedule": {"type": "linear"},
+}
+
+
+def images(scheduler):
+    scheduler.set_timesteps(50)
+    x = reference_noise()
+    for t in scheduler.timesteps:
+        x = scheduler.step(made_up(x, t.to(x.dtype).expand(len(x))), t, x).prev_sample
+    return x
+
+
+def test_a_scheduler_makes_the_images_of_solve_in_the_files_calls():
+    scheduler = MethodScheduler(solver=FILE)
+    found = images(scheduler)
+    assert scheduler.timesteps.tolist() == FILE["told"]
+    line = load_solver(FILE).line
+    known = last(solve(line, made_up, reference_noise(), LINEAR, 1, times=FILE["times"])).x
+    assert torch.allclose(found, known, atol=1e-12)
+
+
+def test_a_saved_scheduler_needs_no_file(tmp_path):
+    scheduler = MethodScheduler(solver=FILE)
+    scheduler.save_pretrained(tmp_path)
+    assert torch.equal(images(MethodScheduler.from_pretrained(tmp_path)), images(scheduler))
+
+
+def test_other_schedules_and_times_are_refused():
+    with pytest.raises(InputError, match="another noise schedule"):
+        MethodScheduler(solver=FILE, beta_end=0.012)
+    with pytest.raises(InputError, match="calls is 4"):
+        MethodScheduler(solver=FILE | {"calls": 4})
+    scheduler = MethodScheduler(solver=FILE)
+    with pytest.raises(ValueError, match="a solver file says the times"):
+        scheduler.set_timesteps(timesteps=[900, 100])
+    scheduler.set_timesteps(3)
+    x = reference_noise()
+    with pytest.raises(ValueError, match="eta"):
+        scheduler.step(x, scheduler.timesteps[0], x, eta=0.5)

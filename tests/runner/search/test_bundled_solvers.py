@@ -1,0 +1,43 @@
+"""The bundled solver files: of the bundled network, of the calls in their names, and better than what is built in."""
+
+import re
+
+import pytest
+import torch
+from helpers import ROOT
+
+from pndm.config.load import load, load_solver
+from pndm.model import checkpoint
+from pndm.runner.build import load_network, schedule_of
+from pndm.runner.processes import Processes
+from pndm.runner.search.problem import Problem, better
+from pndm.runner.search.rank import candidates
+
+FILES = sorted((ROOT / "config" / "solvers").glob("digits_*.yml"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The bundled network as a problem, and noises that no file was searched on."""
+    experiment, device = load("digits.yml"), torch.device("cpu")
+    network = load_network(experiment, device, "fp32").network
+    with torch.inference_mode():
+        problem = Problem(network, schedule_of(experiment), (1, 8, 8), 1, Processes(device), 64)
+        return problem, problem.noises(64)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_is_of_the_bundled_network_and_its_calls(path):
+    solver = load_solver(path.stem)
+    assert solver.calls == int(re.search(r"nfe(\d+)", path.stem)[1])
+    assert solver.network == checkpoint.sha256(ROOT / "model" / "digits.safetensors")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@torch.inference_mode()
+def test_a_file_is_better_than_the_best_methods_built_in(path, digits):
+    problem, noises = digits
+    solver = load_solver(path.stem)
+    errors = problem.errors(solver.line, solver.times, noises)
+    for other in candidates(problem.schedule, solver.calls, ("iPNDM2", "UniPC2-bh2")):
+        assert better(errors, other.measured(problem, noises).errors), other.label

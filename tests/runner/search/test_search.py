@@ -1,0 +1,231 @@
+"""The runner search, its solver files, and what takes them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import image_files, torchrun
+
+from pndm.config.errors import InputError
+from pndm.config.load import load_solver
+from pndm.config.solver import save_solver
+from pndm.pipeline import PNDMPipeline
+from pndm.runner.folder import read_image
+from pndm.runner.random import noise
+from pndm.runner.search import run as search
+
+FAST = ("--noises", "8", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
+FAST += ("--total_num", "4", "--set", "Schedule.diffusion_step=40", "--set", "Schedule.beta_end=0.4")  # a short flow
+
+
+def flags(tiny, folder, *more):
+    return ["--runner", "search", "--config", tiny.config, "--search_path", folder, *FAST, *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_effort():
+    """A short fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "EFFORT", 60)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(tiny, tmp_path_factory):
+    """A search's folder with a searched solver, whoever won."""
+    from pndm import cli
+
+    folder = tmp_path_factory.mktemp("search") / "run"
+    assert cli.main([str(flag) for flag in flags(tiny, folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(found, tmp_path_factory):
+    """A file with a table of weights, of the tiny network."""
+    tree = load_solver(str(found / "solver.yml")).model_dump(exclude_none=True)
+    tree["schedule"] = {"type": "linear", "beta_start": 0.0001, "beta_end": 0.02, "diffusion_step": 1000}
+    weights = [[1.0], [1.5, -0.5], [1.9, -1.3, 0.4], [2.0, -1.5, 0.5, 0.1]]
+    tree |= {"method": "searched", "times": [999, 600, 300, 50, -1], "told": [990, 610, 290, 40], "weights": weights}
+    path = tmp_path_factory.mktemp("solver") / "tiny_nfe4.yml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_search_leaves_a_solver_a_ranking_and_a_record(found):
+    held = {path.name for path in found.iterdir()}
+    assert held == {"solver.yml", "search.json", "rank.csv", "rank.png"}
+    rows = (found / "rank.csv").read_text().splitlines()
+    assert rows[0] == "method,grid,distance,error,noises"
+    distances = [float(row.split(",")[2]) for row in rows[1:]]
+    assert distances == sorted(distances)
+    record = json.loads((found / "search.json").read_text())
+    solver = load_solver(str(found / "solver.yml"))
+    held_out = {entry["label"]: entry["to_the_flow"][0] for entry in record["held_out"]}
+    assert record["winner"] in held_out
+    assert solver.calls == 4
+    assert solver.found["noises"] == "8 searched on, 4 held out"
+
+
+def test_the_same_seed_finds_the_same(found, tiny, cli, tmp_path):
+    cli(*flags(tiny, tmp_path / "again"))
+    first, again = (load_solver(str(folder / "solver.yml")) for folder in (found, tmp_path / "again"))
+    assert first.digest == again.digest
+    cli(*flags(tiny, tmp_path / "other", "--seed", "1"))
+    ranks = [(folder / "rank.csv").read_text() for folder in (found, tmp_path / "again", tmp_path / "other")]
+    assert ranks[0] == ranks[1] != ranks[2]
+
+
+def test_sampling_by_a_file_spends_exactly_its_calls(tiny, searched, cli, tmp_path):
+    status, out, err = cli(*tiny.flags(tmp_path / "run", "--solver", searched))
+    assert (status, err) == (0, "")
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (record["method"], record["nfe"], record["steps"]) == ("searched", 4, 4)
+    assert record["solver"]["sha256"] == load_solver(str(searched)).digest
+    assert "4 network calls an image" in out
+
+
+def test_a_folder_of_another_solver_is_refused(tiny, searched, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run", "--solver", searched))
+    tree = yaml.safe_load(searched.read_text())
+    tree["told"][0] -= 1
+    other = tmp_path / "other.yml"
+    other.write_text(yaml.safe_dump(tree))
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--solver", other))
+    assert status == 2
+    assert "holds" in err
+
+
+def test_another_networks_file_is_refused_unless_it_is_forced(tiny, searched, cli, tmp_path):
+    tree = yaml.safe_load(searched.read_text()) | {"network": "0" * 64}
+    other = tmp_path / "other.yml"
+    other.write_text(yaml.safe_dump(tree))
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--solver", other))
+    assert status == 2
+    assert "searched on another network" in err
+    assert "--any_network" in err
+    assert not (tmp_path / "run").exists()
+    assert cli(*tiny.flags(tmp_path / "run", "--solver", other, "--any_network"))[0] == 0
+    assert cli(*tiny.flags(tmp_path / "run2", "--solver", searched))[0] == 0
+    assert image_files(tmp_path / "run") == image_files(tmp_path / "run2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calls": 5}, "calls is 5, but the method makes 4"),
+        ({"weights": [[1.0]]}, "weights must be 4 rows"),
+        ({"told": [1000, 610, 290, 40]}, "told must be 4 times from 0 to 999"),
+        ({"method": "PF"}, "neither searched nor a method of given times"),
+        ({"method": "DDIM"}, "weights: only of method searched"),
+        ({"times": [999, 600, 600, 50, -1]}, "times must be two or more and fall"),
+        ({"network": "abc"}, "network"),
+        ({"colour": 1}, "unknown key colour"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(change, message, tiny, searched, cli, tmp_path):
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(yaml.safe_dump(yaml.safe_load(searched.read_text()) | change))
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--solver", wrong))
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert "wrong.yml" in err
+    assert message in err
+
+
+@pytest.mark.parametrize("more", [("--method", "DDIM"), ("--sample_speed", "5"), ("--nfe", "4"), ("--spacing", "quad")])
+def test_a_file_and_what_it_says_exclude_each_other(more, tiny, searched, cli, tmp_path):
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--solver", searched, *more))
+    assert status == 2
+    assert "Sample.solver" in err
+
+
+def test_a_file_of_another_schedule_is_refused(tiny, searched, cli, tmp_path):
+    more = ("--solver", searched, "--set", "Schedule.type=cosine")
+    status, _, err = cli(*tiny.flags(tmp_path / "run", *more))
+    assert status == 2
+    assert "another noise schedule" in err
+
+
+def test_the_plan_shows_a_file_step_by_step(tiny, searched, cli):
+    status, out, _ = cli("--runner", "plan", "--config", tiny.config, "--solver", searched, "--device", "cpu")
+    assert status == 0
+    assert "calls an image    4" in out
+
+
+def test_a_pipeline_makes_the_images_of_the_command_line(tiny, searched, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run", "--solver", searched, "--precision", "fp32", "--total_num", "2"))
+    pipeline = PNDMPipeline.from_pretrained(tiny.config)
+    x = torch.from_numpy(noise(0, range(4), (1, 8, 8)))
+    pipeline.network, network = (lambda x, t: network(x, t)), pipeline.network
+    draws = iter([x])
+    generator = torch.Generator()
+    original = torch.randn
+    torch.randn = lambda *shape, **how: next(draws)  # the command line's noise in place of its own
+    try:
+        images = pipeline(4, generator=generator, output_type="pt", solver=str(searched)).images
+    finally:
+        torch.randn = original
+    for i in range(2):
+        made = read_image(tmp_path / "run" / f"{i:06d}.png").numpy()
+        assert np.abs(made.astype(int) - (images[i] * 255).round().numpy()).max() <= 1
+
+
+def test_a_pipeline_refuses_another_networks_file(tiny, searched):
+    pipeline = PNDMPipeline.from_pretrained(tiny.config)
+    tree = yaml.safe_load(searched.read_text()) | {"network": "0" * 64}
+    with pytest.raises(InputError, match="another network"):
+        pipeline(1, solver=tree)
+    assert len(pipeline(1, solver=tree, any_network=True).images) == 1
+    with pytest.raises(InputError, match="rtol"):
+        pipeline(1, solver=str(searched), rtol=1e-3)
+
+
+def test_a_saved_solver_is_read_again(searched, tmp_path):
+    solver = load_solver(str(searched))
+    save_solver(tmp_path / "copy.yml", solver)
+    assert load_solver(str(tmp_path / "copy.yml")) == solver
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--methods", "DDIM,XX"), "--methods: 'XX' is not one of DDIM"),
+        (("--noises", "3"), "--noises: 3 are too few"),
+        (("--methods", "PF"), "none of PF can spend 4 network calls"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny, cli, tmp_path):
+    status, _, err = cli(*flags(tiny, tmp_path / "run", *more))
+    assert status == 2
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_share_the_noises_and_find_the_same(found, tiny, tmp_path):
+    run = torchrun(2, *flags(tiny, tmp_path / "run", "--time", "0.05"))
+    _, err = run.communicate(timeout=600)
+    assert run.returncode == 0, err
+    ours, theirs = (np.loadtxt(f / "rank.csv", delimiter=",", skiprows=1, usecols=2) for f in (found, tmp_path / "run"))
+    assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+def test_a_table_takes_files_as_a_method(tiny, searched, cli, tmp_path):
+    table = {
+        "experiment": str(tiny.config),
+        "methods": ["DDIM", {"label": "searched", "solver": str(searched).replace("nfe4", "nfe{nfe}")}],
+        "nfe": [4, 5],
+        "images": 4,
+        "flow": 2,
+    }
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(table))
+    folder = tmp_path / "table"
+    run = ("--runner", "reproduce", "--table", tmp_path / "small.yml", "--image_path", folder, "--device", "cpu")
+    assert cli(*run)[0] == 0
+    records = {cell["cell"]: cell["record"] for cell in json.loads((folder / "cells.json").read_text())}
+    assert set(records) == {"DDIM_nfe4_exact_seed0", "DDIM_nfe5_exact_seed0", "searched_nfe4_exact_seed0"}
+    assert records["searched_nfe4_exact_seed0"]["nfe"] == 4
+    flow = {entry["label"]: entry["rms"] for entry in json.loads((folder / "flow.json").read_text())}
+    assert np.isfinite(flow["searched"])
