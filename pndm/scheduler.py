@@ -40,6 +40,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 # diffusers' decorator, which keeps the arguments as `.config`, with a type.
 register_to_config: Callable[[_Init], _Init] = configuration_utils.register_to_config
 Times = torch.Tensor | Sequence[float]
+MORE_SOURCES = ("FlowMatchEulerDiscreteScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 
 
 class MethodScheduler(SchedulerMixin, ConfigMixin):
@@ -69,24 +70,17 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     `sigmas` has √(1/ᾱ − 1), or σ of flow matching, of each entry and of the end. `step_index` is the entry of the next
     call, None before the first; `begin_index` where the run begins, None: the timestep of the first `step` tells it.
     The state is kept in float32 or better, whatever the pipeline's latents are. If a pipeline changes the latents
-    between steps (inpainting, callbacks), the method goes on from the changed ones. If it changes them at a stage
-    inside a step, only the network sees it. The scheduler can be copied and pickled at any call.
-
-    Raises ValueError for anything else.
+    between steps (inpainting, callbacks), the method goes on from the changed ones; at a stage inside a step, only the
+    network sees the change. The scheduler can be copied and pickled at any call. Raises ValueError for anything else.
 
         >>> from pndm import MethodScheduler
         >>> scheduler = MethodScheduler(method="F-PNDM")
         >>> scheduler.set_timesteps(10)
-        >>> len(scheduler.timesteps)  # network calls
+        >>> len(scheduler.timesteps)
         19
     """
 
-    _compatibles = [  # noqa: RUF012 (as diffusers has it)
-        *(e.name for e in KarrasDiffusionSchedulers),
-        "FlowMatchEulerDiscreteScheduler",
-        "CogVideoXDDIMScheduler",
-        "CogVideoXDPMScheduler",
-    ]
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers] + list(MORE_SOURCES)
     order = 1
     init_noise_sigma = 1.0
 
