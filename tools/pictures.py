@@ -1,6 +1,7 @@
 """Make the pictures of README and docs/ from what the code gives now.
 
-python tools/pictures.py                            # all but the training's
+python tools/pictures.py                            # all but demo and training
+python tools/pictures.py demo                       # needs playwright, and chromium on the PATH
 python tools/pictures.py gain --cells docs/results-digits/cells.csv
 python tools/pictures.py training --run temp/mine   # after the commands of docs/train-your-own.md
 """
@@ -10,11 +11,13 @@ import csv
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib
 import numpy as np
 import torch
 
+import pndm.demo
 from pndm import Query, Schedule, Step, trajectory
 from pndm.config.files import aside
 from pndm.dataset import to_picture
@@ -121,6 +124,24 @@ def training(args):
     save(figure, "own-curves.svg")
 
 
+def demo(args):
+    """The demo page, exported, as Chromium shows it."""
+    from playwright.sync_api import sync_playwright
+
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        file = Path(folder) / "page.html"
+        rows = ["--methods", "DDIM,F-PNDM,iPNDM3", "--calls", "5,10,20", "--images", "6"]
+        pndm.demo.main([*rows, "--export", str(file)])
+            [*["--methods", "DDIM,F-PNDM,iPNDM3", "--calls", "5,10,20", "--images", "6", "--export"], str(file)]
+        )
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": 700})
+        page.goto(file.as_uri())
+        with aside(DOCS / "pictures" / "demo.png") as picture:
+            page.screenshot(path=picture, type="png")
+        browser.close()
+
+
 def canvas(width, height, columns=1):
     """A figure of so many inches, and its axes."""
     from matplotlib import pyplot
@@ -136,12 +157,13 @@ def save(figure, name):
     print(path)
 
 
-PICTURES = {"gain": gain, "method": method, "digits": digits, "training": training}
+PICTURES = {"gain": gain, "method": method, "digits": digits, "demo": demo, "training": training}
+WITHOUT_MORE = ("gain", "method", "digits")  # those that need nothing but the project
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}; default: all but training")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}; default: {', '.join(WITHOUT_MORE)}")
     parser.add_argument(
         "--cells", type=Path, default=DOCS / "results-digits" / "cells.csv", help="of a table, for gain"
     )
@@ -156,7 +178,7 @@ def main(argv=None):
         {"font.size": 10, "svg.hashsalt": "pictures", "axes.spines.top": False, "axes.spines.right": False}
     )
     try:
-        for name in args.names or [name for name in PICTURES if name != "training"]:
+        for name in args.names or WITHOUT_MORE:
             PICTURES[name](args)
     except (OSError, KeyError, ValueError) as error:
         print(f"pictures.py: {error}", file=sys.stderr)
