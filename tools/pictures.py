@@ -130,10 +130,8 @@ def demo(args):
 
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "page.html"
-        rows = ["--methods", "DDIM,F-PNDM,iPNDM3", "--calls", "5,10,20", "--images", "6"]
+        rows = ["--methods", "DDIM,F-PNDM,iPNDM3", "--calls", "5,10,20", "--images", "4"]
         pndm.demo.main([*rows, "--export", str(file)])
-            [*["--methods", "DDIM,F-PNDM,iPNDM3", "--calls", "5,10,20", "--images", "6", "--export"], str(file)]
-        )
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 900, "height": 700})
         page.goto(file.as_uri())
