@@ -20,6 +20,10 @@ class SigmaSchedule(Schedule):
 
     sigma_min, sigma_max: 1e-6 ≤ sigma_min < sigma_max ≤ 1e6. diffusion_step: N, 2 … 10⁶.
     Raises ValueError for anything else.
+
+        >>> from pndm import SigmaSchedule
+        >>> round(float(SigmaSchedule().sigma(999)), 6)
+        80.0
     """
 
     sigma_min: float

@@ -182,7 +182,7 @@ class TestFromPretrained:
     @pytest.mark.parametrize(
         "file, key, value, said",
         [
-            ("scheduler_config.json", "beta_schedule", "sigmoid", "beta_schedule is 'sigmoid'; the methods cannot"),
+            ("scheduler_config.json", "beta_schedule", "wavy", "beta_schedule is 'wavy'"),
             ("scheduler_config.json", "rescale_betas_zero_snr", True, "rescale_betas_zero_snr is True"),
             ("scheduler_config.json", None, "[]", "scheduler_config.json: not a JSON object"),
             ("config.json", "sample_size", None, "does not say its noise schedule and image size"),
