@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pndm import cli, early, places
+from pndm.arguments import count
 from pndm.config.errors import InputError
 from pndm.config.files import aside
 from pndm.config.load import load, parse_set
@@ -38,10 +39,10 @@ def parser() -> cli.Parser:
     add("--images", metavar="K", default="4", help="images of a cell (default 4)")
     add("--other", metavar="S", default="1", help="second seed (default 1)")
     add("--share", metavar="X", default="0", help="turn the noise towards that of the second seed: 0 not, 1 wholly")
-    add("--limit", type=cli.count, metavar="N", help="most images × calls of a request (default 20,000)")
+    add("--limit", type=count, metavar="N", help="most images × calls of a request (default 20,000)")
     add("--export", metavar="FILE", help="write the page to a file in place of opening it; needs no Gradio")
     add("--host", metavar="H", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine alone)")
-    add("--port", type=cli.count, metavar="P", default=7860, help="port to listen on (default 7860)")
+    add("--port", type=count, metavar="P", default=7860, help="port to listen on (default 7860)")
     return p
 
 

@@ -113,7 +113,7 @@ def dormand_prince(flow: Flow, x: Tensor, start: float | Times, end: float, cont
 
 
 def starting_step(
-    flow: Flow, x: Tensor, k1: Tensor, t: Times, longest: float, control: Control
+    flow: Flow, x: Tensor, k1: Tensor, t: Times, longest: float | Times, control: Control
 ) -> Generator[Query, Any, Any]:
     """The first step size of each image: h₁ of an explicit Euler step h₀ (Hairer et al., II.4, "Starting Step Size").
 

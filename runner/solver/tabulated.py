@@ -55,7 +55,9 @@ def tabulate(line: Method, schedule: Schedule, grid: Sequence[float]) -> Tabulat
     """
     steps = len(grid) - 1
     unit = torch.eye(steps + 1, dtype=torch.float64)
-    states, told, reply = [], [], None
+    states: list[Tensor] = []
+    told: list[float] = []
+    reply = None
     events = line.trajectory(unit[:1], schedule, grid)
     while True:
         try:
@@ -67,7 +69,7 @@ def tabulate(line: Method, schedule: Schedule, grid: Sequence[float]) -> Tabulat
             end = event.x
         elif isinstance(event, Query) and len(told) < steps:
             states.append(event.x[0])
-            told.append(event.t)
+            told.append(float(event.t))
             reply = unit[len(told)][None]
         else:
             raise ValueError("not one network call a step, or noise is drawn")
