@@ -114,7 +114,7 @@ def parser() -> Parser:
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--table", metavar="NAME", help="a table of config/tables, or a path (reproduce: default digits)")
     add("--methods", metavar="M,...", help="reproduce: only these of the table; search: rank only these")
-    add("--noises", type=count, metavar="K", help="search: noises to search on (default 512); half more are held out")
+    add("--noises", type=count, metavar="K", help="search: noises to search on (default 1024); half more are held out")
     add("--time", type=minutes, metavar="M", help="search: end after about M minutes, not after a number of calls")
     add("--search_path", metavar="P", help="search: folder of what is found (default temp/search/CONFIG_nfeN)")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")

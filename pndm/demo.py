@@ -5,6 +5,7 @@ pndm demo --export page.html --images 8    the same as one file
 """
 
 import argparse
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pndm import cli, early, places
 from pndm.arguments import count
 from pndm.config.errors import InputError
 from pndm.config.files import aside
-from pndm.config.load import load, parse_set
+from pndm.config.load import FOLDER, load, parse_set
 
 METHODS, CALLS = "DDIM,F-PNDM,DPM-Solver++2M", "10,20,40"
 PORTS = 2**16 - 1
@@ -34,6 +35,7 @@ def parser() -> cli.Parser:
     add("--set", action="append", default=[], metavar="Section.key=value", help="override any value of the experiment")
     add("--methods", metavar="M,...", default=METHODS, help=f"rows (default {METHODS})")
     add("--spacings", metavar="S,...", default="uniform", help="each method on each of these (default uniform)")
+    add("--solver", metavar="NAME", help="solver files of the method searched: {nfe} in it stands for the calls")
     add("--calls", metavar="N,...", default=CALLS, help=f"columns: network calls an image (default {CALLS})")
     add("--seed", metavar="S", default="0", help="seed of the noise (default 0)")
     add("--images", metavar="K", default="4", help="images of a cell (default 4)")
@@ -81,7 +83,8 @@ def show(args: argparse.Namespace) -> int:
     limit = LIMIT if args.limit is None else args.limit
     names = ("methods", "spacings", "calls", "seed", "images", "other", "share")
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names}
-    request = request_of(**chosen, limit=limit)
+    files = solver_files(args.solver, args.config)
+    request = request_of(**chosen, limit=limit, files=files)
     origin = Origin(args.config, str(device), {target: value for target, (_, value) in overrides.items()})
     artist = Artist(experiment, device)
     loaded = artist.loaded(experiment)
@@ -92,8 +95,17 @@ def show(args: argparse.Namespace) -> int:
 
     chosen |= {name: chosen[name].split(",") for name in ("methods", "spacings")}
     chosen["share"] = request.noise.share
-    app.serve(app.build(artist, origin, chosen, facts, limit), args.host, args.port)
+    app.serve(app.build(artist, origin, chosen, facts, limit, files), args.host, args.port)
     return 0
+
+
+def solver_files(given: str | None, config: str) -> str | None:
+    """The name of the solver files, as given or those of config/solvers for the experiment; None if it has none."""
+    if given is not None and "{nfe}" not in given:
+        raise InputError(f"{given!r} has no {{nfe}}, which stands for the number of calls", "solver")
+    name = f"{Path(config).stem}_nfe"
+    known = any((FOLDER / "solvers").glob(f"{glob.escape(name)}*.yml"))
+    return given or (f"{name}{{nfe}}" if known else None)
 
 
 def require_gradio() -> None:

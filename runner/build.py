@@ -259,16 +259,22 @@ def read_network(experiment):
     digest = checkpoint.sha256(source.path)
     if (kept := fetch.kept_hash(source.path)) not in (None, digest):
         raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was loaded; delete it")
-    if experiment.Sample.solver is not None and not experiment.Sample.any_network:
-        solver_of(experiment).check_network(digest, experiment.Sample.solver, "--any_network takes it all the same")
+    check_solver(experiment, digest)
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network
         record["file"] = str(path)
     return load_model(experiment.Model, source, schedule=schedule_of(experiment)).float(), path, record
 
 
+def check_solver(experiment, digest):
+    """Raise InputError if the experiment's solver file, where it has one, is not of the network with this sha256."""
+    s = experiment.Sample
+    if s.solver is not None and not s.any_network:
+        solver_of(experiment).check_network(digest, s.solver, "--any_network takes it all the same")
+
+
 def network_key(experiment, device):
-    """Cache key: experiments with equal keys can share a loaded network."""
+    """Cache key: experiments with equal keys can share a loaded network; `check_solver` is for each of them."""
     return repr(fingerprint(experiment, "network")), precision_of(experiment, device)
 
 

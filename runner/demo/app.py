@@ -7,9 +7,8 @@ import time
 from pndm.config.errors import InputError
 from pndm.runner.demo.cells import Stopped
 from pndm.runner.demo.page import EXPLAINED, SCRIPT, STYLE, VIEW, grid
-from pndm.runner.demo.request import IMAGES, LIMIT, request_of
+from pndm.runner.demo.request import IMAGES, LIMIT, methods_with, request_of
 from pndm.runner.solver.grid import SPACINGS
-from pndm.runner.solver.methods import METHODS
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -66,10 +65,10 @@ def drawing(artist, request, origin, stop):
     yield grid(request, cells, origin), f"done: {calls[0]:,} images × calls, exact flow included, in {seconds:.1f} s"
 
 
-def answer(artist, origin, sessions, limit, session, values):
+def answer(artist, origin, sessions, limit, files, session, values):
     """What `drawing` gives for values from outside; one line of text for those that are wrong."""
     try:
-        request = request_of(*values, limit=limit)
+        request = request_of(*values, limit=limit, files=files)
         stop = sessions.begin(session)
     except InputError as error:
         yield None, f"not drawn: {error}"
@@ -86,14 +85,17 @@ def answer(artist, origin, sessions, limit, session, values):
         sessions.end(session)
 
 
-def build(artist, origin, chosen, facts, limit=LIMIT):
-    """The Gradio page. chosen: the values it opens with, arguments of `request_of`. facts: a line about it."""
+def build(artist, origin, chosen, facts, limit=LIMIT, files=None):
+    """The Gradio page. chosen: the values it opens with, arguments of `request_of`, as limit and files are.
+
+    facts: a line about it.
+    """
     import gradio as gr
 
     sessions = Sessions()
 
     def draw(request: gr.Request, *values):
-        for html, line in answer(artist, origin, sessions, limit, request.session_hash, values):
+        for html, line in answer(artist, origin, sessions, limit, files, request.session_hash, values):
             yield gr.skip() if html is None else html, line
 
     def cancel(request: gr.Request):
@@ -103,7 +105,7 @@ def build(artist, origin, chosen, facts, limit=LIMIT):
         gr.Markdown(f"# The same noise by several methods\n{facts}")
         with gr.Row():
             methods = gr.Dropdown(
-                list(METHODS), value=chosen["methods"], multiselect=True, allow_custom_value=True, label="methods"
+                methods_with(files), value=chosen["methods"], multiselect=True, allow_custom_value=True, label="methods"
             )
             spacings = gr.Dropdown(
                 list(SPACINGS), value=chosen["spacings"], multiselect=True, allow_custom_value=True, label="spacings"

@@ -12,7 +12,7 @@ import torch
 from pndm.config.errors import InputError
 from pndm.config.load import replaced
 from pndm.model.engine import tf32
-from pndm.runner.build import Sampling, load_network, network_key, read_network, sampling_of
+from pndm.runner.build import Sampling, check_solver, load_network, network_key, read_network, sampling_of
 from pndm.runner.demo.request import ADAPTIVE, Row
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.solve import steps_near
@@ -73,6 +73,11 @@ class Cell:
     strip: tuple = ()
     exact: torch.Tensor | None = None
     distance: float | None = None
+
+    @property
+    def file(self):
+        """The solver file that makes it; None of a method of METHODS."""
+        return self.row.files and self.row.files.replace("{nfe}", str(self.asked))
 
 
 @dataclass
@@ -150,6 +155,7 @@ class Artist:
         with self.lock:
             if key not in self.networks:
                 self.networks[key] = load_network(experiment, self.device)
+            check_solver(experiment, self.networks[key].record["sha256"])
             return self.networks[key]
 
     def draw(self, request, stop=None, watch=lambda images: None):
@@ -178,13 +184,17 @@ class Artist:
     def cell(self, row, calls, noise, made, stop, watch):
         """The `Cell` of a row and a number of calls; one of `made` is taken if it has the same steps."""
         try:
-            values = {"method": row.method, "spacing": row.spacing, "nfe": None, "times": None}
+            values = {"nfe": None, "times": None, "solver": None}
+            if row.files:
+                values |= {"solver": Cell(row, calls).file, "profile": "exact", "spacing": "uniform"}
+            else:
+                values |= {"method": row.method, "spacing": row.spacing}
             values |= {"seed": noise.seed, "total_num": noise.images, "batch_size": noise.images}
             experiment = replaced(self.experiment, **values)
             sampling = sampling_of(experiment)
             if sampling.draws and noise.share:
                 raise InputError(f"{row.method} draws noise in its steps, too; only its first noise could be mixed")
-            if not sampling.adaptive:
+            if not (sampling.adaptive or sampling.solver):
                 sampling = replace(sampling, steps=steps_within(sampling, calls))
             for other in made.values():
                 if other.row == row and other.images is not None and other.steps == sampling.steps:

@@ -28,9 +28,20 @@ SOLVE = """\
 with torch.inference_mode():
     *_, (x, t, calls) = solve({method!r}, pipeline.network, x, pipeline.schedule, {steps}, {profile!r}{options})
 """
-LOOP = """\
+SEARCHED = """\
+solver = load_solver({file!r})
+with torch.inference_mode():
+    *_, (x, t, calls) = solve(solver.line, pipeline.network, x, pipeline.schedule, {steps}, times=solver.times)
+"""
+SCHEDULER = """\
 scheduler = MethodScheduler(trained_betas=pipeline.schedule.betas.tolist(), method={method!r})
 scheduler.set_timesteps(timesteps=grid_of(pipeline.schedule, {steps}, {spacing!r})[:-1])
+"""
+SEARCHED_SCHEDULER = """\
+scheduler = MethodScheduler(trained_betas=pipeline.schedule.betas.tolist(), solver={file!r})
+scheduler.set_timesteps({steps})
+"""
+LOOP = """\
 with torch.inference_mode():
     for t in scheduler.timesteps:
         eps = pipeline.network(x, t.float().reshape(1).to(x.device))
@@ -65,12 +76,15 @@ def shell(cell, noise, origin):
     if noise.share:
         return None
     how = f"{cell.steps}steps" if cell.steps else "adaptive"
-    flags = {"config": origin.config, "device": origin.device, "method": sampling.method}
-    flags |= {"spacing": sampling.options.get("spacing", "uniform")}
-    flags |= {"sample_speed": sampling.steps} if sampling.steps else {}
+    flags = {"config": origin.config, "device": origin.device}
+    if cell.file:
+        flags |= {"solver": cell.file}
+    else:
+        flags |= {"method": sampling.method, "spacing": sampling.options.get("spacing", "uniform")}
+        flags |= {"sample_speed": sampling.steps} if sampling.steps else {}
     flags |= {"seed": noise.seed, "total_num": noise.images, "batch_size": noise.images}
     flags |= {"precision": cell.precision, "features": "none"}
-    flags["image_path"] = f"temp/demo/{sampling.method}_{cell.row.spacing}_{how}_seed{noise.seed}_{noise.images}"
+    flags["image_path"] = f"temp/demo/{cell.row.method}_{cell.row.spacing}_{how}_seed{noise.seed}_{noise.images}"
     parts = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
     parts += [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in origin.overrides.items()]
     return " \\\n    ".join(["python main.py --runner sample", *parts]) + "\n"
@@ -79,6 +93,9 @@ def shell(cell, noise, origin):
 def python(cell, noise, origin):
     """A program that calls `solve`."""
     sampling = cell.sampling
+    if cell.file:
+        begin = _begin(cell, noise, origin, "solve", "from pndm.config.load import load_solver\n")
+        return begin + SEARCHED.format(file=cell.file, steps=sampling.steps) + END
     options = "".join(f", {name}={value!r}" for name, value in sampling.options.items())
     options += ", noise=draw" if sampling.draws else ""
     how = {"method": sampling.method, "steps": sampling.steps or 1, "profile": sampling.profile, "options": options}
@@ -89,11 +106,15 @@ def python(cell, noise, origin):
 def diffusers(cell, noise, origin):
     """A program that calls `MethodScheduler` as diffusers' pipelines do; None where it does not take the run."""
     sampling = cell.sampling
+    if cell.file:
+        begin = _begin(cell, noise, origin, "MethodScheduler")
+        return begin + SEARCHED_SCHEDULER.format(file=cell.file, steps=sampling.steps) + LOOP + END
     if sampling.adaptive or sampling.draws or sampling.profile != "exact" or set(sampling.options) - {"spacing"}:
         return None
     spacing = sampling.options.get("spacing", "uniform")
-    loop = LOOP.format(method=sampling.method, steps=sampling.steps, spacing=spacing)
-    return _begin(cell, noise, origin, "MethodScheduler", "from pndm.runner.solver.grid import grid_of\n") + loop + END
+    scheduler = SCHEDULER.format(method=sampling.method, steps=sampling.steps, spacing=spacing)
+    begin = _begin(cell, noise, origin, "MethodScheduler", "from pndm.runner.solver.grid import grid_of\n")
+    return begin + scheduler + LOOP + END
 
 
 def _begin(cell, noise, origin, name, imports=""):

@@ -6,6 +6,7 @@ from itertools import product
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
 from pndm.config.load import shortened
+from pndm.config.solver import SEARCHED
 from pndm.runner.solver.grid import SPACINGS
 from pndm.runner.solver.methods import METHODS
 
@@ -17,15 +18,24 @@ SEEDS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a spacing; an adaptive method has none."""
+    """A method on a spacing; an adaptive method has none. Or SEARCHED, by solver files.
+
+    files: their name, with {nfe} in place of the number of calls.
+    """
 
     method: str
-    spacing: str
+    spacing: str = "uniform"
+    files: str | None = None
 
     @property
     def label(self):
         """The row's name on the page."""
         return self.method if self.spacing == "uniform" else f"{self.method}, {self.spacing}"
+
+    @property
+    def adaptive(self):
+        """Whether the method chooses its own calls."""
+        return self.files is None and METHODS[self.method].adaptive
 
 
 @dataclass(frozen=True)
@@ -47,16 +57,16 @@ class Request:
     noise: Noise = field(default_factory=Noise)
 
 
-def request_of(methods, spacings, calls, seed=0, images=4, other=1, share=0.0, limit=LIMIT):
+def request_of(methods, spacings, calls, seed=0, images=4, other=1, share=0.0, limit=LIMIT, files=None):
     """The `Request` that values from outside ask for. Raises InputError for everything else, in one line.
 
     methods, spacings: names, as a list or a text with commas. calls: whole numbers, likewise. seed, images, other:
-    whole numbers; share: a number from 0 to 1. Numbers may be texts. limit: the most images × calls.
+    whole numbers; share: a number from 0 to 1. Numbers may be texts. limit: the most images × calls. files: the solver
+    files that the method SEARCHED means, as of a `Row`; they do not come from outside.
     """
-    methods = _names("method", _listed("methods", methods), METHODS)
+    methods = _names("method", _listed("methods", methods), methods_with(files))
     spacings = _names("spacing", _listed("spacings", spacings), SPACINGS)
-    pairs = product(methods, spacings)
-    rows = tuple(dict.fromkeys(Row(m, "uniform" if METHODS[m].adaptive else spacing) for m, spacing in pairs))
+    rows = tuple(dict.fromkeys(_row(method, spacing, files) for method, spacing in product(methods, spacings)))
     if len(rows) > ROWS:
         raise InputError(f"{len(rows)} rows (methods × spacings) are asked for; at most {ROWS} are drawn", "methods")
     columns = tuple(sorted({_whole("calls", value, 1, CALLS) for value in _listed("calls", calls)}))
@@ -68,10 +78,22 @@ def request_of(methods, spacings, calls, seed=0, images=4, other=1, share=0.0, l
         _whole("second seed", other, 0, SEEDS),
         _share(share),
     )
-    cost = noise.images * sum(ADAPTIVE if METHODS[row.method].adaptive else sum(columns) for row in rows)
+    cost = noise.images * sum(ADAPTIVE if row.adaptive else sum(columns) for row in rows)
     if cost > limit:
         raise InputError(f"this asks for {cost:,} images × calls; at most {limit:,} are drawn at once", "calls")
     return Request(rows, columns, noise)
+
+
+def methods_with(files):
+    """The names that a row's method may have."""
+    return [*METHODS, SEARCHED] if files else list(METHODS)
+
+
+def _row(method, spacing, files):
+    """The `Row` of a method and a spacing that were asked for."""
+    if method == SEARCHED:
+        return Row(method, files=files)
+    return Row(method, "uniform" if METHODS[method].adaptive else spacing)
 
 
 def _listed(what, values):

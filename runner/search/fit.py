@@ -1,9 +1,14 @@
 """The solver by gradients: Levenberg–Marquardt over all numbers of a `Tabulated` and its times, in minibatches.
 
-The loss is the squared distance to the exact flow at the end. A solver has few numbers (24 of 5 calls, 74 of 10), so
-that the derivative of the end by each of them is affordable, and a step by all of them (Gauss–Newton) does what
-hundreds of steps by the gradient of the loss do. A derivative is a difference of two runs. The second one begins at the
-first call that the number changes. So nothing is kept for a backward pass, and the memory is that of sampling.
+The loss is of the distance r to the exact flow at the end: c² log(1 + r²/c²), Cauchy's robust one. It is r² of small
+distances. A few noises end in another image than the flow; their r², hundreds of times that of the others, would decide
+all, and differently for every set of noises.
+
+A solver has few numbers (24 of 5 calls, 74 of 10), so that the derivative of the end by each of them is affordable, and
+a step by all of them (Gauss–Newton) does what hundreds of steps by the gradient of the loss do. A derivative is a
+difference of two runs. The second one begins at the first call that the number changes. So nothing is kept for a
+backward pass, and the memory is that of sampling. The robust loss weights each noise by 1/(1 + r²/c²) (Holland & Welsch
+1977, "Robust regression using iteratively reweighted least-squares").
 
 Every minibatch leaves its quadratic model of the loss. The step minimises the sum of the newest models of all
 minibatches, as in the incremental Gauss–Newton method (Bertsekas 1996, "Incremental least squares methods and the
@@ -64,9 +69,14 @@ class Parameters:
         return None
 
 
-def derivatives(problem, parameters, vector, x, ends):
-    """JᵀJ (p, p) and Jᵀr (p,) of the residuals r = x's end − the flow's, float64; J = dr/dvector."""
+def derivatives(problem, parameters, vector, x, ends, scale=np.inf):
+    """JᵀWJ (p, p) and JᵀWr (p,) of the residuals r = x's end − the flow's, float64; J = dr/dvector.
+
+    scale: c of the loss, which the weights W follow from; without, they are 1.
+    """
     end, answers = problem.run(*parameters.solver(vector), x)
+    residuals = (end - ends).double().flatten(1)
+    weights = (1 / (1 + residuals.square().mean(1, keepdim=True) / scale**2)).expand_as(residuals).flatten()
     columns = []
     for k, calls in enumerate(parameters.before):
         nudged = parameters.nudged(vector, k)
@@ -77,34 +87,37 @@ def derivatives(problem, parameters, vector, x, ends):
         moved, _ = problem.run(*solver, x, answers[:calls])
         columns.append((moved - end).double().flatten() / step)
     jacobian = torch.stack(columns)
-    return (jacobian @ jacobian.T).cpu(), (jacobian @ (end - ends).double().flatten()).cpu()
+    return ((jacobian * weights) @ jacobian.T).cpu(), (jacobian @ (weights * residuals.flatten())).cpu()
 
 
-def loss(problem, parameters, vector, minibatches):
-    """The mean squared distance to the flow over all minibatches; infinite where the times do not fall."""
+def loss(problem, parameters, vector, minibatches, scale):
+    """The mean loss over all minibatches; infinite where the times do not fall."""
     solver = parameters.solver(vector)
-    return np.mean([problem.errors(*solver, noises) for noises in minibatches]) if solver else np.inf
+    if solver is None:
+        return np.inf
+    errors = np.concatenate([problem.errors(*solver, noises) for noises in minibatches])
+    return scale**2 * np.mean(np.log1p(errors / scale**2))
 
 
-def fit(problem, parameters, vector, minibatches):
+def fit(problem, parameters, vector, minibatches, scale):
     """Improve a vector step by step, for ever: yields (vector, root of the loss on the minibatches that judged it).
 
-    minibatches: a list of `Noises` of one size, two or more.
+    minibatches: a list of `Noises` of one size, two or more. scale: c of the loss.
     """
     models, damping = {}, DAMPING
     for number in count():
         here, _ = judges = [minibatches[(number + i) % len(minibatches)] for i in (0, 1)]
-        parts = [derivatives(problem, parameters, vector, x, ends) for _, x, ends in here.batches(problem.batch)]
+        parts = [derivatives(problem, parameters, vector, x, ends, scale) for _, x, ends in here.batches(problem.batch)]
         normal, slope = (problem.team.total(torch.stack(sums).sum(0)).numpy() for sums in zip(*parts, strict=True))
         models[number % len(minibatches)] = normal, normal @ vector - slope
         normal, target = (sum(parts) for parts in zip(*models.values(), strict=True))
-        scale = np.diag(normal) + 1e-12 * np.trace(normal)
-        least = loss(problem, parameters, vector, judges)
+        diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
+        least = loss(problem, parameters, vector, judges, scale)
         for _ in range(TRIES):
-            tried = np.linalg.solve(normal + np.diag(damping * scale), target + damping * scale * vector)
+            tried = np.linalg.solve(normal + np.diag(damping * diagonal), target + damping * diagonal * vector)
             tried = parameters.within(tried)
             tried = problem.team.broadcast(torch.from_numpy(tried), 0).numpy()  # that of one machine for all
-            if (value := loss(problem, parameters, tried, judges)) < least:
+            if (value := loss(problem, parameters, tried, judges, scale)) < least:
                 vector, least, damping = tried, value, damping / 3
                 break
             damping = min(5 * damping, MOST)

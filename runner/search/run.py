@@ -14,6 +14,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pndm.config.errors import InputError
@@ -38,12 +39,13 @@ from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.solve import solve
 from pndm.runner.solver.tabulated import tabulate
 
-NOISES = 512  # that are searched on
-MINIBATCHES = 4
+NOISES = 1024  # that are searched on
+MINIBATCHES = 8
 TRAJECTORIES = 16  # noises whose whole flow the grid is made of
 ON_OWN_GRID = 6  # methods that are tried on it
 STARTS, TRIAL = 2, 1  # starts of the fit, and the steps after which the best goes on
 EFFORT = 1000  # network calls that the fit may make for each noise
+SCALE = 3  # of the fit's loss, in median distances of its start
 JUDGED = 5  # built-in candidates that are measured on held-out noise
 
 
@@ -162,10 +164,11 @@ class Search:
         size = pool.count // MINIBATCHES
         minibatches = [pool.part(i * size, size) for i in range(MINIBATCHES)]
         best, runs, before = None, [], self.spent()
+        scale = SCALE * float(np.sqrt(np.median(starts[0].errors)))
         try:
             for candidate in starts:
                 parameters, vector = self.start(candidate)
-                going = fit(self.problem, parameters, vector, minibatches)
+                going = fit(self.problem, parameters, vector, minibatches, scale)
                 *_, (vector, value) = islice(going, TRIAL)
                 runs.append((value, len(runs), parameters, vector, going))
                 best = min(runs, key=lambda run: run[0])[2:4]

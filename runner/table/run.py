@@ -22,7 +22,7 @@ from pndm.config.files import alone, aside, load_json, save_json
 from pndm.config.load import FOLDER
 from pndm.config.schema import difference, fingerprint
 from pndm.runner import needs, plan, sample
-from pndm.runner.build import load_network, network_key, sampling_of, schedule_of
+from pndm.runner.build import check_solver, load_network, network_key, sampling_of, schedule_of
 from pndm.runner.folder import held_identity
 from pndm.runner.processes import Processes, processes
 from pndm.runner.progress import Progress
@@ -111,6 +111,7 @@ class Bench:
         for cell in cells:
             if (key := network_key(cell.experiment, team.device)) not in self.networks:
                 self.networks[key] = load_network(cell.experiment, team.device)
+            check_solver(cell.experiment, self.networks[key].record["sha256"])
             if (key := _measurement_key(cell)) not in self.measurements:
                 self.measurements[key] = sample.measurement_of(cell.experiment, team)
 

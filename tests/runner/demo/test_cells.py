@@ -13,6 +13,7 @@ from helpers import ROOT, Tiny, image_files
 
 from pndm.config.errors import InputError
 from pndm.config.load import load
+from pndm.demo import solver_files
 from pndm.model import checkpoint
 from pndm.runner.build import sampling_of
 from pndm.runner.demo import cells as demo_cells
@@ -140,6 +141,19 @@ def test_what_is_copied_makes_the_very_bytes_of_the_cell(artist, tiny, tmp_path,
     (cell,) = {cell.asked: cell for cell in artist.draw(request)}.values()
     found = commands(cell, request.noise, Origin(str(tiny.config), "cpu", {"Sample.model_path": str(tiny.model)}))
     assert [name for name, _ in found] == ways
+    check_bytes(found, cell, tmp_path)
+
+
+def test_what_is_copied_of_a_solver_file_makes_the_very_bytes_of_the_cell(tmp_path):
+    request = request_of("searched", "uniform", "6", seed=3, images=3, files="digits_nfe{nfe}")
+    (cell,) = {cell.asked: cell for cell in Artist(load("digits.yml"), CPU).draw(request)}.values()
+    found = commands(cell, request.noise, Origin("digits.yml"))
+    assert [name for name, _ in found] == ["command line", "Python", "diffusers"]
+    check_bytes(found, cell, tmp_path)
+
+
+def check_bytes(found, cell, tmp_path):
+    """Run what is copied, and compare the files."""
     for name, text in found:
         folder = tmp_path / name.replace(" ", "")
         folder.mkdir()
@@ -194,6 +208,35 @@ def test_wrong_requests_are_one_line(values, line):
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_a_row_of_solver_files_has_the_file_of_each_column():
+    artist, files = Artist(load("digits.yml"), CPU), "digits_nfe{nfe}"
+    request = request_of("searched,DDIM", "uniform,quad", "5,11", images=2, files=files)
+    assert [row.label for row in request.rows] == ["searched", "DDIM", "DDIM, quad"]
+    cells = {(cell.row.label, cell.asked): cell for cell in artist.draw(request)}
+    assert cells["searched", 5].nfe == 5
+    assert cells["searched", 5].distance < cells["DDIM", 5].distance / 2
+    assert "no file digits_nfe11.yml" in cells["searched", 11].message
+
+
+def test_solver_files_of_another_network_are_refused_whatever_was_loaded_before(tiny):
+    request = request_of(
+        "DDIM,searched", "uniform", "5", images=1, files=str(ROOT / "config/solvers/digits_nfe{nfe}.yml")
+    )
+    made, refused = list(Artist(load(str(tiny.config)), CPU).draw(request))[:2]
+    assert made.images is not None
+    assert refused.images is None
+    assert "another network" in refused.message
+
+
+def test_without_solver_files_there_is_no_such_row(tmp_path):
+    with pytest.raises(InputError, match="no method 'searched'"):
+        request_of("searched", "uniform", "5")
+    assert solver_files(None, "digits.yml") == "digits_nfe{nfe}"
+    assert solver_files(None, "ddim_celeba.yml") is None
+    with pytest.raises(InputError, match=r"has no \{nfe\}"):
+        solver_files("digits_nfe5", "digits.yml")
 
 
 def test_rows_are_methods_times_spacings_each_once():

@@ -41,7 +41,8 @@ def test_times_that_do_not_fall_are_no_solver():
 
 
 @pytest.mark.parametrize(("difference", "close"), [(fit_module.DIFFERENCE, 0.1), (1e-6, 1e-4)])
-def test_the_gradient_is_that_of_differences_and_of_autograd(problem, monkeypatch, difference, close):
+@pytest.mark.parametrize("scale", [np.inf, 0.5])
+def test_the_gradient_is_that_of_differences_and_of_autograd(scale, problem, monkeypatch, difference, close):
     monkeypatch.setattr(fit_module, "DIFFERENCE", difference)
     parameters, vector = start()
     vector[[2, 3, 6]] = LINEAR.half_log_snr(np.array([30.0, 990.0, 25.0]))  # not at the ends, where there is one side
@@ -49,10 +50,15 @@ def test_the_gradient_is_that_of_differences_and_of_autograd(problem, monkeypatc
     told = parameters.solver(vector)[0].told
     network, x = mixture(LINEAR, 3)
     ends = torch.zeros_like(x)
-    _, slope = derivatives(problem, parameters, vector, x, ends)
+    _, slope = derivatives(problem, parameters, vector, x, ends, scale)
+
+    def cost(end):
+        means = end.flatten(1).square().mean(1)
+        means = means if scale == np.inf else scale**2 * torch.log1p(means / scale**2)
+        return means.sum() * end[0].numel() / 2
 
     def half_loss(moved):
-        return float(problem.run(*parameters.solver(moved), x)[0].square().sum()) / 2
+        return float(cost(problem.run(*parameters.solver(moved), x)[0]))
 
     unit = np.eye(len(vector)) * 1e-5
     central = [(half_loss(vector + step) - half_loss(vector - step)) / 2e-5 for step in unit]
@@ -64,7 +70,7 @@ def test_the_gradient_is_that_of_differences_and_of_autograd(problem, monkeypatc
         history = [network(state, torch.tensor([tau], dtype=torch.float64)), *history]
         total = sum(weight * eps for weight, eps in zip(row, history, strict=True))
         state = phi(state, total, *(float(LINEAR.alpha_cumprod(time)) for time in (t, s)))
-    (state.square().sum() / 2).backward()
+    cost(state).backward()
     known = weights.grad.numpy()
     assert slope.numpy()[2 * CALLS - 1 :] == pytest.approx(known, rel=close, abs=0.05 * close * np.abs(known).max())
 
@@ -84,8 +90,8 @@ def test_the_fit_is_better_on_held_out_noise_and_the_same_from_the_same_seed(pro
     parameters, vector = start()
     minibatches = [pool.part(first, 32) for first in range(0, 128, 32)]
     before = problem.errors(*parameters.solver(vector), held_out)
-    *_, (found, _) = islice(fit(problem, parameters, vector, minibatches), 8)
-    *_, (again, _) = islice(fit(problem, parameters, vector, minibatches), 8)
+    *_, (found, _) = islice(fit(problem, parameters, vector, minibatches, 0.5), 8)
+    *_, (again, _) = islice(fit(problem, parameters, vector, minibatches, 0.5), 8)
     assert np.array_equal(found, again)
     after = problem.errors(*parameters.solver(found), held_out)
     assert better(after, before)
@@ -96,7 +102,7 @@ def test_a_fit_never_takes_a_step_that_is_worse(problem):
     pool = problem.noises(64)
     parameters, vector = start()
     twice = [pool, pool]  # so that all steps are judged by the same noises
-    values = [value for _, value in islice(fit(problem, parameters, vector, twice), 6)]
+    values = [value for _, value in islice(fit(problem, parameters, vector, twice, 0.5), 6)]
     assert values == sorted(values, reverse=True)
 
 

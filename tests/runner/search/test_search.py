@@ -16,7 +16,7 @@ from pndm.runner.folder import read_image
 from pndm.runner.random import noise
 from pndm.runner.search import run as search
 
-FAST = ("--noises", "8", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
+FAST = ("--noises", "16", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
 FAST += ("--total_num", "4", "--set", "Schedule.diffusion_step=40", "--set", "Schedule.beta_end=0.4")  # a short flow
 
 
@@ -66,7 +66,7 @@ def test_a_search_leaves_a_solver_a_ranking_and_a_record(found):
     held_out = {entry["label"]: entry["to_the_flow"][0] for entry in record["held_out"]}
     assert record["winner"] in held_out
     assert solver.calls == 4
-    assert solver.found["noises"] == "8 searched on, 4 held out"
+    assert solver.found["noises"] == "16 searched on, 8 held out"
 
 
 def test_the_same_seed_finds_the_same(found, tiny, cli, tmp_path):
