@@ -47,6 +47,16 @@ def test_public_names_and_their_own_methods_say_what_they_are(name):
         assert not silent, f"{name}: {', '.join(silent)}"
 
 
+@pytest.fixture
+def names_not_used_yet():
+    """Takes the names away again that the reference puts into the package: a later test may be of their import."""
+    before = set(vars(pndm))
+    yield
+    for name in set(pndm.__all__) & set(vars(pndm)) - before:
+        delattr(pndm, name)
+
+
+@pytest.mark.usefixtures("names_not_used_yet")
 def test_the_reference_is_made_without_a_warning(tmp_path, capsys):
     pytest.importorskip("pdoc")
     assert reference.main([str(tmp_path)]) == 0
