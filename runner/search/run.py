@@ -11,7 +11,6 @@ solver file, for --solver. docs/search.md explains it. The folder also gets rank
 import hashlib
 import pickle
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +42,9 @@ NOISES = 1024  # that are searched on
 MINIBATCHES = 8
 TRAJECTORIES = 16  # noises whose whole flow the grid is made of
 ON_OWN_GRID = 6  # methods that are tried on it
-STARTS, TRIAL = 2, 1  # starts of the fit, and the steps after which the best goes on
-EFFORT = 1000  # network calls that the fit may make for each noise
+STARTS = 2  # of the fit; the one that is best after a step goes on
+EFFORT = 600  # network calls that the fit may make for each noise
+ENOUGH = 0.99  # the fit ends when a round of minibatches has more than this share of the round's loss before
 SCALE = 3  # of the fit's loss, in median distances of its start
 JUDGED = 5  # built-in candidates that are measured on held-out noise
 
@@ -73,6 +73,12 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
             experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
         with made(folder), torch.inference_mode(), Progress(team, 0, " image×calls", "search") as progress:
             return Search(experiment, name, loaded, team, folder, progress, minutes).run(found, noises)
+
+
+def settled(values):
+    """Whether a fit with these losses so far, one a step, all but stands; every round is of the same noises."""
+    *_, last = rounds = [values[i : i + MINIBATCHES] for i in range(0, len(values), MINIBATCHES)]
+    return len(rounds) > 1 and len(last) == MINIBATCHES and sum(last) > ENOUGH * sum(rounds[-2])
 
 
 class Search:
@@ -169,16 +175,17 @@ class Search:
             for candidate in starts:
                 parameters, vector = self.start(candidate)
                 going = fit(self.problem, parameters, vector, minibatches, scale)
-                *_, (vector, value) = islice(going, TRIAL)
+                vector, value = next(going)
                 runs.append((value, len(runs), parameters, vector, going))
                 best = min(runs, key=lambda run: run[0])[2:4]
-                self.say(f"fit from {candidate.label}: {value:.4f} after {TRIAL} steps")
-            _, _, parameters, _, going = min(runs, key=lambda run: run[0])
-            for step, (vector, value) in enumerate(going, TRIAL + 1):
-                best = parameters, vector
-                self.say(f"fit, step {step}: {value:.4f}")
+                self.say(f"fit from {candidate.label}: {value:.4f} after a step")
+            value, _, parameters, _, going = min(runs, key=lambda run: run[0])
+            values = [value]
+            for vector, value in going:
+                best, values = (parameters, vector), [*values, value]
+                self.say(f"fit, step {len(values)}: {value:.4f}")
                 late = self.minutes is not None and time.monotonic() - self.begun > 60 * self.minutes
-                if self.team.any(late) or self.spent() - before > EFFORT * pool.count:
+                if self.team.any(late) or self.spent() - before > EFFORT * pool.count or settled(values):
                     break
         except KeyboardInterrupt:
             if self.team.size > 1 or best is None:

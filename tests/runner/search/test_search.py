@@ -229,3 +229,11 @@ def test_a_table_takes_files_as_a_method(tiny, searched, cli, tmp_path):
     assert records["searched_nfe4_exact_seed0"]["nfe"] == 4
     flow = {entry["label"]: entry["rms"] for entry in json.loads((folder / "flow.json").read_text())}
     assert np.isfinite(flow["searched"])
+
+
+def test_a_fit_ends_when_a_whole_round_of_minibatches_is_hardly_better_than_the_one_before():
+    first = [0.5 + 0.1 * i for i in range(search.MINIBATCHES)]  # minibatches differ
+    assert not search.settled(first)
+    assert not search.settled([*first, *first[:-1]])
+    assert search.settled([*first, *first])
+    assert not search.settled([*first, *(0.9 * value for value in first)])
