@@ -96,6 +96,9 @@ class DatasetSection(Section):
 class TrainSection(Section):
     epoch: int = key(1000, "passes over the dataset", **POSITIVE)
     steps: int | None = key(None, "number of steps, instead of epoch", **POSITIVE)
+    start: str | None = key(
+        None, "checkpoint whose weights the network begins with; none: random ones", "training", **TEXT
+    )
     loss_type: Literal["linear", "square"] = key(
         "square", "|ε − ε_θ| (linear) or its square, summed over the image", "training"
     )

@@ -19,13 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pndm.config.errors import InputError
 from pndm.dataset import open_dataset
+from pndm.model import checkpoint, load_model
 from pndm.model.backend import compiled, tf32
 from pndm.model.ema import EMA
 from pndm.model.engine import resolve
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner.batches import batches
-from pndm.runner.build import schedule_of
+from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.checkpoints import TrainFolder
 from pndm.runner.preview import Preview, check, comparable
 from pndm.runner.processes import processes
@@ -57,6 +58,15 @@ def steps_of(experiment, count):
     return experiment.Train.steps or experiment.Train.epoch * (count // size)
 
 
+def weights_of(experiment, schedule):
+    """The state of the network in Train.start, a path or a published name. Raises InputError."""
+    try:
+        source = checkpoint.read(checkpoint_path(experiment.Train.start))
+        return load_model(experiment.Model, source, schedule=schedule).state_dict()
+    except InputError as error:
+        raise InputError(str(error), "Train.start") from None
+
+
 class Trainer:
     """One training run: network, average, optimizer, and `done`, the number of steps done."""
 
@@ -79,6 +89,8 @@ class Trainer:
         self.network = UNet(settings_of(experiment.Model), self.schedule).to(self.device)
         if self.device.type == "cuda":  # on CPUs the gradients of group norms are slow in this layout
             self.network.to(memory_format=torch.channels_last)
+        if train.start and not restart:
+            self.network.load_state_dict(weights_of(experiment, self.schedule))
         self.ema = EMA(self.network, train.ema_rate if train.ema else 0.0)
         self.optimizer = _optimizer(self.network, experiment.Optim)
         self.done, self.best = 0, float("inf")

@@ -446,3 +446,23 @@ def test_a_checkpoint_without_a_newer_key_can_be_continued(tiny, straight, cli, 
     torch.save(old, newest(tmp_path / "run"))
     assert cli(*flags(tiny, tmp_path / "run", 5, "--restart"))[0] == 0
     assert state(tmp_path / "run")["step"] == 15
+
+
+def test_a_run_begins_with_the_weights_that_it_is_given(tiny, tmp_path):
+    given = experiment(tiny, Train_start=str(tiny.model), Dataset_batch_size=599)
+    begun = Trainer(given, Processes(torch.device("cpu")), tmp_path / "begun")
+    known = tiny.network.state_dict()
+    assert all(torch.equal(value, known[name]) for name, value in begun.network.state_dict().items())
+    assert all(torch.equal(value, known[name]) for name, value in begun.ema.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [("missing.ckpt", "no file missing.ckpt"), ("model/digits.safetensors", "does not fit")],
+)
+def test_weights_to_begin_with_that_are_missing_or_do_not_fit_are_one_line(tiny, cli, tmp_path, start, line):
+    status, _, err = cli(*flags(tiny, tmp_path / "run", 1, "--set", f"Train.start={start}"))
+    assert status == 2
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
