@@ -46,7 +46,7 @@ STARTS = 2  # of the fit; the one that is best after a step goes on
 EFFORT = 600  # network calls that the fit may make for each noise
 ENOUGH = 0.99  # the fit ends when a round of minibatches has more than this share of the round's loss before
 SCALE = 3  # of the fit's loss, in median distances of its start
-JUDGED = 5  # built-in candidates that are measured on held-out noise
+JUDGED = rank.SECOND  # built-in candidates that are measured on held-out noise
 
 
 def run(experiment, name, device, folder, methods=None, noises=None, minutes=None, timeout=None):
