@@ -37,9 +37,12 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", help="checkpoint, diffusers folder, published name or hub name")
     parser.add_argument("--to", metavar="OUT.safetensors", help="write it under this project's own names")
+    parser.add_argument("--bf16", action="store_true", help="with --to: round the weights to bfloat16, half the size")
     args = parser.parse_args(argv)
+    if args.bf16 and not args.to:
+        parser.error("--bf16 needs --to")
     try:
-        return examine(args.file, args.to)
+        return examine(args.file, args.to, args.bf16)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
     except OSError as error:
@@ -47,8 +50,11 @@ def main(argv=None):
     return 2
 
 
-def examine(file, to=None):
-    """Print what `file` is, and convert it to `to`; returns the exit status. Raises InputError."""
+def examine(file, to=None, rounded=False):
+    """Print what `file` is, and convert it to `to`; returns the exit status. Raises InputError.
+
+    rounded: whether the weights are written in bfloat16. They are computed with in float32 all the same.
+    """
     target = Path(to) if to else None
     if target and (target.exists() or not target.parent.is_dir() or target.suffix != ".safetensors"):
         raise InputError(f"--to: {target} must be a new .safetensors file in a folder that exists")
@@ -80,7 +86,10 @@ def examine(file, to=None):
     say("fits", ", ".join(fitting))
     if target:
         metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest}
-        checkpoint.save(target, checkpoint.state_dict_for(best.network, source), metadata)
+        tensors = checkpoint.state_dict_for(best.network, source)
+        if rounded:
+            tensors = {name: value.bfloat16() for name, value in tensors.items()}
+        checkpoint.save(target, tensors, metadata)
         say("written", target)
     return 0
 

@@ -78,6 +78,16 @@ def test_says_what_it_is_and_converts(doctor, file):
     assert sorted(path.name for path in file.parent.iterdir()) == ["unnamed", "unnamed.safetensors"]
 
 
+def test_rounds_the_weights_if_asked_to(doctor, tmp_path):
+    digits, target = ROOT / "model" / "digits.safetensors", tmp_path / "rounded.safetensors"
+    assert doctor(digits, "--to", target, "--bf16")[0] == 0
+    assert target.stat().st_size < 0.55 * digits.stat().st_size
+    section = load("digits.yml").Model
+    ours, theirs = (load_model(section, path).state_dict() for path in (target, digits))
+    assert all(ours[name].dtype == torch.float32 for name in theirs)
+    assert all(torch.equal(ours[name], theirs[name].bfloat16().float()) for name in theirs)
+
+
 def test_fits_none(doctor, file):
     tensors = dict(published_weights("ddim_cifar10"))
     tensors["down.0.block.0.norm1.bias"] = torch.zeros(64)
@@ -95,7 +105,9 @@ def test_fits_none(doctor, file):
     assert not file.with_name("new.safetensors").exists()
 
 
-@pytest.mark.parametrize("arguments", [["none"], [], ["main.py"], ["main.py", "--to", "there/out.safetensors"]])
+@pytest.mark.parametrize(
+    "arguments", [["none"], [], ["main.py"], ["main.py", "--to", "there/out.safetensors"], ["main.py", "--bf16"]]
+)
 def test_wrong_input(doctor, arguments):
     status, lines, errors = doctor(*arguments)
     assert status == 2 and not lines and errors.count("\n") == 1
