@@ -1,9 +1,10 @@
 """Make the pictures of README and docs/ from what the code gives now.
 
-python tools/pictures.py                            # all but demo and training
+python tools/pictures.py                            # all but demo, training, fashion
 python tools/pictures.py demo                       # needs playwright, and chromium on the PATH
 python tools/pictures.py gain --cells docs/results-digits/cells.csv
 python tools/pictures.py training --run temp/mine   # after the commands of docs/train-your-own.md
+python tools/pictures.py fashion --run temp/fashion --samples temp/sample/fashion_F-PNDM_50    # of docs/fashion.md
 """
 
 import argparse
@@ -20,7 +21,8 @@ import torch
 import pndm.demo
 from pndm import Query, Schedule, Step, trajectory
 from pndm.config.files import aside
-from pndm.dataset import to_picture
+from pndm.config.load import load
+from pndm.dataset import open_dataset, to_picture
 from pndm.runner.folder import grid, read_image
 from pndm.runner.table.figures import COLOURS
 
@@ -103,25 +105,41 @@ def digits(args):
 
 def training(args):
     """The pictures of docs/train-your-own.md: the data, samples, and the curves of the run."""
+    tiles("own-data.png", [read_image(file) for file in sorted(args.images.glob("*.png"))[:25]])
+    tiles("own-samples.png", [read_image(args.samples / f"{i:06d}.png") for i in range(25)])
+    curves(args.run, "own-curves.svg")
+
+
+def fashion(args):
+    """The pictures of docs/fashion.md: 100 images of the data, as many samples, and the curves of the run."""
+    data = open_dataset(load("fashion.yml").Dataset)
+    tiles("fashion-data.png", [data[i] for i in range(100)])
+    tiles("fashion-samples.png", [read_image(args.samples / f"{i:06d}.png") for i in range(100)])
+    curves(args.run, "fashion-curves.svg")
+
+
+def tiles(name, images):
+    with aside(DOCS / "pictures" / name) as file:
+        to_picture(grid(torch.stack(images))).save(file, "PNG")
+    print(DOCS / "pictures" / name)
+
+
+def curves(run, name):
+    """The loss of the training run in the folder `run`, and its error by ranges of t."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    shown = [read_image(file) for file in sorted(args.images.glob("*.png"))[:32]]
-    samples = [read_image(args.samples / f"{i:06d}.png") for i in range(32)]
-    for name, images in (("own-data.png", shown), ("own-samples.png", samples)):
-        with aside(DOCS / "pictures" / name) as file:
-            to_picture(grid(torch.stack(images[:25]))).save(file, "PNG")
-    log = EventAccumulator(str(args.run)).Reload()
+    log = EventAccumulator(str(run)).Reload()
     figure, left, right = canvas(7.5, 3, 2)
     for axes, names, title in (
         (left, ["loss"], "loss a pixel"),
         (right, [name for name in log.Tags()["scalars"] if name.startswith("error_by_t/")], "error of ε a pixel, by t"),
     ):
-        for name, colour in zip(names, COLOURS, strict=False):
-            events = log.Scalars(name)
-            axes.plot([e.step for e in events], [e.value for e in events], color=colour, label=name.split("/")[-1])
+        for scalar, colour in zip(names, COLOURS, strict=False):
+            events = log.Scalars(scalar)
+            axes.plot([e.step for e in events], [e.value for e in events], color=colour, label=scalar.split("/")[-1])
         axes.set(title=title, xlabel="step", yscale="log")
     right.legend(frameon=False, fontsize=8)
-    save(figure, "own-curves.svg")
+    save(figure, name)
 
 
 def demo(args):
@@ -155,7 +173,7 @@ def save(figure, name):
     print(path)
 
 
-PICTURES = {"gain": gain, "method": method, "digits": digits, "demo": demo, "training": training}
+PICTURES = {"gain": gain, "method": method, "digits": digits, "demo": demo, "training": training, "fashion": fashion}
 WITHOUT_MORE = ("gain", "method", "digits")  # those that need nothing but the project
 
 
