@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +139,21 @@ def torchrun(count, *flags, launcher=(), **more):
     """Start main.py on `count` processes of this machine, in a session of their own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *launcher]
     return process(*flags, launcher=launcher, **({"start_new_session": True} | more))
+
+
+def ranks(count, *flags):
+    """Start main.py as `count` ranks that have each other alone, without a torchrun, which takes seconds to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    every = [os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [process(*flags, env=variables) for variables in every]
+
+
+def ended(runs, timeout=300):
+    """(exit status, stderr) of each rank, once all have ended."""
+    said = [run.communicate(timeout=timeout)[1] for run in runs]
+    return [(run.returncode, err) for run, err in zip(runs, said, strict=True)]
 
 
 def workers_of(run):

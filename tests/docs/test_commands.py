@@ -4,11 +4,13 @@ A comment above a block says what is to be done with it; a reader of the page do
 
     <!-- run -->                      run it as it stands
     <!-- run: --total_num 20 -->      run it with these flags, which make it smaller, after each of its commands
-    <!-- run instead: COMMAND -->     run this in its place
+    <!-- run instead: COMMAND -->     run this in its place, or several: COMMAND && COMMAND
+    <!-- run in PAGE -->              not here: that page runs its first command
     <!-- needs WHAT -->               not here: its flags, files and names are checked
     <!-- needs WHAT; says: TEXT -->   it ends with status 2, and with this in its message
     <!-- needs WHAT; with: --offline; says: TEXT -->   the same, with these flags
     <!-- output -->                   what the block above prints, numbers within their error; … stands for anything
+    <!-- output in PAGE -->           the same as an output of that page
 
 Each block with commands has such a comment. Each page runs in a checkout of its own, with an empty temp/, its blocks
 from top to bottom. Of "says" the first command is meant.
@@ -116,6 +118,8 @@ def counted():
     kinds = dict.fromkeys(("run", "run for their message", "compared with their output", "checked"), 0)
     for block in (b for page in PAGES for b in found(page)):
         comment = block.comment
+        if comment.startswith(("run in ", "output in ")):
+            comment = ""
         kind = "run" if comment.startswith("run") else "run for their message" if "; says: " in comment else "checked"
         kinds["compared with their output" if comment.startswith("output") else kind] += 1
     return kinds
@@ -194,6 +198,17 @@ def wrong_in(command):
     return ""
 
 
+def shared(block):
+    """What is wrong in a block that another page runs, or prints: nothing if that page has it, too."""
+    verb, _, name = block.comment.partition(" in ")
+    others = [other for page in PAGES if page.name == name for other in found(page)]
+    if verb == "output":
+        same = any(other.comment == "output" and other.lines == block.lines for other in others)
+    else:
+        same = any(other.comment.startswith("run") and block.commands[0] in other.commands for other in others)
+    return [] if same else [f"{block.text}\nis not in {name}"]
+
+
 def differences(shown, printed):
     """The lines of an output in a page that are not among the printed ones, in order."""
     rest, missing = printed.splitlines(), []
@@ -235,15 +250,21 @@ def test_the_commands_of_a_page_run_and_print_what_it_shows(page, checkout):
     for block in found(page):
         place = f"{page.name}:{block.line}"
         verb, _, more = block.comment.partition(" ")
-        if verb == "output":
+        if more.startswith("in "):
+            wrong += [f"{place}: {text}" for text in shared(block) + check(block)]
+        elif verb == "output":
             wrong += [f"{place}: not printed: {line}\nbut\n{printed}" for line in differences(block.lines, printed)]
         elif verb in ("run", "run:"):
             printed = ""
             if block.is_python:
                 exec(compile(block.text, place, "exec"), {})
                 continue
-            instead = more.removeprefix("instead: ") if more.startswith("instead: ") else None
-            for command in [instead] if instead else [f"{command} {more}".strip() for command in block.commands]:
+            if more.startswith("instead: "):
+                commands = more.removeprefix("instead: ").split(" && ")
+                wrong += [f"{place}: {text}" for text in check(block)]
+            else:
+                commands = [f"{command} {more}".strip() for command in block.commands]
+            for command in commands:
                 status, out, err = run(command)
                 printed += out
                 if status:
@@ -286,6 +307,12 @@ def test_the_commands_of_the_table_in_readme_are_right():
 )
 def test_outputs_are_compared_within_their_error(shown, printed, same):
     assert (not differences([shown], f"before\n{printed}\nafter")) == same
+
+
+def test_a_block_that_another_page_runs_is_found_there_or_missed():
+    for comment, line in (("run in README.md", "make sampel"), ("output in README.md", "1,000 images by PF")):
+        assert shared(Block(ROOT / "docs" / "quickstart.md", 1, [line], comment))
+    assert not shared(Block(ROOT / "docs" / "quickstart.md", 1, ["make sample"], "run in README.md"))
 
 
 def test_a_wrong_flag_or_name_in_a_page_is_found():

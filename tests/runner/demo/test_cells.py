@@ -2,10 +2,10 @@
 
 import base64
 import math
-import os
-import subprocess
-import sys
+import runpy
+import shlex
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,42 +136,46 @@ def test_a_network_that_breaks_leaves_a_line_in_its_cells(tiny, tmp_path):
         ("S-PNDM", "trailing", 0.35, ["Python", "diffusers"]),
     ],
 )
-def test_what_is_copied_makes_the_very_bytes_of_the_cell(artist, tiny, tmp_path, method, spacing, share, ways):
+def test_what_is_copied_makes_the_very_bytes_of_the_cell(artist, tiny, check_bytes, method, spacing, share, ways):
     request = request_of(method, spacing, "13", seed=3, images=3, share=share)
     (cell,) = {cell.asked: cell for cell in artist.draw(request)}.values()
     found = commands(cell, request.noise, Origin(str(tiny.config), "cpu", {"Sample.model_path": str(tiny.model)}))
     assert [name for name, _ in found] == ways
-    check_bytes(found, cell, tmp_path)
+    check_bytes(found, cell)
 
 
-def test_what_is_copied_of_a_solver_file_makes_the_very_bytes_of_the_cell(tmp_path):
+def test_what_is_copied_of_a_solver_file_makes_the_very_bytes_of_the_cell(check_bytes):
     request = request_of("searched", "uniform", "6", seed=3, images=3, files="digits_nfe{nfe}")
     (cell,) = {cell.asked: cell for cell in Artist(load("digits.yml"), CPU).draw(request)}.values()
     found = commands(cell, request.noise, Origin("digits.yml"))
     assert [name for name, _ in found] == ["command line", "Python", "diffusers"]
-    check_bytes(found, cell, tmp_path)
+    check_bytes(found, cell)
 
 
-def check_bytes(found, cell, tmp_path):
-    """Run what is copied, and compare the files."""
-    for name, text in found:
-        folder = tmp_path / name.replace(" ", "")
-        folder.mkdir()
-        run(name, text, folder)
-        made = image_files(next(folder.glob("temp/demo/*"), folder))
-        assert [source_of(image) for image in cell.images] == [address(made[file]) for file in sorted(made)]
+@pytest.fixture
+def check_bytes(cli, tmp_path, monkeypatch):
+    """check_bytes(found, cell): run what is copied, and compare the files.
 
+    In this process, each text in an empty folder; `test_live.py` runs one in a shell.
+    """
 
-def run(name, text, folder):
-    """Run a copied text in `folder`, as a person would."""
-    if name == "command line":
-        command = ["sh", "-c", text.replace("python main.py", f"{sys.executable} {ROOT / 'main.py'}")]
-    else:
-        (folder / "program.py").write_text(text, encoding="utf-8")
-        command = [sys.executable, "program.py"]
-    paths = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=paths, timeout=300)
-    assert done.returncode == 0, done.stderr
+    def check(found, cell):
+        for name, text in found:
+            folder = tmp_path / name.replace(" ", "")
+            folder.mkdir()
+            monkeypatch.chdir(folder)
+            if name == "command line":
+                program, script, *flags = shlex.split(text.replace("\\\n", " "))
+                assert (program, script) == ("python", "main.py")
+                status, _, err = cli(*flags)
+                assert status == 0, err
+            else:
+                Path("program.py").write_text(text, encoding="utf-8")
+                runpy.run_path("program.py", run_name="__main__")
+            made = image_files(next(folder.glob("temp/demo/*"), folder))
+            assert [source_of(image) for image in cell.images] == [address(made[file]) for file in sorted(made)]
+
+    return check
 
 
 def address(data):
