@@ -138,7 +138,7 @@ def curves(run, name):
             events = log.Scalars(scalar)
             axes.plot([e.step for e in events], [e.value for e in events], color=colour, label=scalar.split("/")[-1])
         axes.set(title=title, xlabel="step", yscale="log")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, title="t", loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, name)
 
 

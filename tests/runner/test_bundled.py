@@ -1,4 +1,4 @@
-"""The network that comes with the project, and what README and docs say of it."""
+"""The networks that come with the project, and what README and docs say of it."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ import re
 import pytest
 from helpers import ROOT
 
-MODEL = ROOT / "model" / "digits.safetensors"
 
-
-def test_file_is_small_and_the_one_in_the_docs():
-    assert MODEL.stat().st_size < 8_000_000
-    assert hashlib.sha256(MODEL.read_bytes()).hexdigest() in (ROOT / "docs" / "digits.md").read_text()
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_file_is_small_and_the_one_in_the_docs(name):
+    file = ROOT / "model" / f"{name}.safetensors"
+    assert file.stat().st_size < 8_000_000
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in (ROOT / "docs" / f"{name}.md").read_text()
 
 
 def test_its_digits_are_near_the_data(cli, tmp_path):
@@ -22,6 +22,17 @@ def test_its_digits_are_near_the_data(cli, tmp_path):
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["nfe"] == 29
     assert record["frechet"]["value"] < 0.1
+    assert record["checkpoint"]["weights"] == "EMA"
+
+
+def test_its_clothes_are_near_the_data(cli, tmp_path):
+    """Without the data set: its statistics are bundled, too. Noise has 44 (docs/distances.md)."""
+    run = ("--config", "fashion.yml", "--total_num", 100, "--sample_speed", 10, "--device", "cpu")
+    status, out, err = cli(*run, "--image_path", tmp_path / "run", "--set", f"Dataset.path={tmp_path / 'nowhere'}")
+    assert (status, err) == (0, "")
+    assert "Fashion-MNIST classifier features" in out and "FID" not in out
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["frechet"]["value"] < 4
     assert record["checkpoint"]["weights"] == "EMA"
 
 

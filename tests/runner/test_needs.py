@@ -70,7 +70,7 @@ def test_with_a_connection_the_same_is_loadable_and_nothing_is_asked(bare, cli, 
             ["--config", "ddim_cifar10.yml"],
             "by hand   network     no file temp/models/ddim_cifar10.ckpt; it is at https://h",
         ),
-        (["--config", "fashion.yml"], "by hand   network     no checkpoint is given"),
+        (["--config", "folder.yml"], "by hand   network     no checkpoint is given"),
         (["--model_path", "nothing.ckpt"], "by hand   network     no file nothing.ckpt"),
         (
             ["--model_path", "google/ddpm-cifar10-32"],
