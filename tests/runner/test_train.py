@@ -28,6 +28,7 @@ from pndm.runner.train import Trainer
 from pndm.runner.trainlog import Meter
 
 SHORT = ["--set", "Train.checkpoint_interval=5", "--set", "Train.sample_interval=5", "--set", "Train.log_interval=5"]
+SHORT += ["--set", "Sample.batch_size=64"]  # a grid in one call
 
 
 def flags(tiny, folder, epochs, *more):
@@ -273,7 +274,7 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     with safe_open(tmp_path / "run" / "best.safetensors", "pt") as file:
         assert json.loads(file.metadata()["record"])["step"] == best
     assert state(tmp_path / "run")["best"] == pytest.approx(values[best], rel=1e-6)
-    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30]
+    more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30, "--batch_size", 64]
     assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
     record = json.loads((tmp_path / "images" / "result.json").read_text())
     assert record["frechet"]["value"] == pytest.approx(values[best], rel=1e-5)

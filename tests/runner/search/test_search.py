@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import image_files, torchrun
+from helpers import ended, image_files, ranks
 
 from pndm.config.errors import InputError
 from pndm.config.load import load_solver
@@ -205,9 +205,8 @@ def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny,
 
 
 def test_two_processes_share_the_noises_and_find_the_same(found, tiny, tmp_path):
-    run = torchrun(2, *flags(tiny, tmp_path / "run", "--time", "0.05"))
-    _, err = run.communicate(timeout=600)
-    assert run.returncode == 0, err
+    for status, err in ended(ranks(2, *flags(tiny, tmp_path / "run", "--time", "0.05"))):
+        assert status == 0, err
     ours, theirs = (np.loadtxt(f / "rank.csv", delimiter=",", skiprows=1, usecols=2) for f in (found, tmp_path / "run"))
     assert theirs == pytest.approx(ours, rel=1e-3)
 

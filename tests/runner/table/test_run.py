@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import yaml
-from helpers import DATA, ROOT, process, torchrun, workers_of
+from helpers import DATA, ROOT, ended, ranks, torchrun, workers_of
 
 from pndm import cli as main
 from pndm.config.files import alone
@@ -134,7 +134,7 @@ def undisturbed(tiny, tmp_path_factory):
     return cells(folder / "run")
 
 
-def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturbed, tmp_path):
+def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturbed, cli, tmp_path):
     """Two processes that share the cells, of which one dies, and torchrun ends the other; then one process."""
     flags = table(**SMALL)
     run = torchrun(2, *flags)
@@ -146,18 +146,15 @@ def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturb
     before = written(tmp_path / "table")
     assert 3 <= len(before) < len(undisturbed)
     assert not (tmp_path / "table/report.html").exists()
-    again = process(*flags)
-    err = again.communicate(timeout=300)[1]
-    assert again.returncode == 0, err
+    assert cli(*flags)[0] == 0
     assert before.items() <= written(tmp_path / "table").items()
     assert cells(tmp_path / "table") == undisturbed
     assert (tmp_path / "table/report.html").exists()
 
 
 def test_processes_share_the_cells(table, undisturbed, tmp_path):
-    run = torchrun(2, *table(**SMALL))
-    err = run.communicate(timeout=300)[1]
-    assert run.returncode == 0, err
+    for status, err in ended(ranks(2, *table(**SMALL))):
+        assert status == 0, err
     assert cells(tmp_path / "table") == undisturbed
 
 
