@@ -110,6 +110,7 @@ def test_a_missing_file_names_those_there_are():
         load("quux-quux-quux.yml")
 
 
+@pytest.mark.slow
 @given(st.text(), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
 def test_whatever_is_set_ends_in_an_experiment_or_in_one_line(name, value):
     try:

@@ -425,6 +425,7 @@ def test_batches_are_in_order_and_of_one_shape(tmp_path):
         list(batches(plain_folder(tmp_path), 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_reading_keeps_up(tmp_path, suffix):
     """At least 2,000 32×32 images a second; asked of the best of three, since the machine does other things too."""

@@ -139,6 +139,7 @@ def variants(tensors, target):
     yield "noise", rng.randbytes(10_000)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of TorchScript and sparse tensors
 def test_each_ends_in_one_line(tmp_path):
     tensors = collections.OrderedDict(published_weights(NAME))
@@ -166,6 +167,7 @@ def test_hostile_files_are_hostile(tmp_path):
     assert target.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_flipped_bits_do_not_crash(tmp_path):
     """A file with some bit flipped outside the weights loads, or ends in a line; nothing else."""

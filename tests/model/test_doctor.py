@@ -47,6 +47,7 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_says_what_it_is_and_converts(doctor, file):
     target = file.with_suffix(".safetensors")
     status, lines, errors = doctor(file, "--to", target)
@@ -88,6 +89,7 @@ def test_rounds_the_weights_if_asked_to(doctor, tmp_path):
     assert all(torch.equal(ours[name], theirs[name].bfloat16().float()) for name in theirs)
 
 
+@pytest.mark.slow
 def test_fits_none(doctor, file):
     tensors = dict(published_weights("ddim_cifar10"))
     tensors["down.0.block.0.norm1.bias"] = torch.zeros(64)
@@ -120,6 +122,7 @@ def test_is_a_command():
     assert done.stderr == "checkpoint.py: model/none.ckpt: no such file\n"
 
 
+@pytest.mark.slow
 def test_codes_for_the_terminal_are_not_printed(doctor, file):
     tensors, other = published_weights("ddim_cifar10"), file.with_name("escapes")
     tensors = dict(tensors) | {"\x1b[2Jextra": torch.zeros(1)}

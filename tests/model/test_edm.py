@@ -33,6 +33,7 @@ def eps_of(network, name, dtype):
         return network(inner.to(dtype), t.to(dtype), classes(name, count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_outputs_are_those_of_edms_code(name, dtype):
@@ -50,6 +51,7 @@ def test_every_published_tensor_has_a_place(name):
     assert sorted(used) == sorted(weights(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, limit", [("edm_ddpmpp", 1e-6), ("vp_ddpmpp", 1e-5)])
 def test_heun_is_edms_sampler(name, limit):
     """From the same noise, by 35 calls in 18 steps: to `limit` of the images' deviation, in float64.
@@ -169,6 +171,7 @@ def test_published_experiments(file):
     assert math.isclose(millions, {"edm_ffhq": 62, "edm_afhqv2": 62, "edm_imagenet64": 296}.get(file, 56), abs_tol=0.6)
 
 
+@pytest.mark.slow
 def test_the_doctor_converts_a_pickle(tmp_path, monkeypatch, capsys):
     """One that fits no experiment is written with the settings that it says itself, and read again."""
     install(monkeypatch)

@@ -40,6 +40,7 @@ def command(tmp_path):
     return flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_sample(name, command, tmp_path, capsys):
     schedule, flags, steps, (fewest, most) = CASES[name]

@@ -122,6 +122,7 @@ def cut(x, bits=10):
     return ((whole + (1 << (dropped - 1))) >> dropped << dropped).view(torch.float32)
 
 
+@pytest.mark.slow
 def test_tf32_at_the_ends_adds_little_to_the_error_of_bf16():
     """The first and the last convolution and the time's embedding, as a GPU computes them."""
     experiment = load("digits.yml")
@@ -157,6 +158,7 @@ class Replayed:
         return self.result.copy_(self.function(*self.inputs))
 
 
+@pytest.mark.slow
 def test_a_graph_is_captured_once_a_shape_and_its_result_is_kept():
     """F-PNDM combines four ε's: were they overwritten, the images would be others."""
     captured = []
@@ -193,6 +195,7 @@ def test_what_cannot_be_captured_is_called(recwarn):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
 def test_compiled(tiny):
     from torch._dynamo.utils import counters
 
@@ -276,6 +279,7 @@ def test_batches_that_fit(monkeypatch, free, wanted):
     assert size == wanted or 10 * size <= free / 2 < 20 * size
 
 
+@pytest.mark.slow
 def test_memory_is_measured():
     assert 2**20 < engine.free_memory(CPU) < 2**50
     before = engine.peak(CPU)

@@ -146,6 +146,7 @@ def test_not_a_number_is_allowed(tmp_path):
     assert evaluate(load_model(published_section("ddim_small"), tmp_path / "a")).isnan().all()
 
 
+@pytest.mark.slow
 def test_loading_is_quick_and_keeps_one_copy(tmp_path):
     """The full-size CIFAR10 network, from a training list four times its size; the file may change afterwards."""
 

@@ -28,7 +28,10 @@ def _without_memory(name):
         return UNet(settings_of(published_section(name)))
 
 
-@pytest.mark.parametrize("name", MANIFEST)
+LARGE = ("ddim_bedroom", "ddim_church")  # 256×256
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in MANIFEST])
 def test_outputs(name):
     reference = np.load(DATA / f"forward_{name}.npz")
     # Bedroom and church are one network: the weights follow from names and shapes, which are the same.

@@ -180,6 +180,7 @@ def names():
     return [(name, value) for name, value in persistence.NAMES.items() if value is not set]
 
 
+@pytest.mark.slow
 def test_any_byte_may_be_wrong(tmp_path, monkeypatch):
     """A changed byte ends in the network with other weights, or in one line."""
     install(monkeypatch)

@@ -425,6 +425,7 @@ def test_without_diffusers_one_line_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "diffusers" or name == "pndm.scheduler"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(vars(pndm), "MethodScheduler", raising=False)  # pdoc leaves it there
     with pytest.raises(ImportError, match=r"^MethodScheduler needs diffusers, .* pip install diffusers$"):
         pndm.MethodScheduler  # noqa: B018
     assert pndm.PNDMPipeline.from_pretrained("digits.yml")(2, 3, output_type="pt").images.shape == (2, 1, 8, 8)
@@ -514,6 +515,7 @@ class TestPipelines:
         plain, prompted = unet(torch.cat([x, x]), t[0], encoder_hidden_states=prompts).sample.chunk(2)
         return plain + 4.0 * (prompted - plain)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", LISTED)
     def test_stable_diffusion_with_guidance(self, method, stable):
         pipeline = self.quiet(diffusers.StableDiffusionPipeline(**stable))
@@ -528,6 +530,7 @@ class TestPipelines:
             expected = drive(scheduler, lambda x, t: self.guided(stable["unet"], x, t), x)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
     @pytest.mark.parametrize("method", LISTED)
     def test_image_to_image_and_inpainting(self, kind, method, stable):

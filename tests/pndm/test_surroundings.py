@@ -59,12 +59,14 @@ def shell(command, **environment):
     return subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_closed_stderr_stops_nothing(tiny, tmp_path):
     done = shell(f"MAIN {' '.join(tiny.flags(tmp_path / 'run'))} 2>&-")
     assert done.returncode == 0
     assert (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}])
 def test_an_encoding_without_greek_letters_stops_nothing(tiny, tmp_path, environment):
     flags = " ".join(tiny.flags(tmp_path / "run"))
@@ -72,11 +74,13 @@ def test_an_encoding_without_greek_letters_stops_nothing(tiny, tmp_path, environ
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_seen_enough_gets_no_complaint(tiny, tmp_path):
     done = shell(f"MAIN {' '.join(tiny.flags(tmp_path / 'run'))} --plan | head -n 1")
     assert (done.stdout.count(b"\n"), done.stderr) == (1, b"")
 
 
+@pytest.mark.slow
 def test_a_full_device_is_named(tiny, tmp_path):
     done = shell(f"MAIN {' '.join(tiny.flags(tmp_path / 'run'))} --plan > /dev/full")
     assert done.returncode == 2
@@ -102,6 +106,7 @@ def test_impatience_at_the_start_gets_no_traceback(tiny, tmp_path, after):
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_two_different_runs_that_begin_together_do_not_share_a_folder(tiny, tmp_path):
     runs = [process(*tiny.flags(tmp_path / "run", "--sample_speed", n, "--total_num", 40)) for n in (2, 3)]
     ends = [(run.communicate(timeout=300)[1], run.returncode) for run in runs]

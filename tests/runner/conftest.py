@@ -38,6 +38,7 @@ class Server:
     def answer(self, handler):
         path = handler.path
         start = int((re.findall(r"bytes=(\d+)-", handler.headers.get("Range", "")) or [0])[0])
+        handler.halts = not self.stalled.is_set()  # before the test can know of the request
         self.asked.append((path, start))
         if self.answers is not None and len(self.asked) > self.answers:
             return self.send(handler, 503, {}, b"")
@@ -62,7 +63,7 @@ class Server:
         if self.length:
             handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
-        if not self.stalled.is_set():
+        if handler.halts:
             handler.wfile.write(content[: len(content) // 2])
             handler.wfile.flush()
             self.stalled.wait(20)

@@ -197,6 +197,7 @@ def environment():
     return {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
 
 
+@pytest.mark.slow
 def test_two_processes_load_a_file_once(made_up, server, tmp_path):
     server.stalled.clear()
     runs = [process("--runner", "fetch", "made_up", cwd=tmp_path, env=environment()) for _ in range(2)]

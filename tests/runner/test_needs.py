@@ -46,6 +46,7 @@ def test_all_that_a_table_lacks_is_one_list(bare, cli):
     assert list(bare.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_with_a_connection_the_same_is_loadable_and_nothing_is_asked(bare, cli, monkeypatch):
     pytest.importorskip("gdown")
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -154,6 +155,7 @@ def test_a_plan_loads_nothing(tiny_published, cli, server):
     assert server.asked == []
 
 
+@pytest.mark.slow
 def test_a_table_from_nothing_to_its_report_in_one_command(tiny_published, publish, server, tiny, cli, tmp_path):
     cli("--runner", "stats", "--config", tiny.config, "--features", "pixels", "--out", "made.npz", "--device", "cpu")
     server.files["/stats"] = (tmp_path / "made.npz").read_bytes()

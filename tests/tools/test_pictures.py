@@ -32,6 +32,7 @@ def test_the_picture_of_the_methods_is_made_from_the_code(pages, capsys):
     assert (pages / "method.svg").read_bytes() == (ROOT / "docs" / "pictures" / "method.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_pictures_of_a_training_run(tiny, cli, pages, tmp_path):
     steps = ["--set=Train.steps=4", "--set=Train.log_interval=2"]
     assert cli("--runner", "train", "--config", tiny.config, "--device", "cpu", "--train_path", "run", *steps)[0] == 0

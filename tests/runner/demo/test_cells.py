@@ -126,6 +126,7 @@ def test_a_network_that_breaks_leaves_a_line_in_its_cells(tiny, tmp_path):
     assert all("not finite" in cell.message for cell in cells.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "spacing", "share", "ways"),
     [
@@ -144,6 +145,7 @@ def test_what_is_copied_makes_the_very_bytes_of_the_cell(artist, tiny, check_byt
     check_bytes(found, cell)
 
 
+@pytest.mark.slow
 def test_what_is_copied_of_a_solver_file_makes_the_very_bytes_of_the_cell(check_bytes):
     request = request_of("searched", "uniform", "6", seed=3, images=3, files="digits_nfe{nfe}")
     (cell,) = {cell.asked: cell for cell in Artist(load("digits.yml"), CPU).draw(request)}.values()

@@ -224,6 +224,7 @@ def test_kid_does_not_depend_on_the_number_of_images():
     assert kid(draws[0] + 0.5, draws[1], subsets=20)["value"] > 0.3
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_the_order_in_which_images_come():
     images = torch.randint(0, 256, (1200, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     extractor = make_extractor("pixels", (1, 4, 4))

@@ -89,6 +89,7 @@ def test_the_classifier_of_fashion_mnist_and_its_statistics():
         features.make_extractor("fashion", (3, 28, 28))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="no Fashion-MNIST: Debian's package dataset-fashion-mnist is not there")
 def test_clothes_that_the_classifier_has_not_seen_are_near(cli, tmp_path):
     flags = ["--runner", "stats", "--config", "fashion.yml", "--set", "Dataset.split=test", "--out", tmp_path / "t.npz"]

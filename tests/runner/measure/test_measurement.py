@@ -37,6 +37,7 @@ def test_card_of_a_sampling_run(tiny, cli, tmp_path):
     assert cards["file"]["reference"]["hash"] == after["reference"]["hash"] == digest
 
 
+@pytest.mark.slow
 def test_sampling_with_inception(tiny, cli, tmp_path, weights):
     """Streamed Inception features of grey images against a file; its record's hash must be the weights'."""
     write_images(tmp_path / "a", coloured_images(0, 6)[..., 0])

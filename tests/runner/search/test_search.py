@@ -69,6 +69,7 @@ def test_a_search_leaves_a_solver_a_ranking_and_a_record(found):
     assert solver.found["noises"] == "16 searched on, 8 held out"
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same(found, tiny, cli, tmp_path):
     cli(*flags(tiny, tmp_path / "again"))
     first, again = (load_solver(str(folder / "solver.yml")) for folder in (found, tmp_path / "again"))
@@ -211,6 +212,7 @@ def test_two_processes_share_the_noises_and_find_the_same(found, tiny, tmp_path)
     assert theirs == pytest.approx(ours, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_table_takes_files_as_a_method(tiny, searched, cli, tmp_path):
     table = {
         "experiment": str(tiny.config),

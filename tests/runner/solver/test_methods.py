@@ -48,6 +48,7 @@ def test_exact_takes_the_steps_and_the_calls_it_promises(method, extra, least, s
         assert states[-1].nfe == steps + extra
 
 
+@pytest.mark.slow
 def test_exact_runs_every_count_with_a_finite_end():
     x = torch.full((1, 1), 0.3, dtype=torch.float64)
     for method in FIXED:
