@@ -1,6 +1,6 @@
 # make sample      install, then sample 1,000 digits with the bundled network
 # make test        install, then everything: lint, types, all tests (JOBS=2 at once)
-# make test-quick  the tests without those marked slow, in about a minute and a half
+# make test-quick  the tests without those marked slow
 # make lint        style and types
 # make docs        the reference of the public names, in build/reference
 
