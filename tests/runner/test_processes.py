@@ -15,7 +15,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import ROOT, ended, image_files, process, ranks, torchrun, workers_of
+from helpers import ROOT, image_files, torchrun, workers_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pndm import cli as main
@@ -50,12 +50,17 @@ def losses(folder):
     return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("loss")]
 
 
-def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_path):
-    """First two, which split their parts of a batch further; then three go on."""
-    for count, epochs, more in ((2, 1, ["--set", "Train.micro_batch=100"]), (3, 3, ["--restart"])):
+@pytest.mark.parametrize(
+    "parts",
+    [[(2, 3, ["--set", "Train.micro_batch=100"])], [(2, 1, []), (3, 3, ["--restart"])]],
+    ids=["2, accumulating", "2, then 3"],
+)
+def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_path, parts):
+    for count, epochs, more in parts:
         flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", f"Train.epoch={epochs}", "--train_path", tmp_path]
-        for status, err in ended(ranks(count, *flags, *more)):
-            assert status == 0, err
+        run = torchrun(count, *flags, *more)
+        err = run.communicate(timeout=PATIENCE)[1]
+        assert run.returncode == 0, err
     mine, theirs = train_state(tmp_path), train_state(alone)
     assert mine["step"] == theirs["step"] == 9
     for part in ("model", "ema"):
@@ -69,7 +74,7 @@ def count_images(folder):
     return sum(1 for _ in folder.glob("[0-9]*.png"))
 
 
-SAMPLE = ["--total_num", 120, "--sample_speed", 20]
+SAMPLE = ["--total_num", 200, "--sample_speed", 20]
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +84,12 @@ def undisturbed(tiny, tmp_path_factory):
     return folder
 
 
-def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, undisturbed, count=3):
-    runs = ranks(count, *tiny.flags(tmp_path / "run", *SAMPLE))
-    said = [run.communicate(timeout=PATIENCE) for run in runs]
-    assert all(run.returncode == 0 for run in runs), said
-    assert [out.count("120 images by F-PNDM") for out, _ in said] == [1, 0, 0]
+@pytest.mark.parametrize("count", [3])
+def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, undisturbed, count):
+    run = torchrun(count, *tiny.flags(tmp_path / "run", *SAMPLE))
+    out, err = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, err
+    assert out.count("200 images by F-PNDM") == 1
     assert image_files(tmp_path / "run") == image_files(undisturbed)
     mine, theirs = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "run", undisturbed))
     assert mine["world_size"] == count
@@ -95,28 +101,30 @@ def test_sampling_does_not_depend_on_the_number_of_processes(tiny, tmp_path, und
 def test_stochastic_sampling_does_not_depend_on_the_number_of_processes(tiny, cli, tmp_path):
     flags = ["--total_num", 30, "--method", "DDPM", "--sample_speed", 5]
     assert cli(*tiny.flags(tmp_path / "alone", *flags))[0] == 0
-    for status, err in ended(ranks(2, *tiny.flags(tmp_path / "run", *flags))):
-        assert status == 0, err
+    run = torchrun(2, *tiny.flags(tmp_path / "run", *flags))
+    assert run.wait(timeout=PATIENCE) == 0
     assert image_files(tmp_path / "run") == image_files(tmp_path / "alone")
 
 
-def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, cli, tmp_path, undisturbed):
-    """SIGKILL to all at random moments, the next run with another number of processes each time."""
+def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, undisturbed):
+    """SIGKILL at random moments, the next run with another number of processes each time."""
     rng = random.Random(0)
     folder, kills = tmp_path / "run", 0
-    for count in (3, 1, 2):
-        runs = ranks(count, *tiny.flags(folder, *SAMPLE)) if count > 1 else [process(*tiny.flags(folder, *SAMPLE))]
-        wanted = count_images(folder) + rng.randint(1, 5)
-        while count_images(folder) < wanted and not any(run.poll() is not None for run in runs):
-            time.sleep(0.001)
+    for count in (2, 1, 3, 1, 2, 3):
+        run = torchrun(count, *tiny.flags(folder, *SAMPLE))
+        wanted, workers = count_images(folder) + rng.randint(0, 5), []
+        while (count_images(folder) < wanted or len(workers) < count) and run.poll() is None:
+            workers = workers_of(run)
         time.sleep(rng.random() * 0.02)
-        kills += all(run.poll() is None for run in runs)
-        for run in runs:
-            run.kill()
-        ended(runs)
-    assert kills >= 2, "a fast machine may be done before the last"
+        if run.poll() is None:
+            for worker in [*workers, run.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            kills += 1
+        run.communicate()
+    assert kills >= 3, "a fast machine may be done before the last"
     assert image_files(folder).items() <= image_files(undisturbed).items()
-    assert cli(*tiny.flags(folder, *SAMPLE))[0] == 0
+    assert main.main([str(flag) for flag in tiny.flags(folder, *SAMPLE)]) == 0
     assert image_files(folder) == image_files(undisturbed)
 
 
@@ -134,16 +142,19 @@ def test_a_process_that_dies_takes_the_run_down_and_the_rest_is_made_later(tiny,
 
 
 def test_processes_that_die_are_replaced(tiny, tmp_path, undisturbed):
-    """With `--max-restarts`: the run ends complete, without anybody's help, though the first process died."""
+    """With `--max-restarts`: the run ends complete, without anybody's help."""
     folder = tmp_path / "run"
-    run = torchrun(2, *tiny.flags(folder, *SAMPLE), launcher=["--max-restarts=1"])
-    while count_images(folder) < 8 and run.poll() is None:
-        time.sleep(0.005)
-    os.kill(min(workers_of(run)), signal.SIGKILL)
+    run = torchrun(2, *tiny.flags(folder, *SAMPLE), launcher=["--max-restarts=2"])
+    wanted, before = 8, []
+    for victim in (0, 1):  # the second as soon as there are others, for they may soon be done
+        while (count_images(folder) < wanted or len(set(workers_of(run)) - {*before}) < 2) and run.poll() is None:
+            time.sleep(0.005)
+        before += (started := sorted({*workers_of(run)} - {*before}))
+        os.kill(started[victim], signal.SIGKILL)
     err = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode == 0, err
     assert image_files(folder) == image_files(undisturbed)
-    assert json.loads((folder / "result.json").read_text())["images"] == 120
+    assert json.loads((folder / "result.json").read_text())["images"] == 200
 
 
 def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, tmp_path):
@@ -168,13 +179,13 @@ def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, t
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_told_to_stop_stops_all_with_a_checkpoint(tiny, tmp_path, victim):
     flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", "Train.epoch=1000", "--train_path", tmp_path]
-    runs = ranks(2, *flags)
-    while not list(tmp_path.glob("events*")) and not any(run.poll() is not None for run in runs):
+    run = torchrun(2, *flags)
+    while not list(tmp_path.glob("events*")) and run.poll() is None:
         time.sleep(0.01)
-    runs[victim].terminate()
-    found = ended(runs)
-    assert all(status != 0 for status, _ in found), found
-    assert train_state(tmp_path)["step"] >= 1, found
+    os.kill(workers_of(run)[victim], signal.SIGTERM)
+    err = run.communicate(timeout=PATIENCE)[1]
+    assert run.returncode != 0
+    assert train_state(tmp_path)["step"] >= 1, err
 
 
 def teams(timeout):
@@ -188,7 +199,7 @@ def test_a_process_at_work_is_waited_for_beyond_the_timeout():
     order = []
 
     def work():
-        for _ in range(18):
+        for _ in range(25):
             time.sleep(0.2)
             second.beat()
         order.append("worked")
@@ -269,7 +280,7 @@ def test_a_process_in_one_long_call_is_waited_for():
 
     def work():
         with first.at_work():
-            time.sleep(3.6)
+            time.sleep(5)
         first.wait()
 
     thread = threading.Thread(target=work)

@@ -51,7 +51,6 @@ def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
     assert record["frechet"]["features"] == "pixels"
 
 
-@pytest.mark.slow
 def test_distance_is_that_of_the_written_images(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "run", "--total_num", 70))
     record = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -116,7 +115,6 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
     assert json.loads((tmp_path / "grown" / "result.json").read_text())["images"] == 11
 
 
-@pytest.mark.slow
 def test_a_stochastic_image_has_noise_of_its_own_in_every_step(tiny, cli, tmp_path):
     """Among fewer, among more, continued, and in batches of another size: the same, and other with another seed."""
     flags = ["--method", "DDPM", "--nfe", 5, "--precision", "fp32"]
@@ -143,12 +141,10 @@ def test_noise_of_the_steps_is_pinned_and_of_no_other_name():
 STEP = [1.5499169827, 0.9953777194, -0.2538328767]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [["F-PNDM"], ["PF", "--rtol", 1e-3, "--atol", 1e-3]], ids=lambda how: how[0])
-def test_images_do_not_depend_on_the_batch_size_beyond_rounding(tiny, cli, tmp_path, how):
+@pytest.mark.parametrize("method", ["F-PNDM", "PF"])
+def test_images_do_not_depend_on_the_batch_size_beyond_rounding(tiny, cli, tmp_path, method):
     for size in (1, 3, 10):
-        flags = ["--method", *how, "--batch_size", size, "--precision", "fp32"]
-        assert cli(*tiny.flags(tmp_path / str(size), *flags))[0] == 0
+        cli(*tiny.flags(tmp_path / str(size), "--method", method, "--batch_size", size, "--precision", "fp32"))
     for size in (1, 3):
         assert np.abs(images(tmp_path / str(size)) - images(tmp_path / "10")).max() <= 1
 

@@ -34,17 +34,11 @@ def test_a_file_is_of_the_bundled_network_and_its_calls(path):
     assert solver.network == checkpoint.sha256(ROOT / "model" / "digits.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @torch.inference_mode()
 def test_a_file_is_better_than_the_best_methods_built_in(path, digits):
-    """The one that its search found to be the best, and one that is the best for few calls."""
     problem, noises = digits
     solver = load_solver(path.stem)
     errors = problem.errors(solver.line, solver.times, noises)
-    labels = {solver.found["best_built_in"].partition(",")[0], "iPNDM2 uniform"}
-    names = {label.split()[0] for label in labels}
-    others = [other for other in candidates(problem.schedule, solver.calls, tuple(names)) if other.label in labels]
-    assert {other.label for other in others} == labels
-    for other in others:
+    for other in candidates(problem.schedule, solver.calls, ("iPNDM2", "UniPC2-bh2")):
         assert better(errors, other.measured(problem, noises).errors), other.label
