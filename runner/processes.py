@@ -90,18 +90,19 @@ class Processes:
     def wait(self, watch: Callable[[], None] = lambda: None) -> None:
         """Wait until all ranks are here, for as long as those at work send heartbeats. All ranks call it.
 
-        watch: called ten times a second meanwhile. Raises RuntimeError after `timeout` minutes without a heartbeat.
+        watch: called ten times a second meanwhile, or more often. Raises RuntimeError after `timeout` minutes without a
+        heartbeat.
         """
         if self.size == 1:
             return
-        arrived, seen, since = self.counter("arrived"), None, 0.0
+        arrived, seen, since, pause = self.counter("arrived"), None, 0.0, 0.001
         expected = -(-arrived(1) // self.size) * self.size  # no rank comes to the next wait before all came to this one
         while arrived(0) < expected:
             if (beats := self.store.add("beats", 0)) != seen:
                 seen, since = beats, time.monotonic()
             elif time.monotonic() - since > 60 * self.timeout:
                 raise RuntimeError("timed out waiting for it")
-            time.sleep(0.1)
+            time.sleep(pause := min(1.5 * pause, 0.1))
             watch()
 
     def any(self, flag: bool) -> bool:
@@ -124,9 +125,11 @@ class Processes:
         """The tensor of rank `source`, on all ranks; each gives one of its shape and dtype. All ranks call it."""
         if self.size == 1:
             return tensor
-        received = tensor.to(self.device, copy=True).contiguous()
-        dist.broadcast(received, source)
-        return received.to(tensor.device)
+        theirs = torch.empty_like(tensor, device=self.device)
+        if self.rank == source:
+            theirs = tensor.to(self.device).contiguous()
+        dist.broadcast(theirs, source)
+        return theirs.to(tensor.device)
 
     def collect(self, tensors: Sequence[torch.Tensor], to: int) -> list[list[torch.Tensor]]:
         """Send this rank's tensors to rank `to`. That rank gets those of every rank, on the CPU, in order of ranks.
@@ -139,6 +142,21 @@ class Processes:
         gathered: list[Any] = [None] * self.size if self.rank == to else []
         dist.gather_object(mine, gathered or None, to)
         return gathered
+
+    def exchange(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Send each rank its tensor (n_rank, …). Returns those for this rank, joined in order of ranks, on the CPU.
+
+        All ranks call it, with tensors of one dtype and of one shape but for n.
+        """
+        mine = torch.cat(list(tensors)).to(self.device)
+        if self.size == 1:
+            return mine.cpu()
+        sent = torch.tensor([len(tensor) for tensor in tensors], device=self.device)
+        received = torch.zeros_like(sent)
+        dist.all_to_all_single(received, sent)
+        theirs = mine.new_empty(int(received.sum()), *mine.shape[1:])
+        dist.all_to_all_single(theirs, mine, received.tolist(), sent.tolist())
+        return theirs.cpu()
 
 
 @contextmanager

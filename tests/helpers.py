@@ -143,11 +143,15 @@ def torchrun(count, *flags, launcher=(), **more):
 
 def ranks(count, *flags):
     """Start main.py as `count` ranks that have each other alone, without a torchrun, which takes seconds to start."""
+    return [process(*flags, env=place) for place in places(count)]
+
+
+def places(count):
+    """The environment of each of `count` ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    every = [os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [process(*flags, env=variables) for variables in every]
+    return [os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def ended(runs, timeout=300):

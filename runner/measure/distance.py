@@ -5,13 +5,12 @@ import math
 import numpy as np
 import torch
 
-from pndm.runner.measure.statistics import ALONE, check_moments, real
+from pndm.runner.measure.statistics import ALONE, BLOCK, check_moments, real
 
 Array = np.ndarray | torch.Tensor
 EPS = 2.0**-52
 ROWS = 128  # rows of a matrix of distances that are in memory at once
 NEAREST = 5  # the neighbour that gives the balls of precision and recall their radius
-BLOCK = 256  # columns of a product that knows its triangles
 
 
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, device: str | torch.device = "cpu") -> float:

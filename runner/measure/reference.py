@@ -13,7 +13,7 @@ from pndm.config.errors import InputError
 from pndm.config.files import bundled
 from pndm.dataset import batches, open_dataset
 from pndm.model import checkpoint
-from pndm.runner.measure.statistics import ALONE, ROWS, Moments, Part, refuse_infinite, symmetric
+from pndm.runner.measure.statistics import ALONE, ROWS, Moments, Part, mirror, refuse_infinite
 
 BATCH = 64  # images that are read and described at a time
 LANES = 20  # parts of the images that processes share out
@@ -85,7 +85,7 @@ def moments_of(images, extractor, device="cpu", team=ALONE, kept=None):
                     kept.append(team.broadcast(theirs, source))
                 bar.update(len(lane))
     record = images.record | {"images": n, "features": extractor.name, "hash": extractor.hash}
-    return Moments(total.mean.cpu(), (symmetric(total.scatter) / (n - 1)).cpu(), record)
+    return Moments(total.mean.cpu(), (mirror(total.scatter) / (n - 1)).cpu(), record)
 
 
 def open_statistics(path):

@@ -16,6 +16,7 @@ GROUPS = 20  # of the jackknife
 ROWS = 256  # features of a group that are added to its matrix at a time
 SKEW = 1e-5  # relative to the largest value: what may be the rounding of a covariance computed in float32
 ALONE = Processes(torch.device("cpu"))
+BLOCK = 256  # rows and columns of a triangular matrix that are worked on at a time
 LARGEST = 1e100  # above it, products of covariances overflow
 
 
@@ -101,16 +102,18 @@ class Statistics:
     def gather(self, team):
         """Share what all processes (`Processes`) have seen: each keeps the groups g with g mod size = its rank."""
         if team.size > 1:
+            owners = torch.arange(len(self.parts)) % team.size
+            if team.any(self.block > 0):  # one process has seen the first block alone, and perhaps more
+                for g, to in enumerate(owners.tolist()):
+                    part, self.parts[g] = self.parts[g] or Part(0), None
+                    for count, mean, scatter in team.collect((torch.tensor([part.count]), part.mean, part.scatter), to):
+                        if count:
+                            self._part(g).join(int(count), mean, scatter)
             ids, features = self._take()
-            for g in range(len(self.parts)):
-                part, self.parts[g] = self.parts[g] or Part(0), None
-                mine = ids % len(self.parts) == g
-                pieces = (torch.tensor([part.count]), part.mean, part.scatter, ids[mine], features[mine].double())
-                for count, mean, scatter, *waiting in team.collect(pieces, g % team.size):
-                    if count:
-                        self._part(g).join(int(count), mean, scatter)
-                    self._wait(*waiting)
-                self._settle()
+            if team.any(features.dtype == torch.float64):
+                features = features.double()
+            shares = [owners[ids % len(owners)] == rank for rank in range(team.size)]
+            self._wait(*(team.exchange([values[share] for share in shares]) for values in (ids, features)))
         self.gathered = self._total(team)
 
     def moments(self):
@@ -121,7 +124,7 @@ class Statistics:
         counts, means, scatter = self.gathered or self._total()
         if counts.sum() < 2:
             raise InputError(f"a covariance needs at least 2 images, not {int(counts.sum())}")
-        return tuple(v.cpu() for v in _moments(counts, means, scatter))
+        return tuple(v.cpu() for v in _moments(counts, means, scatter.clone()))
 
     def leave_one_out(self):
         """(g, mean, covariance) without group g, for each group with images that this process holds."""
@@ -160,13 +163,11 @@ class Statistics:
             self.waiting.setdefault(block, []).append((ids[mine], features[mine]))
 
     def _take(self, *blocks):
-        """What waits of these blocks (none: of all), in order of the image numbers: ids (n,), features (n, d)."""
+        """What waits of these blocks (none: of all): ids (n,), features (n, d)."""
         parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.dimension))]
         for block in blocks or list(self.waiting):
             parts += self.waiting.pop(block)
-        ids, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        order = ids.argsort()
-        return ids[order], features[order]
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def _settle(self):
         """Add what waits to the matrices, though its blocks are not complete."""
@@ -174,10 +175,12 @@ class Statistics:
             self._add(block)
 
     def _add(self, block):
-        """Add a block to the matrices, group by group."""
+        """Add a block to the matrices, group by group, in order of the image numbers."""
         ids, features = self._take(block)
-        for g in (ids % len(self.parts)).unique().tolist():
-            self._part(g).add(features[ids % len(self.parts) == g])
+        order = ids.argsort()
+        groups = ids[order] % len(self.parts)
+        for g in groups.unique().tolist():
+            self._part(g).add(features[order[groups == g]])
 
 
 @dataclass(frozen=True)
@@ -267,17 +270,24 @@ def _check_record(record):
 
 def _smallest(features):
     """float32 where that holds the same values, as for features of a float32 network."""
+    if features.dtype == torch.float32:
+        return features
     single = features.float()
     return single if torch.equal(single.double(), features.double()) else features.double()
 
 
-def symmetric(lower):
-    """The symmetric matrix (d, d) with this lower triangle."""
-    return lower.tril() + lower.tril(-1).T
+def mirror(lower):
+    """Make a matrix (d, d) symmetric, in place, by its lower triangle. Returns it."""
+    for i in range(0, len(lower), BLOCK):
+        block = lower[i : i + BLOCK, i : i + BLOCK]
+        block.copy_(block.tril() + block.tril(-1).T)
+        lower[i : i + BLOCK, i + BLOCK :] = lower[i + BLOCK :, i : i + BLOCK].T
+    return lower
 
 
 def _moments(counts, means, scatter):
+    """Mean and covariance of groups; the sum of their scatters is overwritten."""
     counts = counts.to(means)
     mean = counts @ means / counts.sum()
     apart = (means - mean) * counts.sqrt()[:, None]
-    return mean, symmetric(scatter).addmm_(apart.T, apart).div_(counts.sum() - 1)
+    return mean, mirror(scatter).addmm_(apart.T, apart).div_(counts.sum() - 1)

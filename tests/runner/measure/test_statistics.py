@@ -1,11 +1,13 @@
 """Streamed statistics against whole ones, and their files."""
 
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from helpers import statistics_of
+from helpers import ROOT, places, statistics_of
 
 from pndm.config.errors import InputError
 from pndm.runner.measure.statistics import ROWS, Moments, Statistics
@@ -29,6 +31,43 @@ def test_sums_do_not_depend_on_the_order_in_which_images_come():
     assert all(torch.equal(a, b) for a, b in zip(whole.moments(), other.moments(), strict=True))
     for a, b in zip(whole.leave_one_out(), other.leave_one_out(), strict=True):
         assert a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
+
+
+GATHER = """
+import sys, torch
+from pndm.runner.measure.statistics import Statistics
+from pndm.runner.processes import processes
+features = torch.load(sys.argv[1] + "/features.pt")
+with processes(torch.device("cpu")) as team:
+    in_turn = [batch % 3 for batch in range(120)]
+    unequal = [0] * 110 + [2] * 10  # the first sees whole blocks alone, the second nothing
+    for name, shares in {"in turn": in_turn, "unequal": unequal}.items():
+        total = Statistics(6)
+        for batch, rank in enumerate(shares):
+            if rank == team.rank:
+                total.update(features[100 * batch : 100 * batch + 100], range(100 * batch, 100 * batch + 100))
+        total.gather(team)
+        torch.save((total.moments(), list(total.leave_one_out())), f"{sys.argv[1]}/{name} {team.rank}.pt")
+"""
+
+
+def test_sums_do_not_depend_on_the_number_of_processes(tmp_path):
+    """To the last digit, too."""
+    features = torch.randn(12_000, 6, generator=torch.Generator().manual_seed(0)).double() + 3
+    features[-1] += 1e-12  # only the rank that sees this one has values that float32 does not hold
+    torch.save(features, tmp_path / "features.pt")
+    runs = [subprocess.Popen([sys.executable, "-c", GATHER, tmp_path], env=place, cwd=ROOT) for place in places(3)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0, 0]
+    whole = statistics_of(features, batch=500)
+    for share in ("in turn", "unequal"):
+        left_out = {}
+        for rank in range(3):
+            moments, its_own = torch.load(tmp_path / f"{share} {rank}.pt")
+            assert all(torch.equal(a, b) for a, b in zip(whole.moments(), moments, strict=True))
+            assert [g for g, *_ in its_own] == list(range(rank, 20, 3))
+            left_out |= {g: rest for g, *rest in its_own}
+        for g, *rest in whole.leave_one_out():
+            assert all(torch.equal(a, b) for a, b in zip(rest, left_out[g], strict=True))
 
 
 def test_memory_does_not_grow():
