@@ -60,8 +60,8 @@ class Config(BaseModel):
     dropout: float = 0.0
     act_fn: Literal["silu", "swish"] = "silu"
     attention_head_dim: Positive | None = 8
-    norm_num_groups: Literal[32] = 32
-    attn_norm_num_groups: Literal[32] | None = None
+    norm_num_groups: Positive = 32
+    attn_norm_num_groups: Positive | None = None
     norm_eps: float = 1e-5
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     add_attention: Literal[True] = True
@@ -173,12 +173,14 @@ def settings_of(path):
     channels = c.block_out_channels[0]
     if mirrored != attention:
         refuse("up_block_types", "the UNet has attention at the same levels down and up")
-    if channels % 32 or any(width % channels for width in c.block_out_channels):
-        refuse("block_out_channels", "the UNet needs a multiple of 32 first, and multiples of it")
+    if channels % c.norm_num_groups or any(width % channels for width in c.block_out_channels):
+        refuse("block_out_channels", f"the UNet needs a multiple of {c.norm_num_groups} first, and multiples of it")
     if c.time_embedding_dim not in (None, 4 * channels):
         refuse("time_embedding_dim", f"the UNet has 4 × {channels}")
     if c.resnet_time_scale_shift == "scale_shift" and c.attn_norm_num_groups is None:
-        refuse("attn_norm_num_groups", "with scale_shift the middle attention has no norm, the UNet needs 32 groups")
+        refuse("attn_norm_num_groups", "with scale_shift the middle attention has no norm, the UNet has one everywhere")
+    if c.attn_norm_num_groups not in (None, c.norm_num_groups):
+        refuse("attn_norm_num_groups", f"the UNet has norm_num_groups everywhere, {c.norm_num_groups}")
 
     # One number of heads where the levels agree on it, so that equal networks have equal settings.
     widths = {c.block_out_channels[i] for i in (*attention, levels - 1)}
@@ -201,6 +203,7 @@ def settings_of(path):
         frequency_shift=c.freq_shift,
         scale_shift=c.resnet_time_scale_shift == "scale_shift",
         norm_eps=c.norm_eps,
+        norm_groups=c.norm_num_groups,
         resample="same" if c.downsample_padding else "conv",
     )
 

@@ -1,5 +1,6 @@
 """What several tests share: the folders, the reference networks, a tiny experiment, ways to drive a method."""
 
+import contextlib
 import functools
 import json
 import os
@@ -162,6 +163,9 @@ def ended(runs, timeout=300):
 
 def workers_of(run):
     """Process ids of what a torchrun has started; they are in sessions of their own and outlive it."""
+    with contextlib.suppress(OSError):  # where the kernel lists them: pgrep takes a core from those it looks for
+        threads = Path(f"/proc/{run.pid}/task").iterdir()
+        return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
     found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 

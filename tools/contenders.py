@@ -170,6 +170,7 @@ def diffusers_config(s, size):
         "flip_sin_to_cos": False,
         "freq_shift": 1,
         "norm_eps": s.norm_eps,
+        "norm_num_groups": s.norm_groups,
     }
 
 

@@ -111,6 +111,12 @@ def test_other_settings_that_the_unet_has(tmp_path):
     check(tmp_path, theirs, section, 16)
 
 
+def test_another_number_of_groups(tmp_path):
+    theirs = random_network(SMALL | {"norm_num_groups": 8})
+    theirs.save_pretrained(tmp_path)
+    check(tmp_path, theirs, SMALL_SECTION | {"norm_groups": 8}, 16)
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [
@@ -122,7 +128,9 @@ def test_other_settings_that_the_unet_has(tmp_path):
         ("layers_per_block", 2, "num_res_blocks 2, the section 1"),
         ("class_embed_type", "timestep", "class_embed_type is 'timestep'"),
         ("num_class_embeds", 10, "num_class_embeds is 10"),
-        ("norm_num_groups", 16, "norm_num_groups is 16"),
+        ("norm_num_groups", 16, "norm_groups 16, the section 32"),
+        ("norm_num_groups", 24, "needs a multiple of 24 first"),
+        ("attn_norm_num_groups", 16, "norm_num_groups everywhere, 32"),
         ("time_embedding_type", "fourier", "time_embedding_type is 'fourier'"),
         ("down_block_types", ["ResnetDownsampleBlock2D", "DownBlock2D"], "ResnetDownsampleBlock2D"),
         ("down_block_types", ["DownBlock2D", "DownBlock2D"], "same levels down and up"),

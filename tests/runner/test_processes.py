@@ -115,6 +115,7 @@ def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, un
         wanted, workers = count_images(folder) + rng.randint(0, 5), []
         while (count_images(folder) < wanted or len(workers) < count) and run.poll() is None:
             workers = workers_of(run)
+            time.sleep(0.001)
         time.sleep(rng.random() * 0.02)
         if run.poll() is None:
             for worker in [*workers, run.pid]:
