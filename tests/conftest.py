@@ -32,7 +32,9 @@ ORDER = {group: i for i, group in enumerate(GROUPS.values())}
 # Beside every test that starts a process: what `make test-quick` leaves out. These files run before the quick ones, so
 # that no worker is left with a long test at the end.
 SLOW = {"test_train.py", "test_run.py", "test_processes.py", "test_fid.py", "test_bundled.py", "test_benchmark.py"}
-SLOW |= {"test_example.py", "test_package.py", "test_commands.py", "test_live.py"}
+SLOW |= {"test_example.py", "test_package.py", "test_commands.py", "test_live.py", "test_bundled_solvers.py"}
+SLOW |= {"test_edm_runs.py", "test_advice.py", "test_scheduler_settings.py", "test_formats.py", "test_cells.py"}
+STARTS = {"torchrun", "ranks", "places"}  # what starts several ranks
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,10 +42,10 @@ def pytest_collection_modifyitems(items):
     groups = {}
     for item in items:
         names, file = item.function.__code__.co_names, item.path.name
-        if group := "processes" if {"torchrun", "ranks"} & set(names) else GROUPS.get(file):
+        if group := "processes" if STARTS & set(names) else GROUPS.get(file):
             groups[item] = ORDER[group]
             item.add_marker(pytest.mark.xdist_group(group))
-        if file in SLOW or {"process", "torchrun", "ranks", "subprocess"} & set(names):
+        if file in SLOW or (STARTS | {"process", "subprocess"}) & set(names):
             item.add_marker("slow")
     items.sort(key=lambda item: (groups.get(item, len(GROUPS)), item.path.name not in SLOW))
 
