@@ -102,11 +102,11 @@ def loss(problem, parameters, vector, minibatches, scale):
 def fit(problem, parameters, vector, minibatches, scale):
     """Improve a vector step by step, for ever: yields (vector, root of the loss on the minibatches that judged it).
 
-    minibatches: a list of `Noises` of one size, two or more. scale: c of the loss.
+    minibatches: a list of `Noises` of one size. scale: c of the loss.
     """
     models, damping = {}, DAMPING
     for number in count():
-        here, _ = judges = [minibatches[(number + i) % len(minibatches)] for i in (0, 1)]
+        here, *_ = judges = [minibatches[(number + i) % len(minibatches)] for i in range(min(2, len(minibatches)))]
         parts = [derivatives(problem, parameters, vector, x, ends, scale) for _, x, ends in here.batches(problem.batch)]
         normal, slope = (problem.team.total(torch.stack(sums).sum(0)).numpy() for sums in zip(*parts, strict=True))
         models[number % len(minibatches)] = normal, normal @ vector - slope

@@ -43,8 +43,8 @@ MINIBATCHES = 8
 TRAJECTORIES = 16  # noises whose whole flow the grid is made of
 ON_OWN_GRID = 6  # methods that are tried on it
 STARTS = 2  # of the fit; the one that is best after a step goes on
-EFFORT = 600  # network calls that the fit may make for each noise
-ENOUGH = 0.99  # the fit ends when a round of minibatches has more than this share of the round's loss before
+EFFORT = 900  # network calls that the fit may make for each noise
+ENOUGH = 0.99  # a fit has settled when a round of minibatches has more than this share of the round's loss before
 SCALE = 3  # of the fit's loss, in median distances of its start
 JUDGED = rank.SECOND  # built-in candidates that are measured on held-out noise
 
@@ -75,10 +75,20 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
             return Search(experiment, name, loaded, team, folder, progress, minutes).run(found, noises)
 
 
-def settled(values):
-    """Whether a fit with these losses so far, one a step, all but stands; every round is of the same noises."""
-    *_, last = rounds = [values[i : i + MINIBATCHES] for i in range(0, len(values), MINIBATCHES)]
-    return len(rounds) > 1 and len(last) == MINIBATCHES and sum(last) > ENOUGH * sum(rounds[-2])
+def settled(values, size):
+    """Whether a fit with these losses, one a step, all but stands; a round of `size` steps is of the same noises."""
+    *_, last = rounds = [values[i : i + size] for i in range(0, len(values), size)]
+    return len(rounds) > 1 and len(last) == size and sum(last) > ENOUGH * sum(rounds[-2])
+
+
+def until_settled(going, size, values=()):
+    """The (vector, loss) that a fit yields, until it has settled. values: the losses of the steps before."""
+    values = list(values)
+    for vector, value in going:
+        yield vector, value
+        values.append(value)
+        if settled(values, size):
+            return
 
 
 class Search:
@@ -169,6 +179,7 @@ class Search:
         """The solver that the fit ends with, in a list; empty if it was interrupted before its first step."""
         size = pool.count // MINIBATCHES
         minibatches = [pool.part(i * size, size) for i in range(MINIBATCHES)]
+        whole = pool.part(0, size * MINIBATCHES)
         best, runs, before = None, [], self.spent()
         scale = SCALE * float(np.sqrt(np.median(starts[0].errors)))
         try:
@@ -179,13 +190,12 @@ class Search:
                 runs.append((value, len(runs), parameters, vector, going))
                 best = min(runs, key=lambda run: run[0])[2:4]
                 self.say(f"fit from {candidate.label}: {value:.4f} after a step")
-            value, _, parameters, _, going = min(runs, key=lambda run: run[0])
-            values = [value]
-            for vector, value in going:
-                best, values = (parameters, vector), [*values, value]
-                self.say(f"fit, step {len(values)}: {value:.4f}")
+            run = min(runs, key=lambda run: run[0])
+            for number, (vector, value) in enumerate(self.steps(run, whole, scale), 2):
+                best = run[2], vector
+                self.say(f"fit, step {number}: {value:.4f}")
                 late = self.minutes is not None and time.monotonic() - self.begun > 60 * self.minutes
-                if self.team.any(late) or self.spent() - before > EFFORT * pool.count or settled(values):
+                if self.team.any(late) or self.spent() - before > EFFORT * pool.count:
                     break
         except KeyboardInterrupt:
             if self.team.size > 1 or best is None:
@@ -194,6 +204,13 @@ class Search:
         parameters, vector = best
         line, times = parameters.solver(vector)
         return [Candidate(SEARCHED, "", line, times)]
+
+    def steps(self, run, whole, scale):
+        """(vector, loss) of the steps of a fit that has begun: by minibatches until they settle, then by all noises."""
+        first, _, parameters, vector, going = run
+        for vector, value in until_settled(going, MINIBATCHES, [first]):
+            yield vector, value
+        yield from until_settled(fit(self.problem, parameters, vector, [whole], scale), 1)
 
     def frechet(self, candidate):
         """The distance to the data of Sample.total_num images, in words; None where there is no reference."""

@@ -1,6 +1,7 @@
 """The runner search, its solver files, and what takes them."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -232,9 +233,27 @@ def test_a_table_takes_files_as_a_method(tiny, searched, cli, tmp_path):
     assert np.isfinite(flow["searched"])
 
 
-def test_a_fit_ends_when_a_whole_round_of_minibatches_is_hardly_better_than_the_one_before():
-    first = [0.5 + 0.1 * i for i in range(search.MINIBATCHES)]  # minibatches differ
-    assert not search.settled(first)
-    assert not search.settled([*first, *first[:-1]])
-    assert search.settled([*first, *first])
-    assert not search.settled([*first, *(0.9 * value for value in first)])
+def test_a_fit_has_settled_when_a_whole_round_of_minibatches_is_hardly_better_than_the_one_before():
+    first = [0.5 + 0.1 * i for i in range(4)]  # minibatches differ
+    assert not search.settled(first, 4)
+    assert not search.settled([*first, *first[:-1]], 4)
+    assert search.settled([*first, *first], 4)
+    assert not search.settled([*first, *(0.9 * value for value in first)], 4)
+
+
+def test_a_fit_goes_on_with_all_noises_once_the_minibatches_have_settled(monkeypatch):
+    asked = []
+
+    def fit(problem, parameters, vector, minibatches, scale):
+        asked.append((vector, minibatches))
+        yield from (("of all", value) for value in (0.5, 0.4, 0.4, 0.3))
+
+    monkeypatch.setattr(search, "fit", fit)
+    first = [1.0] * (search.MINIBATCHES - 1) + [0.9] * search.MINIBATCHES
+    more = [0.9] * 3 * search.MINIBATCHES
+    going = ((f"minibatch {i}", value) for i, value in enumerate([*first, *more]))
+    run = 1.0, 0, "parameters", "start", going
+    found = list(search.Search.steps(types.SimpleNamespace(problem=None), run, "all noises", 1.0))
+    last = f"minibatch {3 * search.MINIBATCHES - 2}"
+    assert found[-4:] == [(last, 0.9), ("of all", 0.5), ("of all", 0.4), ("of all", 0.4)]
+    assert asked == [(last, ["all noises"])]
