@@ -43,7 +43,8 @@ MINIBATCHES = 8
 TRAJECTORIES = 16  # noises whose whole flow the grid is made of
 ON_OWN_GRID = 6  # methods that are tried on it
 STARTS = 2  # of the fit; the one that is best after a step goes on
-EFFORT = 900  # network calls that the fit may make for each noise
+EFFORT = 600  # network calls that the fit may make for each noise, in minibatches
+MORE = 300  # and with all noises at once
 ENOUGH = 0.99  # a fit has settled when a round of minibatches has more than this share of the round's loss before
 SCALE = 3  # of the fit's loss, in median distances of its start
 JUDGED = rank.SECOND  # built-in candidates that are measured on held-out noise
@@ -191,11 +192,11 @@ class Search:
                 best = min(runs, key=lambda run: run[0])[2:4]
                 self.say(f"fit from {candidate.label}: {value:.4f} after a step")
             run = min(runs, key=lambda run: run[0])
-            for number, (vector, value) in enumerate(self.steps(run, whole, scale), 2):
+            for number, (vector, value) in enumerate(self.steps(run, whole, scale, before), 2):
                 best = run[2], vector
                 self.say(f"fit, step {number}: {value:.4f}")
                 late = self.minutes is not None and time.monotonic() - self.begun > 60 * self.minutes
-                if self.team.any(late) or self.spent() - before > EFFORT * pool.count:
+                if self.team.any(late):
                     break
         except KeyboardInterrupt:
             if self.team.size > 1 or best is None:
@@ -205,12 +206,21 @@ class Search:
         line, times = parameters.solver(vector)
         return [Candidate(SEARCHED, "", line, times)]
 
-    def steps(self, run, whole, scale):
-        """(vector, loss) of the steps of a fit that has begun: by minibatches until they settle, then by all noises."""
+    def steps(self, run, whole, scale, before):
+        """(vector, loss) of the steps of a fit that has begun: by minibatches until they settle, then by all noises.
+
+        before: the calls that had been spent when the fit began.
+        """
         first, _, parameters, vector, going = run
         for vector, value in until_settled(going, MINIBATCHES, [first]):
             yield vector, value
-        yield from until_settled(fit(self.problem, parameters, vector, [whole], scale), 1)
+            if self.spent() - before > EFFORT * whole.count:
+                break
+        going = fit(self.problem, parameters, vector, [whole], scale)
+        for vector, value in until_settled(going, 1):
+            yield vector, value
+            if self.spent() - before > (EFFORT + MORE) * whole.count:
+                break
 
     def frechet(self, candidate):
         """The distance to the data of Sample.total_num images, in words; None where there is no reference."""

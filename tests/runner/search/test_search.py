@@ -1,5 +1,6 @@
 """The runner search, its solver files, and what takes them."""
 
+import itertools
 import json
 import types
 
@@ -241,19 +242,21 @@ def test_a_fit_has_settled_when_a_whole_round_of_minibatches_is_hardly_better_th
     assert not search.settled([*first, *(0.9 * value for value in first)], 4)
 
 
-def test_a_fit_goes_on_with_all_noises_once_the_minibatches_have_settled(monkeypatch):
-    asked = []
+@pytest.mark.parametrize("effort, steps", [(np.inf, 3 * search.MINIBATCHES - 1), (9, 10)])
+def test_a_fit_goes_on_with_all_noises_once_the_minibatches_have_settled(monkeypatch, effort, steps):
+    """Or once they have made the calls that are allowed."""
+    spent, asked = itertools.count(1), []
 
     def fit(problem, parameters, vector, minibatches, scale):
         asked.append((vector, minibatches))
         yield from (("of all", value) for value in (0.5, 0.4, 0.4, 0.3))
 
     monkeypatch.setattr(search, "fit", fit)
+    monkeypatch.setattr(search, "EFFORT", effort)
     first = [1.0] * (search.MINIBATCHES - 1) + [0.9] * search.MINIBATCHES
-    more = [0.9] * 3 * search.MINIBATCHES
-    going = ((f"minibatch {i}", value) for i, value in enumerate([*first, *more]))
-    run = 1.0, 0, "parameters", "start", going
-    found = list(search.Search.steps(types.SimpleNamespace(problem=None), run, "all noises", 1.0))
-    last = f"minibatch {3 * search.MINIBATCHES - 2}"
-    assert found[-4:] == [(last, 0.9), ("of all", 0.5), ("of all", 0.4), ("of all", 0.4)]
-    assert asked == [(last, ["all noises"])]
+    going = ((f"step {i}", value) for i, value in enumerate([*first, *[0.9] * 100], 1))
+    whole = types.SimpleNamespace(count=1)
+    run = types.SimpleNamespace(problem=None, spent=lambda: next(spent))
+    found = list(search.Search.steps(run, (1.0, 0, "parameters", "start", going), whole, 1.0, 0))
+    assert found[steps - 1 :] == [(f"step {steps}", 0.9), ("of all", 0.5), ("of all", 0.4), ("of all", 0.4)]
+    assert asked == [(f"step {steps}", [whole])]
