@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 
 import pndm.demo
 from pndm import Query, Schedule, Step, trajectory
@@ -92,15 +93,23 @@ def rehearsed(name, steps):
         yield event
 
 
-def digits(args):
-    """README's digits: the first 100 of the command that stands there."""
+def clothes(args):
+    """README's clothes: the first 25 images of the command that stands there, by three methods from the same noise."""
     from pndm import cli
 
-    folder = Path("temp/pictures/digits")
-    flags = ["--method", "F-PNDM", "--sample_speed", "50", "--total_num", "100", "--image_path", str(folder)]
-    if cli.main(flags):
-        raise OSError("sampling failed")
-    shutil.copyfile(folder / "grid.png", DOCS / "digits.png")
+    figure, *panels = canvas(10, 3.7, 3)
+    shown = [("DDIM", 10, 10), ("DDIM", 50, 50), ("F-PNDM", 50, 59)]
+    for axes, (name, steps, calls) in zip(panels, shown, strict=True):
+        folder = Path(f"temp/pictures/{name}_{steps}")
+        flags = ["--config", "fashion.yml", "--method", name, "--sample_speed", str(steps), "--total_num", "25"]
+        if cli.main([*flags, "--image_path", str(folder)]):
+            raise OSError("sampling failed")
+        axes.imshow(Image.open(folder / "grid.png"))
+        axes.set(title=f"{name}, {calls} calls")
+        axes.axis("off")
+    with aside(DOCS / "pictures" / "clothes.png") as file:
+        figure.savefig(file, format="png", dpi=100, bbox_inches="tight", pad_inches=0.02)
+    print(DOCS / "pictures" / "clothes.png")
 
 
 def training(args):
@@ -173,8 +182,8 @@ def save(figure, name):
     print(path)
 
 
-PICTURES = {"gain": gain, "method": method, "digits": digits, "demo": demo, "training": training, "fashion": fashion}
-WITHOUT_MORE = ("gain", "method", "digits")  # those that need nothing but the project
+PICTURES = {"gain": gain, "method": method, "clothes": clothes, "demo": demo, "training": training, "fashion": fashion}
+WITHOUT_MORE = ("gain", "method", "clothes")  # those that need nothing but the project
 
 
 def main(argv=None):
