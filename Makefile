@@ -11,12 +11,15 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 TYPED := build/typed/pndm
 
-.PHONY: sample test test-quick lint docs clean
+.PHONY: sample test tests test-quick lint docs clean
 
 sample: .venv/installed
 	$(BIN)/python main.py --runner sample --method F-PNDM --sample_speed 50
 
-test: lint
+test: .venv/installed-tests
+	$(MAKE) -j2 lint tests
+
+tests: .venv/installed-tests
 	$(PYTEST)
 
 test-quick: .venv/installed-tests
