@@ -36,7 +36,7 @@ from pndm.runner.processes import Processes
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
 from pndm.runner.train import Trainer
-from pndm.tools.contenders import CALLS, clock, flops_of, product_rate, random_inception, shape_of
+from pndm.tools.contenders import CALLS, KINDS, clock, flops_of, product_rate, random_inception, shape_of
 
 # Networks: (experiment, images a call, precision, how). "eager" is without CUDA graphs, "plain norms" without the
 # Triton kernels; calls of up to 64 images are CUDA graphs otherwise.
@@ -126,8 +126,8 @@ def tests(size, where, folder, end):
 
 
 def products(size, where, folder, end):
-    """FLOP/s of a product of square matrices; bf16's is what networks are a share of."""
-    rates = {name: product_rate(getattr(torch, name), size.side, where) for name in ("bfloat16", "float32")}
+    """FLOP/s of a product of square matrices; networks are a share of the fastest."""
+    rates = {kind: product_rate(getattr(torch, kind), size.side, where) for kind in KINDS}
     if where.type == "cuda":
         with backend.tf32(True):
             rates["tf32"] = product_rate(torch.float32, size.side, where)
@@ -137,7 +137,7 @@ def products(size, where, folder, end):
 @torch.inference_mode()
 def networks(size, where, folder, end):
     """Calls a second of each network by DDIM's steps, and what the calls consist of."""
-    rows, product = [], product_rate(torch.bfloat16, size.side, where)
+    rows, product = [], max(product_rate(getattr(torch, kind), size.side, where) for kind in KINDS)
     for config, n, precision, how in size.networks:
         if rows and time.monotonic() > end - 180:  # the parts that follow are worth more
             break
