@@ -34,6 +34,7 @@ ORDER = {group: i for i, group in enumerate(GROUPS.values())}
 SLOW = {"test_train.py", "test_run.py", "test_processes.py", "test_fid.py", "test_bundled.py", "test_benchmark.py"}
 SLOW |= {"test_example.py", "test_package.py", "test_commands.py", "test_live.py", "test_bundled_solvers.py"}
 SLOW |= {"test_edm_runs.py", "test_advice.py", "test_scheduler_settings.py", "test_formats.py", "test_cells.py"}
+SLOW |= {"test_search.py", "test_fetch.py", "test_export.py"}
 STARTS = {"torchrun", "ranks", "places"}  # what starts several ranks
 
 

@@ -3,6 +3,7 @@
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -272,6 +273,7 @@ def steps_near(
     able = published_counts(total) if profile == "published" else range(1, total + 1)
     able = able[: bisect_right(able, nfe) + 1]  # a step spends a call at least
 
+    @cache
     def spent(steps: int) -> int:
         return network_calls(method, schedule, steps, profile, **options)
 

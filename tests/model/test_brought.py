@@ -114,6 +114,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ddim_small", "iddpm_small"])
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_what_is_around_weights(wrapper, family, tmp_path):

@@ -79,6 +79,7 @@ def test_a_network_says_the_same_with_it(monkeypatch, name):
     assert len(calls) == norms, "with gradients, PyTorch's own is used"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="there is nothing to compile")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("size", "lanes"), [(4, 4), (12, 16), (32, 32)])

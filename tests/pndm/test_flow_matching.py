@@ -114,6 +114,7 @@ def test_steps_of_unipc_and_dpm_solver_in_flow_mode():
         torch.testing.assert_close(mine.sigmas, theirs.sigmas, rtol=0, atol=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ABLE)
 def test_orders(method):
     """On one Gaussian, whose flow is known, from σ = 1 to the data, in equal steps of σ."""

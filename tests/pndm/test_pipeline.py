@@ -32,6 +32,7 @@ def seeded(*seeds):
     return generators if len(seeds) > 1 else generators[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_images_are_those_of_solve(method, pipeline, tiny):
     found = pipeline(3, 7, seeded(5), "pt", method=method).images

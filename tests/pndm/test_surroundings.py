@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, said",
     [

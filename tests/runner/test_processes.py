@@ -30,19 +30,20 @@ def train_state(folder):
     return torch.load(max(folder.glob("train-*.ckpt")), weights_only=True)
 
 
-SGD = ["--batch_size", 598, "--set", "Optim.optimizer=sgd", "--set", "Optim.lr=1e-4"]
+def training(tiny, folder, epochs):
+    """A training run of `epochs` × 3 steps.
+
+    SGD, since Adam turns the rounding noise of weights without effect (a bias before its group norm) into whole steps.
+    """
+    sgd = f"--batch_size 32 --set Optim.optimizer=sgd --set Optim.lr=1e-4 --set Train.epoch={epochs}".split()
+    return [*TRAIN, "--config", tiny.config, *tiny.few_images, *sgd, "--train_path", folder]
 
 
 @pytest.fixture(scope="module")
 def alone(tiny, tmp_path_factory):
-    """A training run of 9 steps on one process.
-
-    The batch of 598 cannot be shared evenly. SGD, since Adam turns the rounding noise of weights without effect (a
-    bias before its group norm) into whole steps.
-    """
+    """A training run of 9 steps on one process, whose batch of 32 three processes cannot share evenly."""
     folder = tmp_path_factory.mktemp("alone")
-    flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", "Train.epoch=3", "--train_path", folder]
-    assert main.main([str(flag) for flag in flags]) == 0
+    assert main.main([str(flag) for flag in training(tiny, folder, 3)]) == 0
     return folder
 
 
@@ -52,13 +53,12 @@ def losses(folder):
 
 @pytest.mark.parametrize(
     "parts",
-    [[(2, 3, ["--set", "Train.micro_batch=100"])], [(2, 1, []), (3, 3, ["--restart"])]],
+    [[(2, 3, ["--set", "Train.micro_batch=5"])], [(2, 1, []), (3, 3, ["--restart"])]],
     ids=["2, accumulating", "2, then 3"],
 )
 def test_training_does_not_depend_on_the_number_of_processes(tiny, alone, tmp_path, parts):
     for count, epochs, more in parts:
-        flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", f"Train.epoch={epochs}", "--train_path", tmp_path]
-        run = torchrun(count, *flags, *more)
+        run = torchrun(count, *training(tiny, tmp_path, epochs), *more)
         err = run.communicate(timeout=PATIENCE)[1]
         assert run.returncode == 0, err
     mine, theirs = train_state(tmp_path), train_state(alone)
@@ -115,7 +115,7 @@ def test_killed_runs_of_changing_size_end_with_the_same_bytes(tiny, tmp_path, un
         wanted, workers = count_images(folder) + rng.randint(0, 5), []
         while (count_images(folder) < wanted or len(workers) < count) and run.poll() is None:
             workers = workers_of(run)
-            time.sleep(0.001)
+            time.sleep(0.004)
         time.sleep(rng.random() * 0.02)
         if run.poll() is None:
             for worker in [*workers, run.pid]:
@@ -179,8 +179,7 @@ def test_a_process_that_never_comes_is_not_waited_for_beyond_the_timeout(tiny, t
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_told_to_stop_stops_all_with_a_checkpoint(tiny, tmp_path, victim):
-    flags = [*TRAIN, "--config", tiny.config, *SGD, "--set", "Train.epoch=1000", "--train_path", tmp_path]
-    run = torchrun(2, *flags)
+    run = torchrun(2, *training(tiny, tmp_path, 1000))
     while not list(tmp_path.glob("events*")) and run.poll() is None:
         time.sleep(0.01)
     os.kill(workers_of(run)[victim], signal.SIGTERM)

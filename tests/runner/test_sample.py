@@ -172,6 +172,7 @@ def test_the_record_of_more_images_is_kept_where_they_are_not_files(tiny, cli, t
     assert (tmp_path / "run/result.json").read_bytes() == record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run.json", "result.json"])
 @pytest.mark.parametrize("content", ["[]", "5", "{", ""])
 def test_damaged_records(tiny, cli, tmp_path, name, content):
@@ -257,6 +258,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, said",
     [

@@ -49,6 +49,11 @@ def flags(tiny, folder, epochs, *more):
     ]
 
 
+def quick(tiny, folder, epochs, *more):
+    """The same on few images, for what is not compared with `straight`."""
+    return flags(tiny, folder, epochs, *tiny.few_images, "--batch_size", 32, *more)
+
+
 def experiment(tiny, **values):
     return load(str(tiny.config), {name.replace("_", ".", 1): ("--set", value) for name, value in values.items()})
 
@@ -266,7 +271,7 @@ def test_only_the_last_checkpoints_are_kept(straight):
 
 def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     distance = ["--set", "Train.distance_num=30", "--set", "Sample.sample_speed=4"]
-    assert cli(*flags(tiny, tmp_path / "run", 4), *distance)[0] == 0
+    assert cli(*quick(tiny, tmp_path / "run", 4), *distance)[0] == 0
     log = EventAccumulator(str(tmp_path / "run")).Reload()
     values = {event.step: event.value for event in log.Scalars("frechet_pixels")}
     assert list(values) == [5, 10]
@@ -275,7 +280,7 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
         assert json.loads(file.metadata()["record"])["step"] == best
     assert state(tmp_path / "run")["best"] == pytest.approx(values[best], rel=1e-6)
     more = ["--model_path", tmp_path / "run" / "best.safetensors", "--total_num", 30, "--batch_size", 64]
-    assert cli(*tiny.flags(tmp_path / "images"), *more)[0] == 0
+    assert cli(*tiny.flags(tmp_path / "images"), *tiny.few_images, *more)[0] == 0
     record = json.loads((tmp_path / "images" / "result.json").read_text())
     assert record["frechet"]["value"] == pytest.approx(values[best], rel=1e-5)
 
@@ -283,7 +288,7 @@ def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
 def test_the_best_is_not_compared_with_one_of_another_distance(tiny, cli, tmp_path):
     def best(epochs, *more):
         given = ["--set", "Sample.sample_speed=4", *more]
-        assert cli(*flags(tiny, tmp_path, epochs, *given))[0] == 0
+        assert cli(*quick(tiny, tmp_path, epochs, *given))[0] == 0
         return state(tmp_path)["best"]
 
     first = best(2, "--set", "Train.distance_num=60")
@@ -293,7 +298,7 @@ def test_the_best_is_not_compared_with_one_of_another_distance(tiny, cli, tmp_pa
 def test_an_average_that_cannot_be_sampled_from_does_not_end_the_run(tiny, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.ones(()))
     more = ["--set", "Optim.lr=1e30", "--set", "Train.distance_num=4", "--set", "Sample.sample_speed=4"]
-    status, _, err = cli(*flags(tiny, tmp_path, 2, *more))
+    status, _, err = cli(*quick(tiny, tmp_path, 2, *more))
     assert status == 0
     assert err.count("no images of the averaged network: ε is not finite") == 1
 
@@ -320,7 +325,7 @@ def test_bfloat16_computes_the_same_within_its_precision(tiny, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_not_saved(tiny, cli, tmp_path):
-    status, _, err = cli(*flags(tiny, tmp_path, 4, "--set", "Optim.lr=1e30"))
+    status, _, err = cli(*quick(tiny, tmp_path, 4, "--set", "Optim.lr=1e30"))
     assert (status, err.count("main.py: ")) == (2, 1)
     assert "the gradient is not finite at step 5" in err
     assert not list(tmp_path.glob("train-*"))
@@ -386,7 +391,7 @@ def test_the_meter_sorts_errors_by_t(tiny, tmp_path):
 
 
 def test_the_number_of_steps_can_be_given(tiny, cli, tmp_path):
-    assert cli(*flags(tiny, tmp_path, 4, "--set", "Train.steps=2"))[0] == 0
+    assert cli(*quick(tiny, tmp_path, 4, "--set", "Train.steps=2"))[0] == 0
     assert state(tmp_path)["step"] == 2
 
 
@@ -400,15 +405,15 @@ def test_a_run_ends_after_its_minutes_and_can_continue(tiny, straight, cli, tmp_
 
 def test_two_runs_in_one_folder_are_refused(tiny, cli, tmp_path):
     with TrainFolder(tmp_path).locked():
-        status, _, err = cli(*flags(tiny, tmp_path, 1))
+        status, _, err = cli(*quick(tiny, tmp_path, 1))
     assert (status, err.count("\n")) == (2, 1)
     assert "another process trains in this folder" in err
-    assert cli(*flags(tiny, tmp_path, 1))[0] == 0
+    assert cli(*quick(tiny, tmp_path, 1))[0] == 0
 
 
 def test_a_failed_run_leaves_nothing(tiny, cli, tmp_path):
     folder = tmp_path / "a" / "b"
-    assert cli(*flags(tiny, folder, 4, "--set", "Optim.lr=1e30", "--set", "Train.log_interval=1"))[0] == 2
+    assert cli(*quick(tiny, folder, 4, "--set", "Optim.lr=1e30", "--set", "Train.log_interval=1"))[0] == 2
     assert not (tmp_path / "a").exists()
 
 

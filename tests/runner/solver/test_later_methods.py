@@ -86,6 +86,7 @@ def test_the_orders_are_of_methods_in_the_table():
     assert set(ORDERS) <= set(LATER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in LATER if not METHODS[name].draws()])
 def test_order_of_convergence(method):
     """The order in `ORDERS`; a method that is not there converges at least."""

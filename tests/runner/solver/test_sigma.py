@@ -151,6 +151,7 @@ def test_heun_takes_35_calls_at_18_steps():
     assert network_calls("Heun", EDM, 18, spacing="karras") == 35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name, line in METHODS.items() if not line.draws()])
 def test_every_method_approaches_the_exact_flow(method):
     """On EDM's levels the flow of a Gaussian mixture is followed from the same noise to the same points."""
