@@ -46,14 +46,14 @@ def test_contenders_have_one_network_of_clothes(monkeypatch):
     """As on the digits, with group norms of another size and three levels."""
     pytest.importorskip("diffusers")
     args, cpu = SimpleNamespace(config="fashion.yml", precision="fp32", compile=False), torch.device("cpu")
+    torch.manual_seed(0)
     x, eps = torch.randn(2, *contenders.shape_of("fashion.yml")), []
     for name in contenders.CONTENDERS:
         _, network = contenders.contender(name, args, cpu)
         monkeypatch.setattr(contenders, "held", {"x": x, "network": network})
         eps.append(contenders.predict())
     for other in eps[1:]:
-        torch.testing.assert_close(other, eps[0], rtol=1e-4, atol=1e-5)
-    assert eps[0].std() > 0.01
+        assert (other - eps[0]).square().mean().sqrt() < 1e-5 * eps[0].std()
 
 
 def test_profile(figures):
