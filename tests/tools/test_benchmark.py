@@ -46,7 +46,6 @@ def test_contenders_have_one_network_of_clothes(monkeypatch):
     """As on the digits, with group norms of another size and three levels."""
     pytest.importorskip("diffusers")
     args, cpu = SimpleNamespace(config="fashion.yml", precision="fp32", compile=False), torch.device("cpu")
-    torch.manual_seed(0)
     x, eps = torch.randn(2, *contenders.shape_of("fashion.yml")), []
     for name in contenders.CONTENDERS:
         _, network = contenders.contender(name, args, cpu)
