@@ -8,12 +8,14 @@ from tqdm import tqdm
 EVERY = 30.0  # seconds between two lines
 # 80 columns hold the longest line. What is said beside the count of training steps has its own speed.
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} {elapsed}<{remaining}"
+OPEN = "{desc}: {n_fmt}{unit} {elapsed}"  # where nobody knows how much there is to do
 
 
 class Progress:
     """Counts the work that all processes of a team have done; the first of them shows it.
 
-    total: the amount of work, of which `initial` was done before; unit: what it is counted in; name: what the run does.
+    total: the amount of work (None: unknown), of which `initial` was done before; unit: what it is counted in; name:
+    what the run does.
     Used as a context.
     """
 
@@ -26,7 +28,9 @@ class Progress:
 
     def __enter__(self):
         self.seen = self.team.first and sys.stderr is not None
-        self.format = BAR + ("{postfix}" if self.unit == " steps" else ", {rate_fmt}{postfix}")
+        self.format = (OPEN if self.total is None else BAR) + (
+            "{postfix}" if self.unit == " steps" else ", {rate_fmt}{postfix}"
+        )
         more = {"dynamic_ncols": True, "bar_format": self.format, "disable": not (self.seen and sys.stderr.isatty())}
         self.bar = tqdm(total=self.total, initial=self.initial, unit=self.unit, desc=self.name, **more)
         return self
@@ -44,7 +48,7 @@ class Progress:
         if now - self.told < 0.2 and not force:
             return
         self.bar.n, self.mine, self.told = self.initial + self.count(self.mine), 0, now
-        self.bar.total = self.total + self.expect(0)
+        self.bar.total = None if self.total is None else self.total + self.expect(0)
         if not self.bar.disable:
             self.bar.set_postfix_str(self.extra, refresh=False)
             self.bar.refresh()

@@ -72,7 +72,7 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         loaded = load_network(experiment, team.device, "fp32")  # differences would be lost in less
         if s.batch_size == "auto":
             experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
-        with made(folder), torch.inference_mode(), Progress(team, 0, " image×calls", "search") as progress:
+        with made(folder), torch.inference_mode(), Progress(team, None, " image×calls", "search") as progress:
             return Search(experiment, name, loaded, team, folder, progress, minutes).run(found, noises)
 
 
@@ -106,7 +106,6 @@ class Search:
     def watch(self, count):
         """Count image × network calls."""
         self.team.beat()
-        self.progress.expect(count)
         self.progress.add(count)
 
     def say(self, text):

@@ -23,6 +23,16 @@ def test_often_asked_it_says_nothing_before_half_a_minute(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_work_of_unknown_amount_has_no_share_and_no_end(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    with progress.Progress(Processes(torch.device("cpu")), None, " image×calls", "search") as bar:
+        bar.add(1500, extra="4 calls: 0.08", force=True)
+        line = bar.line(seconds=60.0, columns=80)
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said.startswith("search: 1500 image×calls 00:00, ") and said.endswith("image×calls/s, 4 calls: 0.08")
+    assert line.startswith("search: 1500 image×calls 01:00, 25.00") and "%" not in line
+
+
 @pytest.mark.parametrize(
     ("unit", "name", "extra"),
     [
