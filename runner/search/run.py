@@ -250,6 +250,7 @@ class Search:
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
             "command": f"python main.py --runner search --config {self.name} --nfe {self.calls}"
+            + (f" --noises {2 * noises}" if 2 * noises != NOISES else "")
             + (f" --time {self.minutes:g}" if self.minutes else ""),
             "seed": self.problem.seed,
             "noises": f"{2 * noises} searched on, {noises} held out",
