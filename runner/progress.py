@@ -15,8 +15,7 @@ class Progress:
     """Counts the work that all processes of a team have done; the first of them shows it.
 
     total: the amount of work (None: unknown), of which `initial` was done before; unit: what it is counted in; name:
-    what the run does.
-    Used as a context.
+    what the run does. Used as a context.
     """
 
     def __init__(self, team, total, unit, name, initial=0):
@@ -48,7 +47,8 @@ class Progress:
         if now - self.told < 0.2 and not force:
             return
         self.bar.n, self.mine, self.told = self.initial + self.count(self.mine), 0, now
-        self.bar.total = None if self.total is None else self.total + self.expect(0)
+        if self.total is not None:
+            self.bar.total = self.total + self.expect(0)
         if not self.bar.disable:
             self.bar.set_postfix_str(self.extra, refresh=False)
             self.bar.refresh()

@@ -40,11 +40,11 @@ OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_
 
 def random_network(config):
     """diffusers' network with weights of which every one matters (its own are zero or one in places)."""
-    torch.manual_seed(0)
     network = diffusers.UNet2DModel(**config).eval()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.03 * torch.randn(parameter.shape)
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
     return network
 
 
