@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-import yaml
 from helpers import ROOT
 
 from pndm.config.load import load, load_solver
@@ -38,13 +37,12 @@ def problem_of(name):
     return problem, problem.noises(NOISES[name])
 
 
-def rivals(path, schedule):
+def rivals(solver, network, schedule):
     """The built-in methods that a file must be better than."""
-    file = yaml.safe_load(path.read_text())
-    if network_of(path) == "digits":
-        return [*candidates(schedule, file["calls"], ("iPNDM2", "UniPC2-bh2"))]
-    best = file["found"]["best_built_in"].partition(",")[0]
-    (rival,) = (other for other in candidates(schedule, file["calls"], best.split()[:1]) if other.label == best)
+    if network == "digits":
+        return [*candidates(schedule, solver.calls, ("iPNDM2", "UniPC2-bh2"))]
+    best = solver.found["best_built_in"].partition(",")[0]
+    (rival,) = (other for other in candidates(schedule, solver.calls, best.split()[:1]) if other.label == best)
     return [rival]
 
 
@@ -61,5 +59,5 @@ def test_a_file_is_better_than_the_best_methods_built_in(path):
     problem, noises = problem_of(network_of(path))
     solver = load_solver(path.stem)
     errors = problem.errors(solver.line, solver.times, noises)
-    for other in rivals(path, problem.schedule):
+    for other in rivals(solver, network_of(path), problem.schedule):
         assert better(errors, other.measured(problem, noises).errors), other.label
