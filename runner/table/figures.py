@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from dataclasses import dataclass
 from itertools import product
 from operator import attrgetter
@@ -155,6 +156,7 @@ def figure_of(lines, xlabel, ylabel, title, ticks=None, rings=(), names=None):
     """
     from matplotlib.figure import Figure
 
+    ylabel = textwrap.fill(ylabel, 35)  # no axis has room for more
     groups = families(list(dict.fromkeys(line.label for line in lines)))
     columns = min(2, len(groups))
     down = math.ceil(len(groups) / columns)

@@ -5,11 +5,15 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
+from pndm.runner.measure.measurement import name_of
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.table import figures, pictures, report
 from pndm.runner.table import flow as convergence
@@ -110,6 +114,18 @@ def test_a_single_point_has_room():
     for name, x in (("distance_steps", 10), ("distance_calls", 9)):
         low, high = drawn[name].axes[0].get_xlim()
         assert low < 0.9 * x and high > 1.1 * x
+
+
+@pytest.mark.parametrize("features", ["fashion", "inception"])
+@pytest.mark.parametrize("methods", [1, 9], ids=["one panel", "several"])
+def test_the_longest_name_of_a_distance_is_not_cut(features, methods):
+    called = name_of({"features": features, "hash": None})
+    rows = [replace(made(f"method {i}", n, 1 / n), called=called) for i in range(methods) for n in COUNTS]
+    for name, _, figure in figures.draw(rows, [], ((10, 20), {}), {}):
+        FigureCanvasAgg(figure).draw()
+        (text,) = (text for text in figure.findobj(Text) if text.get_text().split() == called.split())
+        box = text.get_window_extent()
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, name
 
 
 @pytest.fixture(scope="module")
