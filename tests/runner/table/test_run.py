@@ -88,6 +88,18 @@ def test_a_cell_is_the_sampling_run_with_its_settings(table, tiny, cli, undrawn,
         assert not (tmp_path / "table/cells" / name / f"{made_of.KEEP:06d}.png").exists()
 
 
+def test_a_cell_that_was_sampled_into_its_folder_is_taken(table, tiny, cli, undrawn, tmp_path):
+    name = "DDIM_5_exact_seed0"
+    sampled = tiny.flags(tmp_path / "table/cells" / name, "--method", "DDIM", "--sample_speed", 5, "--total_num", 10)
+    assert cli(*sampled)[0] == 0
+    before = written(tmp_path / "table")
+    status, out, _ = cli(*table(methods=["DDIM"], profiles=["exact"], seeds=1, more=[]))
+    assert (status, "2 cells, 1 of them finished" in out) == (0, True)
+    assert written(tmp_path / "table")[name] == before[name]
+    with open(tmp_path / "table/cells.csv", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
 def test_only_what_is_missing_is_run(table, cli, undrawn, tmp_path):
     flags, count = table(methods=["DDIM", "F-PNDM"], profiles=["exact"]), 10
     assert cli(*flags, "--methods", "DDIM", "--steps", "4,8", "--seeds", 1)[0] == 0
