@@ -1,6 +1,6 @@
 """The manifest of published files: config/published.yml, and a temp/published.yml of one's own over it.
 
-It says what each file is and where it comes from. Nothing here loads one: `runner/fetch.py` does.
+It says what each file is and where it comes from. Nothing here downloads one: `runner/fetch.py` does.
 """
 
 import os
@@ -169,7 +169,7 @@ def equals(entry):
 
 
 def offline():
-    """Why nothing may be loaded: --offline or HF_HUB_OFFLINE, which huggingface_hub reads, or `only_here`; else ""."""
+    """Why nothing may be downloaded: --offline or HF_HUB_OFFLINE, which the hub reads, or `only_here`; else ""."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "offline"
     return _reason.get()
@@ -177,7 +177,7 @@ def offline():
 
 @contextmanager
 def only_here(reason):
-    """While inside, nothing is loaded, and messages give this reason."""
+    """While inside, nothing is downloaded, and messages give this reason."""
     token = _reason.set(reason)
     try:
         yield

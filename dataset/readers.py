@@ -281,7 +281,7 @@ def _filled(section, folder, there=lambda: False):
             if why := offline():
                 raise OSError(why)
             size = MEGABYTES[section.dataset]
-            print(f"{section.dataset}: loading about {size} MB through torchvision to {folder}", file=sys.stderr)
+            print(f"{section.dataset}: downloading about {size} MB through torchvision to {folder}", file=sys.stderr)
         yield
 
 

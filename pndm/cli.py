@@ -37,7 +37,7 @@ RUNNERS = {
     "plan": "what a sampling run would do and cost",
     "reproduce": "a table: many sampling runs",
     "check": "what a run or a table needs, and what of it is missing",
-    "fetch": "load published files, by name or for a run or a table",
+    "fetch": "download published files, by name or for a run or a table",
 }
 # The other flags: those of every runner, then those that belong to some runners.
 COMMON = {"runner", "config", "device", "set", "offline"}
@@ -99,7 +99,7 @@ def parser() -> Parser:
     p.add_argument(
         "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, xpu, mps; default: a GPU if there is one"
     )
-    p.add_argument("--offline", action="store_true", help="load nothing from the network")
+    p.add_argument("--offline", action="store_true", help="download nothing")
     p.add_argument("--set", action="append", default=[], metavar="Section.key=value", help="override any value")
     keys = p.add_argument_group("values of the experiment")
     for flag in KEYS.values():
@@ -164,7 +164,7 @@ def experiment(args: Arguments) -> Any:
 
 
 def refuse_missing(args: Arguments) -> None:
-    """A published file's place that is given by hand is not loaded, as the same place in an experiment is."""
+    """A published file's place that is given by hand is not downloaded, as the same place in an experiment is."""
     from pndm.config.published import find
 
     for key in ("Sample.model_path", "Sample.statistics"):
@@ -173,7 +173,8 @@ def refuse_missing(args: Arguments) -> None:
             continue
         if (entry := find(given)) and entry.name != given:
             name = key.split(".")[1]
-            raise InputError(f"no file {given}; --{name} {entry.name}, or --runner fetch {entry.name}, loads it", key)
+            said = f"--{name} {entry.name}, or --runner fetch {entry.name}, downloads it"
+            raise InputError(f"no file {given}; {said}", key)
 
 
 def place(args: Arguments, keys: tuple[str, ...]) -> str:

@@ -258,7 +258,7 @@ def read_network(experiment):
     source = checkpoint.read(path)
     digest = checkpoint.sha256(source.path)
     if (kept := fetch.kept_hash(source.path)) not in (None, digest):
-        raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was loaded; delete it")
+        raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was downloaded; delete it")
     check_solver(experiment, digest)
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network

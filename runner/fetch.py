@@ -1,10 +1,10 @@
-"""Published files by name: found where they are, else loaded, verified, and put in their place when they are whole.
+"""Published files by name: found where they are, else downloaded, verified, and put in their place when they are whole.
 
     python main.py --runner fetch ema_cifar10
     pndm.fetch("ema_cifar10")  # its path
 
-pooch loads what has a plain address, gdown what is on Google Drive, huggingface_hub what is on the hub. Each is
-imported when a load begins. Nothing that is loaded is executed or unpacked here.
+pooch downloads what has a plain address, gdown what is on Google Drive, huggingface_hub what is on the hub. Each is
+imported when a download begins. Nothing that is downloaded is executed or unpacked here.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ class Failed(Exception):
 
 
 def fetch(name: str) -> Path:
-    """The path of the published file `name`, a name of config/published.yml; it is loaded if it is not there.
+    """The path of the published file `name`, a name of config/published.yml; it is downloaded if it is not there.
 
     Of a name on the hub, the folder in the hub's cache. The file appears whole or not at all: what was cut is kept
-    beside it and resumed by the next call. Size and hash are verified; the sha256 of the first load is kept in
-    NAME.sha256, and a later load must have the same. Two processes that call this at once load it once.
+    beside it and resumed by the next call. Size and hash are verified; the sha256 of the first download is kept
+    in NAME.sha256, and a later one must have the same. Two processes that call this at once download it once.
     Raises InputError, in one line, when it cannot be had: why each address failed, and where to put the file by hand.
 
         >>> from pndm import InputError, fetch
@@ -53,7 +53,7 @@ def fetch(name: str) -> Path:
 def have(text, key):
     """The path that stands for `text`: itself where it exists, else the published file of that name or place.
 
-    That is loaded where it is not there. None where nothing is published as `text`. Raises InputError about `key`.
+    That is downloaded where it is not there. None where nothing is published as `text`. Raises InputError about `key`.
     """
     if Path(text).exists():
         return Path(text)
@@ -75,14 +75,14 @@ def held(entry):
     return None
 
 
-def loads(entry):
+def sources(entry):
     """(entry, address) of all that `provide` would try, in this order: where a hash is published first."""
     entries = sorted(published.equals(entry), key=lambda other: other.hash is None)
     return [(other, address) for other in entries for address in other.addresses]
 
 
 def obstacle(address):
-    """Why nothing can be loaded from an address on this machine; "" where something may be."""
+    """Why nothing can be downloaded from an address on this machine; "" where something may be."""
     if why := published.offline():
         return why
     library = LIBRARIES.get(address.partition(":")[0], "pooch")
@@ -91,28 +91,28 @@ def obstacle(address):
 
 def links(entry):
     """Where a person finds the file of an entry, for a message."""
-    return " or ".join(published.link(address) for _, address in loads(entry))
+    return " or ".join(published.link(address) for _, address in sources(entry))
 
 
 def provide(entry):
-    """The path of a published file, loaded if need be. Raises InputError."""
+    """The path of a published file, downloaded if need be. Raises InputError."""
     if found := held(entry):
         return found
     reasons = []
-    for other, address in loads(entry):
+    for other, address in sources(entry):
         try:
             if why := obstacle(address):
                 raise Failed(why)
-            return load(other, address)
+            return download(other, address)
         except Failed as error:
             reasons.append((str(error), address))
     where = f"put it at {entry.file}" if entry.file else "set HF_HOME to a cache that has it"
-    raise InputError(f"{entry.name} could not be loaded ({_listed(reasons)}); {where}, from {links(entry)}")
+    raise InputError(f"{entry.name} could not be downloaded ({_listed(reasons)}); {where}, from {links(entry)}")
 
 
 def obstacles(entry):
-    """Why an entry cannot be loaded on this machine, for a message."""
-    return _listed([(obstacle(address), address) for _, address in loads(entry)])
+    """Why an entry cannot be downloaded on this machine, for a message."""
+    return _listed([(obstacle(address), address) for _, address in sources(entry)])
 
 
 def _listed(reasons):
@@ -127,11 +127,11 @@ def verify(entry):
     """Raise InputError if a file of an entry, or of one with the same network, is here and not what it was."""
     for other in published.equals(entry):
         if other.file and other.file.is_file() and (wrong := complaint(other)):
-            raise InputError(f"{other.file}: {wrong}; delete it, and --runner fetch {other.name} loads it again")
+            raise InputError(f"{other.file}: {wrong}; delete it, and --runner fetch {other.name} downloads it again")
 
 
-def load(entry, address):
-    """Load an entry from one of its addresses; returns its path. Raises Failed, and OSError of a full disk."""
+def download(entry, address):
+    """Download an entry from one of its addresses; returns its path. Raises Failed, and OSError of a full disk."""
     if entry.file is None:
         announce(entry, address)
         try:
@@ -139,7 +139,7 @@ def load(entry, address):
         except InputError as error:
             raise Failed(str(error)) from None
     file = entry.file
-    with made(file.parent), alone(file.parent):  # another process may have loaded it meanwhile
+    with made(file.parent), alone(file.parent):  # another process may have downloaded it meanwhile
         if not file.is_file():
             announce(entry, address)
             part = file.with_name(f".{file.name}.{_tag(address)}.part")
@@ -161,16 +161,16 @@ def load(entry, address):
 
 
 def announce(entry, address):
-    """Say in one line what is loaded from where."""
+    """Say in one line what is downloaded from where."""
     print(
-        f"{entry.name}: loading {entry.weight} from {published.host(address)} to {entry.place} "
+        f"{entry.name}: downloading {entry.weight} from {published.host(address)} to {entry.place} "
         f"({entry.what} of {entry.of}, by {entry.by}; licence: {entry.licence})",
         file=sys.stderr,
     )
 
 
 def _whole(entry, address, part, transfer):
-    """Bring the whole file to `part`. One that was resumed and is wrong is loaded anew once. Raises Failed."""
+    """Bring the whole file to `part`. One that was resumed and is wrong is downloaded anew once. Raises Failed."""
     resumed = any(part.parent.glob(f"{part.name}*"))
     transfer(address, part, entry)
     if wrong := complaint(entry, part):
@@ -187,7 +187,7 @@ def complaint(entry, path=None):
     path, kept = path or entry.file, kept_hash(entry.file)
     if entry.size and (size := path.stat().st_size) != entry.size:
         return f"it has {size:,} bytes, not {entry.size:,}"
-    for known, said in ((entry.hash, "as published"), (kept and f"sha256:{kept}", "as it was first loaded here")):
+    for known, said in ((entry.hash, "as published"), (kept and f"sha256:{kept}", "as it was first downloaded here")):
         if known:
             kind, _, digest = known.partition(":")
             if (found := pooch.file_hash(str(path), alg=kind)) != digest:
@@ -196,7 +196,7 @@ def complaint(entry, path=None):
 
 
 def kept_hash(file):
-    """The sha256 that a file had when it was first loaded; None where that is not kept."""
+    """The sha256 that a file had when it was first downloaded; None where that is not kept."""
     try:
         return _beside(file).read_text(encoding="utf-8").split()[0].lower()
     except (OSError, ValueError, IndexError):
@@ -246,7 +246,7 @@ def _size(path):
 
 
 def _http(address, part, entry):
-    """Load a plain address to `part`, from where it was cut on, as long as more comes. Raises Failed."""
+    """Download a plain address to `part`, from where it was cut on, as long as more comes. Raises Failed."""
     import pooch
     import requests
 
@@ -313,7 +313,7 @@ class Answer:
 
 
 def _drive(address, part, entry):
-    """Load from Google Drive to `part` by gdown, which knows Drive's pages and resumes. Raises Failed."""
+    """Download from Google Drive to `part` by gdown, which knows Drive's pages and resumes. Raises Failed."""
     import gdown
 
     quiet, (folder, _, name) = not sys.stderr.isatty(), address.partition(":")[2].partition("/")

@@ -1,4 +1,4 @@
-"""What experiments need that is not in the repository: what is here, what can be loaded, what has to be put there.
+"""What experiments need that is not in the repository: what is here, what can be downloaded, what has to be put there.
 
     python main.py --runner check --table celeba
     python main.py --runner fetch --table celeba
@@ -20,13 +20,13 @@ from pndm.model import diffusers
 from pndm.runner import fetch
 from pndm.runner.measure.features import INCEPTION, inception_file
 
-HERE, LOADABLE, BY_HAND = "there", "loadable", "by hand"
+HERE, ONLINE, BY_HAND = "there", "online", "by hand"
 
 
 class Need(NamedTuple):
     """Something that a run needs: the file and its place, or what to put where.
 
-    key: of the experiment, what names it. bytes: of what would be loaded. get: loads it; verifies what is there.
+    key: of the experiment, what names it. bytes: of the download. get: downloads it; verifies what is there.
     """
 
     what: str
@@ -77,10 +77,10 @@ def _file(what, key, given):
 def _published(what, key, entry):
     if found := fetch.held(entry):
         return Need(what, HERE, str(found), key, 0, partial(fetch.verify, entry))
-    if reachable := [(other, address) for other, address in fetch.loads(entry) if not fetch.obstacle(address)]:
+    if reachable := [(other, address) for other, address in fetch.sources(entry) if not fetch.obstacle(address)]:
         other, address = reachable[0]
         said = f"{other.place}, {other.weight} from {published.host(address)}"
-        return Need(what, LOADABLE, said, key, other.bytes, partial(fetch.provide, entry))
+        return Need(what, ONLINE, said, key, other.bytes, partial(fetch.provide, entry))
     said = f"no file {entry.place}; it is at {fetch.links(entry)} ({fetch.obstacles(entry)})"
     return Need(what, BY_HAND, said, key)
 
@@ -101,30 +101,30 @@ def _dataset(section):
         return Need("dataset", BY_HAND, why, "Dataset.path")
     megabytes = MEGABYTES[section.dataset]
     said = f"{section.dataset}, about {megabytes} MB by torchvision"
-    return Need("dataset", LOADABLE, said, "Dataset.path", megabytes * 10**6, partial(open_dataset, section))
+    return Need("dataset", ONLINE, said, "Dataset.path", megabytes * 10**6, partial(open_dataset, section))
 
 
 def show(needs):
     """Print needs, a line each, and their sum; returns the exit status: 2 if something cannot be had."""
     for need in needs:
         print(f"{need.state:<10}{need.what:<12}{need.how}")
-    counts = [f"{sum(need.state == state for need in needs)} {state}" for state in (HERE, LOADABLE, BY_HAND)]
+    counts = [f"{sum(need.state == state for need in needs)} {state}" for state in (HERE, ONLINE, BY_HAND)]
     total = sum(need.bytes for need in needs)
-    print(", ".join(counts) + f"; about {total / 1e6:,.0f} MB to load" * bool(total))
+    print(", ".join(counts) + f"; about {total / 1e6:,.0f} MB to download" * bool(total))
     return 2 if any(need.state == BY_HAND for need in needs) else 0
 
 
 def obtain(names, experiments, plan):
-    """The runner fetch: print what is wanted, then load it, and verify what is there. Returns the exit status.
+    """The runner fetch: print what is wanted, then download it, and verify what is there. Returns the exit status.
 
-    names: of the manifest. Without names and experiments, all of the manifest is printed. plan: nothing is loaded.
+    names: of the manifest. Without names and experiments, all of the manifest is printed. plan: nothing is downloaded.
     Raises InputError.
     """
     if not names and not experiments:
         for name, entry in published.manifest().items():
             state = HERE if entry.file and entry.file.is_file() else entry.weight
             print(f"{name:<36}{state:<22}{entry.what} of {entry.of}")
-        print("--runner fetch NAME loads one, --runner fetch --table T what a table needs")
+        print("--runner fetch NAME downloads one, --runner fetch --table T what a table needs")
         return 0
     wanted = [published.named(name) for name in names]
     needs = [_published(entry.what, "paths", entry) for entry in wanted] + needs_of(experiments)
@@ -136,7 +136,7 @@ def obtain(names, experiments, plan):
 
 
 def require(experiments):
-    """Load all that experiments need and that is not here. Raises InputError that names all that cannot be had."""
+    """Download all that experiments need and that is not here. Raises InputError that names all that cannot be had."""
     needs = needs_of(experiments)
     wrong = [need for need in needs if need.state == BY_HAND]
     if len(wrong) == 1:
@@ -144,5 +144,5 @@ def require(experiments):
     if wrong:
         raise InputError(f"{len(wrong)} things are missing. " + ". ".join(f"{need.what}: {need.how}" for need in wrong))
     for need in needs:
-        if need.state == LOADABLE:
+        if need.state == ONLINE:
             need.get()

@@ -82,7 +82,7 @@ class Meter:
         key = network_key(experiment, self.device)
         if key not in self.networks:
             try:
-                with only_here("a plan loads nothing"):
+                with only_here("a plan downloads nothing"):
                     self.networks[key] = load_network(experiment, self.device).network
             except InputError as error:
                 print(f"not calibrated: {error}", file=sys.stderr)

@@ -21,8 +21,8 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, devic
     finite or not real, and on a sigma that is no covariance.
 
     Σ₁Σ₂ has the eigenvalues of the symmetric LᵀΣ₂L, where Σ₁ = LLᵀ; their roots add up to the trace. Rounding moves
-    an eigenvalue λ by about ε·λ_max, and its root by ε·λ_max/√λ to first order. When the sum of these could matter, or
-    the smallest λ is itself no more than rounding, the trace is computed from A₁ᵀA₂ instead: it is the sum of its
+    an eigenvalue λ by about ε·λ_max, and its root by ε·λ_max/(2√λ) to first order. When the sum of these could matter,
+    or the smallest λ is itself no more than rounding, the trace is computed from A₁ᵀA₂ instead: it is the sum of its
     singular values, where Σ = AAᵀ and A has full numerical rank.
 
     What the second way cannot mend: Σ is known to ε·‖Σ‖, so an eigenvalue below d·ε·‖Σ‖ could be 0. It is taken as 0.

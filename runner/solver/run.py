@@ -1,4 +1,4 @@
-"""A run as a value: it can be copied, pickled, and gone on with at any network call, by who has no loop of his own."""
+"""A run as a value: it can be copied and pickled at any network call, and continued by callers without a loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -36,7 +36,7 @@ def tables_of(table, rows, flow=()):
         mine = [row for row in rows if row.profile == profile]
         found += [_distances(mine, profile, unit, budgets), _adaptive(mine, profile)]
     found += [_beside_the_paper(table, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
-    found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_less_exact(rows)]
+    found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_minus_exact(rows)]
     return [made for made in found if made.body]
 
 
@@ -182,7 +182,7 @@ def _as_good_as_the_first(rows):
             steps = str(least.steps or "adaptive")
             body.append([label, steps, f"{least.nfe:.4g}", value(least), _beside(least.nfe, target.nfe)])
     title = (
-        f"The least calls for a distance at most {CLOSE - 1:.0%} above {target.label}'s in {target.steps} steps "
+        f"The fewest calls for a distance at most {CLOSE - 1:.0%} above {target.label}'s in {target.steps} steps "
         f"from the same noise, {value(target)}, profile {target.profile}:"
     )
     return ResultTable(title, [*head, f"against {target.nfe:g} calls"], body)
@@ -204,7 +204,7 @@ def _beside(calls, others):
     return f"{ratio} times {'fewer' if calls < others else 'more'}"
 
 
-def _published_less_exact(rows):
+def _published_minus_exact(rows):
     """Differences of the two profiles from the same noise, seed by seed."""
     exact, published = ({(row.label, row.budget): row for row in rows if row.profile == name} for name in PROFILES)
     entries = {}
@@ -214,6 +214,6 @@ def _published_less_exact(rows):
             values = [theirs[seed] - mine[seed] for seed in mine if seed in theirs]
             deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             entries[key] = f"{statistics.fmean(values):+.4f}{deviation}" if values else ""
-    title = "Profile published less exact from the same noise, by steps; ± is the standard deviation over the seeds:"
+    title = "Profile published minus exact, from the same noise, by steps; ± is the standard deviation over the seeds:"
     labels = dict.fromkeys(label for label, _ in entries)
     return crossed(title, entries, labels, sorted({budget for _, budget in entries}))

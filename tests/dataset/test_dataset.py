@@ -158,7 +158,8 @@ def test_cifar10_is_fetched_only_when_it_is_not_there(tmp_path, monkeypatch, cap
     ):
         open_dataset(section("CIFAR10", tmp_path / "nowhere", 32))
     assert asked and not (tmp_path / "nowhere").exists()
-    assert capsys.readouterr().err == f"CIFAR10: loading about 170 MB through torchvision to {tmp_path / 'nowhere'}\n"
+    said = f"CIFAR10: downloading about 170 MB through torchvision to {tmp_path / 'nowhere'}\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("name", "size"), [("FASHION", 28), ("CIFAR10", 32)])

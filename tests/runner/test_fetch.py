@@ -40,7 +40,7 @@ def test_a_file_comes_whole_with_its_hash_beside_it_and_one_line(made_up, server
     assert names(made_up.parent) == ["made_up.bin", "made_up.bin.sha256"]
     assert Path(f"{made_up}.sha256").read_text() == f"{SHA256}  made_up.bin\n"  # as `sha256sum -c` reads it
     said = (
-        "loading 1 MB from 127.0.0.1:[0-9]+ to temp/models/made_up.bin .network of numbers, by nobody; licence: none."
+        r"downloading 1 MB from 127.0.0.1:\d+ to temp/models/made_up.bin .network of numbers, by nobody; licence: none."
     )
     assert re.fullmatch(f"made_up: {said}\n", capsys.readouterr().err)
     assert pndm.fetch("made_up") == path and len(server.asked) == 1
@@ -50,7 +50,7 @@ def test_a_file_comes_whole_with_its_hash_beside_it_and_one_line(made_up, server
 @pytest.mark.parametrize("tenth", range(1, 10))
 def test_what_was_cut_is_resumed_by_the_next_call(made_up, server, tenth):
     server.cut, server.answers = tenth * 100_000, 1
-    with pytest.raises(InputError, match=r"^made_up could not be loaded \(127.0.0.1:\d+: status 503\); put it"):
+    with pytest.raises(InputError, match=r"^made_up could not be downloaded \(127.0.0.1:\d+: status 503\); put it"):
         pndm.fetch("made_up")
     assert not made_up.exists()
     server.cut = server.answers = None
@@ -74,12 +74,12 @@ def test_a_server_that_does_not_resume_gives_the_file_from_its_beginning(made_up
     assert pndm.fetch("made_up").read_bytes() == CONTENT
     server.ranges, server.cut = False, 300_000  # and always cut at the same place, it ends
     made_up.unlink()
-    with pytest.raises(InputError, match="could not be loaded"):
+    with pytest.raises(InputError, match="could not be downloaded"):
         pndm.fetch("made_up")
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_file_that_changed_while_it_was_cut_is_loaded_anew(publish, server, size):
+def test_a_file_that_changed_while_it_was_cut_is_downloaded_anew(publish, server, size):
     path = publish("made_up", f"{server.url}/made_up", hash=MD5, size=size)
     server.files["/made_up"] = bytes(len(CONTENT))
     server.cut, server.answers = 500_000, 1
@@ -168,13 +168,13 @@ def test_without_a_length_and_a_hash_nothing_could_be_told_of_the_file(publish, 
     assert pndm.fetch("made_up").read_bytes() == CONTENT
 
 
-def test_the_first_load_is_trusted_and_a_later_change_refused(publish, server):
+def test_the_first_download_is_trusted_and_a_later_change_refused(publish, server):
     path = publish("made_up", f"{server.url}/made_up")
     server.files["/made_up"] = CONTENT
     pndm.fetch("made_up")
     path.unlink()
     server.files["/made_up"] = CONTENT[::-1]
-    with pytest.raises(InputError, match=f"not {SHA256[:12]}… as it was first loaded here"):
+    with pytest.raises(InputError, match=f"not {SHA256[:12]}… as it was first downloaded here"):
         pndm.fetch("made_up")
     assert not path.exists()
     server.files["/made_up"] = CONTENT
@@ -188,9 +188,8 @@ def test_a_file_that_changed_on_the_disk_is_named(made_up, cli, server):
     made_up.write_bytes(CONTENT[:-1] + b"x")
     status, _, err = cli("--runner", "fetch", "made_up")
     assert status == 2 and err.count("\n") == 1
-    assert (
-        "temp/models/made_up.bin: its md5 is" in err and "delete it, and --runner fetch made_up loads it again" in err
-    )
+    assert "temp/models/made_up.bin: its md5 is" in err
+    assert "delete it, and --runner fetch made_up downloads it again" in err
 
 
 def environment():
@@ -198,17 +197,17 @@ def environment():
 
 
 @pytest.mark.slow
-def test_two_processes_load_a_file_once(made_up, server, tmp_path):
+def test_two_processes_download_a_file_once(made_up, server, tmp_path):
     server.stalled.clear()
     runs = [process("--runner", "fetch", "made_up", cwd=tmp_path, env=environment()) for _ in range(2)]
     while not server.asked:
         assert all(run.poll() is None for run in runs), [run.communicate() for run in runs]
-    server.stalled.set()  # half of it was sent, then the answer ends: the one that loads it asks for the rest
+    server.stalled.set()  # half of it was sent, then the answer ends: the one that downloads it asks for the rest
     outputs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert made_up.read_bytes() == CONTENT
     assert [start > 0 for _, start in server.asked] == [False, True]
-    assert sum("loading" in err for _, err in outputs) == 1
+    assert sum("downloading" in err for _, err in outputs) == 1
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(made_up, server, tmp_path):

@@ -1,4 +1,4 @@
-"""What runs need: listed all at once, loaded at first use, and the whole way of a table from nothing."""
+"""What runs need: listed all at once, downloaded at first use, and the whole way of a table from nothing."""
 
 import json
 import os
@@ -42,22 +42,22 @@ def test_all_that_a_table_lacks_is_one_list(bare, cli):
         lines, ("models/ddim_celeba.ckpt", "models/pt_inc", "stats/fid_celeba_train.npz"), strict=False
     ):
         assert line.startswith("by hand") and f"no file temp/{place}" in line and "it is at https://" in line
-    assert lines[3:] == ["0 there, 0 loadable, 3 by hand"]
+    assert lines[3:] == ["0 there, 0 online, 3 by hand"]
     assert list(bare.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_with_a_connection_the_same_is_loadable_and_nothing_is_asked(bare, cli, monkeypatch):
+def test_with_a_connection_the_same_can_be_downloaded_and_nothing_is_asked(bare, cli, monkeypatch):
     pytest.importorskip("gdown")
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("pndm.runner.fetch.load", lambda *_: pytest.fail("something was loaded"))
+    monkeypatch.setattr("pndm.runner.fetch.download", lambda *_: pytest.fail("something was downloaded"))
     for runner in (["--runner", "check"], ["--runner", "fetch", "--plan"]):
         status, out, _ = cli(*runner, "--table", "celeba")
         assert status == 0
         assert out.splitlines()[0] == (
-            "loadable  network     temp/models/ddim_celeba.ckpt, about 315 MB from Google Drive"
+            "online    network     temp/models/ddim_celeba.ckpt, about 315 MB from Google Drive"
         )
-        assert out.splitlines()[-1] == "0 there, 3 loadable, 0 by hand; about 445 MB to load"
+        assert out.splitlines()[-1] == "0 there, 3 online, 0 by hand; about 445 MB to download"
     monkeypatch.setitem(sys.modules, "gdown", None)
     status, out, _ = cli("--runner", "check", "--table", "celeba")
     assert status == 2 and "(Google Drive: it needs gdown: pip install gdown)" in out
@@ -109,11 +109,11 @@ def test_the_whole_manifest_is_listed(bare, cli):
         (["--statistics", "temp/stats/fid_celeba_train.npz"], "--statistics: no file temp/stats/fid_celeba_train.npz"),
         (
             ["--model_path", "ema_cifar10"],
-            "--model_path: ema_cifar10 could not be loaded (heibox.uni-heidelberg.de: off",
+            "--model_path: ema_cifar10 could not be downloaded (heibox.uni-heidelberg.de: off",
         ),
         (
             ["--config", "ddim_celeba.yml"],
-            "ddim_celeba.yml: ddim_celeba could not be loaded (Google Drive: offline); put",
+            "ddim_celeba.yml: ddim_celeba could not be downloaded (Google Drive: offline); put",
         ),
     ],
 )
@@ -124,10 +124,10 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(bare, cli, flags, said)
     assert list(bare.iterdir()) == []
 
 
-def test_first_use_loads_what_the_experiment_names_and_says_so(tiny_published, cli, server):
+def test_first_use_downloads_what_the_experiment_names_and_says_so(tiny_published, cli, server):
     status, out, err = cli("--config", "mine.yml", *FLAGS, "--image_path", "run")
     assert status == 0, err
-    assert err.startswith("tiny_network: loading file of unknown size from 127.0.0.1")
+    assert err.startswith("tiny_network: downloading file of unknown size from 127.0.0.1")
     assert "licence: MIT" in err.splitlines()[0]
     assert "network from temp/models/tiny.safetensors" in out
     assert cli("--config", "mine.yml", *FLAGS, "--image_path", "run")[0] == 0
@@ -141,17 +141,17 @@ def test_a_published_name_is_a_model_path_and_the_record_says_which_file_served(
     assert (record["path"], record["file"]) == ("tiny_network", "temp/models/tiny.safetensors")
 
 
-def test_a_network_that_changed_since_it_was_loaded_is_refused(tiny_published, cli):
+def test_a_network_that_changed_since_it_was_downloaded_is_refused(tiny_published, cli):
     assert cli("--runner", "fetch", "tiny_network")[0] == 0
     file = tiny_published / "temp/models/tiny.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     status, _, err = cli("--config", "mine.yml", *FLAGS, "--image_path", "run")
-    assert status == 2 and "as when it was loaded; delete it" in err and err.count("\n") == 1
+    assert status == 2 and "as when it was downloaded; delete it" in err and err.count("\n") == 1
 
 
-def test_a_plan_loads_nothing(tiny_published, cli, server):
+def test_a_plan_downloads_nothing(tiny_published, cli, server):
     status, out, err = cli("--config", "mine.yml", *FLAGS, "--plan")
-    assert status == 0 and "calls an image    2" in out and "a plan loads nothing" in err
+    assert status == 0 and "calls an image    2" in out and "a plan downloads nothing" in err
     assert server.asked == []
 
 
@@ -169,7 +169,10 @@ def test_a_table_from_nothing_to_its_report_in_one_command(tiny_published, publi
     assert status == 0, err
     report = tmp_path / "temp/reproduce/small/report.html"
     assert report.is_file() and "temp/stats/made_up_train.npz" in report.read_text()
-    assert [line.split(":")[0] for line in err.splitlines() if "loading" in line] == ["tiny_network", "made_up_train"]
+    assert [line.split(":")[0] for line in err.splitlines() if "downloading" in line] == [
+        "tiny_network",
+        "made_up_train",
+    ]
     assert sorted(path for path, _ in server.asked) == ["/stats", "/tiny"]
     assert Moments.load(tmp_path / "temp/stats/made_up_train.npz").mu.shape == (64,)
 

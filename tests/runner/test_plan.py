@@ -84,11 +84,11 @@ def test_what_cannot_be_run_cannot_be_planned(cli, flags, said):
 
 def test_without_its_checkpoint_a_plan_is_not_calibrated_and_loads_nothing(cli, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("pndm.runner.fetch.load", lambda *_: pytest.fail("something was loaded"))
+    monkeypatch.setattr("pndm.runner.fetch.download", lambda *_: pytest.fail("something was downloaded"))
     status, out, err = cli("--plan", "--config", "ddim_celeba.yml", "--method", "DDIM", "--sample_speed", "2")
     assert status == 0
     assert "not calibrated" in out
-    assert "a plan loads nothing" in err and "temp/models/ddim_celeba.ckpt" in err
+    assert "a plan downloads nothing" in err and "temp/models/ddim_celeba.ckpt" in err
     assert "100,096" in out  # 782 batches of 128, twice
 
 

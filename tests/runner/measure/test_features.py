@@ -29,7 +29,7 @@ def test_inception_without_weights(tmp_path, monkeypatch, cli):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     status, out, err = cli("--runner", "fid", a, a)
     assert (status, out) == (2, "") and err.count("\n") == 1
-    assert "pt_inception-2015-12-05 could not be loaded (github.com: offline); put it at temp/models/pt_incep" in err
+    assert "pt_inception-2015-12-05 could not be downloaded (github.com: offline); put it at temp/models/pt" in err
     assert "or set inception_path to where it is" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
