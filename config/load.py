@@ -5,6 +5,7 @@
 An override is "Section.key" → (the flag or file that it comes from, value).
 """
 
+import json
 from pathlib import Path
 
 import yaml
@@ -54,6 +55,19 @@ def validate(tree, path, overrides=None):
         raise InputError(f"{place_of(error.keys, places, path)}: {error}") from None
 
 
+def words_of(overrides):
+    """The words of a command line that sets overrides, as `load` takes them; those that unset a flag are left out."""
+    words = []
+    for target, (flag, value) in overrides.items():
+        if flag == "--set":
+            words += [flag, f"{target}={json.dumps(value, ensure_ascii=False)}"]
+        elif value is True:
+            words.append(flag)
+        elif value is not None:
+            words += [flag, str(value)]
+    return words
+
+
 def place_of(keys, places, path):
     """The flag in `places` ("Section.key" → flag) that set one of `keys`, else the file `path`."""
     return next((places[key] for key in keys if key in places), path)
@@ -95,7 +109,8 @@ def load_solver(source):
     """
     path = source
     if not isinstance(source, dict):
-        path = find(source if Path(source).suffix else f"{source}.yml", "Sample.solver", FOLDER / "solvers")
+        name = source if Path(source).is_file() or source.endswith((".yml", ".yaml")) else f"{source}.yml"
+        path = find(name, "Sample.solver", FOLDER / "solvers")
         source = read(path, f"a solver file is a mapping of keys {', '.join(Solver.model_fields)}")
     try:
         return checked(Solver.model_validate, source)
@@ -115,7 +130,7 @@ def find(name, argument, folder=FOLDER):
 
 
 def files(folder=FOLDER):
-    """The experiments of config/, or the tables of `folder`: their paths."""
+    """The YAML files of `folder` but the manifest of published files: their paths."""
     return sorted(path for path in folder.glob("*.yml") if path != MANIFEST)
 
 

@@ -184,7 +184,7 @@ class _Sampling(Section):
     seed: int = key(0, "seed of the noise of every image", "images", "sample plan search", "S", **SEED)
     total_num: int = key(1000, "number of images", "distance", f"{RUN} search", "K", ge=1, le=10**8)
     batch_size: Count | Literal["auto"] = key(
-        128, "images a network call; auto: what the memory takes", "images", f"{RUN} search", "B"
+        128, "images a network call; auto (sample, search): what the memory takes", "images", f"{RUN} search", "B"
     )
     precision: str = key(
         "auto", "of the network: fp32, tf32, bf16; auto: bf16 where it is fast", "network", RUN, "P", among=PRECISIONS
@@ -267,8 +267,11 @@ class Experiment(Section):
             raise Contradiction(message, "Schedule.type", "Model.struc")
         classes = getattr(model, "labels", 0)
         if (sample.label is not None and sample.label >= classes) or (sample.guidance != 1 and not classes):
-            message = f"Sample.label and Sample.guidance: the network knows {classes or 'no'} classes"
-            raise Contradiction(message, "Sample.guidance" if sample.label is None else "Sample.label", "Model.labels")
+            what, given = ("guidance", sample.guidance) if sample.label is None else ("label", sample.label)
+            known = f"classes 0 to {classes - 1}" if classes else "no classes"
+            raise Contradiction(
+                f"Sample.{what} is {given}; the network knows {known}", f"Sample.{what}", "Model.labels"
+            )
         if (sample.clip or sample.threshold is not None) and not data.rescaled:
             message = "Sample.clip and Sample.threshold need images in [−1, 1], so Dataset.rescaled"
             raise Contradiction(message, "Sample.clip", "Sample.threshold", "Dataset.rescaled")

@@ -50,9 +50,13 @@ class Table(Cells):
     flow: int = key(8, "images whose distance to the exact flow is measured; 0: none", ge=0, le=10**6)
     paper: PaperSection = key(PaperSection(), "the paper's values")
 
+    @property
+    def by_calls(self):
+        """Whether its columns are numbers of network calls, not of steps."""
+        return any(group.nfe for group in (self, *self.more))
+
     @model_validator(mode="after")
     def _consistent(self):
-        groups = (self, *self.more)
-        if any(group.steps for group in groups) and any(group.nfe for group in groups):
+        if self.by_calls and any(group.steps for group in (self, *self.more)):
             raise Contradiction("steps and nfe exclude each other in a table", "steps")
         return self

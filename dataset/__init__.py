@@ -21,6 +21,8 @@ def open_dataset(section):
     Raises InputError when its files are missing, saying which go where.
     """
     images = READERS[section.dataset](section)
+    if not len(images):
+        raise InputError(f"Dataset.dataset {section.dataset}: there are no images in it", "Dataset.path")
     shape, wanted = tuple(images[0].shape), (section.channels, section.image_size, section.image_size)
     if shape != wanted:
         raise InputError(f"Dataset: {section.dataset} has images of {shape}, the experiment says {wanted}")

@@ -243,7 +243,7 @@ def _fashion_file(section, ending):
     places = [folder / file for folder in folders for file in (name, f"{name}.gz")]
     if not any(place.is_file() for place in places):
         try:
-            with _filled(section, root / "FashionMNIST" / "raw"):
+            with _filled(section, root / "FashionMNIST" / "raw", lambda: any(place.is_file() for place in places)):
                 FashionMNIST(root, download=True)
         except (OSError, RuntimeError) as error:
             raise _missing(section, f"{name}.gz, from github.com/zalandoresearch", error) from None

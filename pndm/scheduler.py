@@ -173,21 +173,21 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if self._solver:
             if timesteps is not None or sigmas is not None:
                 raise ValueError("a solver file says the times; timesteps and sigmas do not go with it")
-            *nodes, end = self._solver.times
+            self._grid = list(self._solver.times)
         else:
             nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
-            end = self._end
-        self._grid = [*nodes, end]
-        self._calls = calls_of(self._method, self._grid, self.schedule)
-        told = self._calls if timesteps is None or sigmas is None else floats("timesteps", timesteps)
-        if len(told) != len(self._calls):
-            raise ValueError(f"{len(told)} timesteps are given for {len(self._calls)} sigmas")
+            self._grid = [*nodes, self._end]
+        calls = calls_of(self._method, self._grid, self.schedule)
+        told = [call.t for call in calls] if timesteps is None or sigmas is None else floats("timesteps", timesteps)
+        if len(told) != len(calls):
+            raise ValueError(f"{len(told)} timesteps are given for {len(calls)} sigmas")
         counts = not self.flow and all(t == int(t) for t in told)
         listed = torch.tensor(told, dtype=torch.int64 if counts else torch.float32)
         self.timesteps = self._listed = listed.to(device)
         self._times = listed.tolist()
-        self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._calls, end])).float()
-        self.num_inference_steps = len(nodes)
+        self._levels = [float(call.level) for call in calls]
+        self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._levels, self._grid[-1]])).float()
+        self.num_inference_steps = len(self._grid) - 1
         self._reset()
 
     def _reset(self) -> None:
@@ -232,7 +232,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
         self._check_turn(timestep, self.step_index)
         query, x = self._asked(sample, options)
-        alpha = self.schedule.alpha_cumprod(query.t)
+        alpha = self.schedule.alpha_cumprod(query.level)
         output = model_output[:, : sample.shape[1]].to(x.dtype)
         eps = eps_from(output, x, alpha, self.config["prediction_type"])
         data = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
@@ -260,8 +260,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if query.x.shape != sample.shape:
             raise ValueError(f"sample is {tuple(sample.shape)}, the run began with {tuple(query.x.shape)}")
         # Where the pipeline has left the latents unchanged, take the state in its own precision.
-        kept = sample == self._shown(query.x, query.t, sample.dtype)
-        x = torch.where(kept, query.x, x / self._scale(query.t))
+        kept = sample == self._shown(query.x, query.level, sample.dtype)
+        x = torch.where(kept, query.x, x / self._scale(query.level))
         if not self.run.replies:
             self.run.x = x
         return query, x
@@ -338,8 +338,10 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     def _factors(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of image and noise at t (n,), each (n, 1, …)."""
         times = torch.as_tensor(timesteps).cpu().double().numpy().reshape(-1)
-        if self.flow and self.num_inference_steps:  # what the network is told may be another time than that of x
-            known = dict(zip(self._times, self._calls, strict=True))
+        if (
+            self.flow or self._solver
+        ) and self.num_inference_steps:  # what the network is told may be another time than that of x
+            known = dict(zip(self._times, self._levels, strict=True))
             times = np.array([known.get(t, t) for t in times.tolist()])
         a, b = (torch.from_numpy(v).reshape(-1, *[1] * (like.ndim - 1)) for v in factors_at(self.schedule, times))
         return a.to(like), b.to(like)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pndm.runner.solver.events import Method
+from pndm.runner.solver.events import Method, Query
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.grid import SPACINGS, floats, grid_of
 from pndm.runner.solver.methods import METHODS, method_named
@@ -21,8 +21,8 @@ THEIRS = ("leading", "trailing", "linspace")
 NAMES = tuple(dict.fromkeys((*SPACINGS, *THEIRS)))
 
 
-def calls_of(method: str | Method, grid: Sequence[float], schedule: Schedule) -> list[float]:
-    """The times of all network calls of a run."""
+def calls_of(method: str | Method, grid: Sequence[float], schedule: Schedule) -> list[Query]:
+    """All network calls of a run."""
     return list(chain(*chain(*(span.calls(schedule) for span in spans(method, grid)))))
 
 
@@ -33,7 +33,7 @@ def one_call(method: str) -> bool:
 
 def halves_alone(method: str) -> bool:
     """Whether the stages of the method are at the ends and the middles of its steps, so that they can be whole."""
-    return all(t == int(t) for t in calls_of(method, [8.0, 6.0, 4.0, 2.0, 0.0], Schedule()))
+    return all(query.t == int(query.t) for query in calls_of(method, [8.0, 6.0, 4.0, 2.0, 0.0], Schedule()))
 
 
 def check_method(method: str, whole_timesteps: bool, from_noise: bool) -> None:
@@ -83,7 +83,7 @@ def rounded(nodes: list[float], method: str, end: float, schedule: Schedule) -> 
     if sorted(set(found), reverse=True) != found:
         return found
     steps = [asked for span in spans(method, [*found, end]) for asked in span.calls(schedule)]
-    if all(t == int(t) for asked in steps for t in asked):
+    if all(call.t == int(call.t) for asked in steps for call in asked):
         return found
     last = max(k for k, asked in enumerate(steps) if len(asked) > 1) + 1
     level = [*found, end][last]
@@ -102,7 +102,7 @@ def steps_behind(listed: list[float], method: str, end: float, schedule: Schedul
         if sum(counts) == len(listed):
             nodes = [listed[place] for place in np.cumsum([0, *counts[:-1]])]
             if sorted(set(nodes), reverse=True) == nodes:
-                calls = calls_of(method, [*nodes, end], schedule)
+                calls = [float(call.t) for call in calls_of(method, [*nodes, end], schedule)]
                 if np.allclose(calls, listed, rtol=1e-6, atol=1e-4):
                     return nodes
     return listed

@@ -77,6 +77,19 @@ class Sampling:
         """The method's events on an x of least size, to be answered by the caller."""
         return trajectory(self.method, nothing(), self.schedule, self.steps or 1, self.profile, **self.options)
 
+    @property
+    def follows_a_flow(self):
+        """Whether the images approach those of an exact flow that can be followed: by an adaptive method.
+
+        It asks about ever fewer images, so that all must be of one class.
+        """
+        return not self.draws and not (self.classes and self.label is None)
+
+    @property
+    def begins(self):
+        """The time at which the images start."""
+        return float(np.max(next(self.events()).level))
+
     def noise(self, ids, device):
         """What images `ids` start from: float32 (n, C, H, W) on `device`."""
         return _onto(device, noise(self.seed, ids, self.shape))
@@ -85,8 +98,7 @@ class Sampling:
         """The x that images `ids` start from: noise, on EDM's levels as EDM scales it, σ·noise/√(1+σ²)."""
         x = self.noise(ids, device)
         if isinstance(self.schedule, SigmaSchedule):
-            first = float(np.max(next(self.events()).t))
-            x = x * (1 - self.schedule.alpha_cumprod(first)) ** 0.5
+            x = x * (1 - self.schedule.alpha_cumprod(self.begins)) ** 0.5
         return x
 
     def conditioned(self, network, ids, device):
@@ -200,8 +212,11 @@ def sampling_of(experiment):
         message = f"{s.method} asks about ever fewer images; it needs one label for all of them"
         raise InputError(message, "Sample.label", "Sample.method")
     steps = s.sample_speed if s.times is None else len(s.times) - 1
+    names = [*options, "sample_speed", "nfe", "profile", "method"]
     try:
         if s.nfe is not None:
+            trajectory(s.method, nothing(), schedule, 1, s.profile, **options)  # raises what is not about the calls
+            names = ["nfe", *names]
             hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
             if s.nfe % (each := 1 if s.guidance == 1 else Guided.calls):
                 raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {each}")
@@ -212,7 +227,6 @@ def sampling_of(experiment):
         )
         sampling.events()
     except ValueError as error:
-        names = [*(["nfe"] if s.nfe else []), *options, "sample_speed", "nfe", "profile", "method"]
         raise InputError(str(error), *(f"Sample.{name}" for name in names)) from None
     return sampling
 

@@ -54,9 +54,10 @@ def lines(experiment):
     if sampling.profile == "published":
         schedule = PublishedSchedule(schedule)  # ᾱ where the released code takes itself to be
     found = []
-    for times, step in rehearse(sampling.events()):
-        levels = (float(schedule.alpha_cumprod(t)) for t in (times[0], step.t))
-        found.append(Line(times[0], step.t, *levels, len(times), step.order))
+    for asked, step in rehearse(sampling.events()):
+        times = asked[0].level, step.t
+        levels = (float(schedule.alpha_cumprod(t)) for t in times)
+        found.append(Line(*times, *levels, len(asked), step.order))
     return found
 
 

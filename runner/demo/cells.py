@@ -15,8 +15,9 @@ from pndm.model.engine import tf32
 from pndm.runner.build import Sampling, check_solver, load_network, network_key, read_network, sampling_of
 from pndm.runner.demo.request import ADAPTIVE, Row
 from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.solve import calls as network_calls
 from pndm.runner.solver.solve import steps_near
-from pndm.runner.table.flow import distance, flow_from
+from pndm.runner.table.flow import distance, flow_device, flow_from
 
 STRIP = 10  # predicted images shown of a cell
 TOLERANCE = 1e-4  # of the exact flow, which is then known to LEAST (docs/demo.md)
@@ -39,10 +40,10 @@ class Mixed(Sampling):
     other: int = 0
     share: float = 0.0
 
-    def noise(self, ids, device, *stream):
-        """The noise of images `ids`, as of `Sampling`; mixed, unless it is that of a stochastic step."""
-        x = super().noise(ids, device, *stream)
-        if stream or not self.share:
+    def noise(self, ids, device):
+        """The noise of images `ids`, as of `Sampling`; mixed."""
+        x = super().noise(ids, device)
+        if not self.share:
             return x
         values = {name: value for name, value in vars(self).items() if name not in ("other", "share")}
         y = Sampling(**values | {"seed": self.other}).noise(ids, device)
@@ -117,11 +118,15 @@ class Strip:
     def __init__(self, sampling, images):
         self.sampling, self.images = sampling, images
         self.times, self.held, self.every = [], [], 1
+        self.levels = None  # the times of x in all calls, where they are known before; a solver file tells others
+        if not sampling.adaptive:
+            asked = [query.level for step in network_calls(sampling.events()) for query in step]
+            self.levels = np.repeat(asked, sampling.each)
 
     def see(self, x, t, eps):
         if len(x) < self.images:
             return
-        time = float(t.reshape(-1)[0])
+        time = float(t.reshape(-1)[0]) if self.levels is None else float(self.levels[len(self.times)])
         if len(self.times) % self.every == 0:
             alpha = float(self.sampling.schedule.alpha_cumprod(time))
             clean = (x[:1] - (1 - alpha) ** 0.5 * eps[:1]) / alpha**0.5
@@ -145,8 +150,6 @@ class Artist:
 
     def __init__(self, experiment, device):
         self.experiment, self.device = experiment, device
-        # MPS has no float64, in which the integrator measures its errors.
-        self.flow_device = device if device.type in ("cpu", "cuda") else torch.device("cpu")
         self.lock, self.networks, self.flows = threading.Lock(), {}, OrderedDict()
 
     def loaded(self, experiment):
@@ -170,14 +173,14 @@ class Artist:
                 cell = self.cell(row, calls, request.noise, made, stop, watch)
                 made[row, calls] = cell
                 yield cell
-        able = {p: cell for p, cell in made.items() if cell.images is not None and not cell.sampling.draws}
+        able = {p: cell for p, cell in made.items() if cell.images is not None and cell.sampling.follows_a_flow}
         try:
             flows = self.follow(able.values(), request.noise, stop, watch)
         except (InputError, NotFinite) as error:
             yield from (replace(cell, message=f"no exact flow: {error}") for cell in able.values())
             return
         for cell in able.values():
-            ends = flows[start_of(cell.sampling)]
+            ends = flows[cell.sampling.begins]
             exact = cell.sampling.decode(ends)
             yield replace(cell, exact=exact, distance=distance(cell.x, ends))
 
@@ -236,18 +239,20 @@ class Artist:
         Flows from several times are followed together: small networks take larger batches in nearly the same time.
         """
         found, n = {}, noise.images
-        samplings = {start_of(cell.sampling): cell.sampling for cell in cells}
+        samplings = {cell.sampling.begins: cell.sampling for cell in cells}
         for start in samplings:
             if (noise, start) in self.flows:
                 found[start] = self.flows[noise, start]
         missing = [start for start in samplings if start not in found]
         together = [start for start in missing if start > 0]
         for starts in filter(None, [together, [start for start in missing if start <= 0]]):
-            network = Watched(self.exact_network(), stop, FLOW * n * len(starts), lambda x, t, eps: watch(len(x)))
-            x = torch.cat([samplings[start].noise(range(n), self.flow_device) for start in starts])
-            schedule = samplings[starts[0]].schedule
+            first, device = samplings[starts[0]], flow_device(self.device)
+            most = FLOW * n * len(starts) * first.each
+            network = Watched(self.exact_network(), stop, most, lambda x, t, eps: watch(len(x)))
+            network = first.conditioned(network, range(n), device)
+            x = torch.cat([samplings[start].start(range(n), device) for start in starts])
             with tf32(False):
-                ends = flow_from(x, np.repeat(np.array(starts), n), schedule, network, TOLERANCE).cpu()
+                ends = flow_from(x, np.repeat(np.array(starts), n), first.schedule, network, TOLERANCE).cpu()
             found |= dict(zip(starts, ends.split(n), strict=True))
         for start in missing:
             self.flows[noise, start] = found[start]
@@ -260,13 +265,8 @@ class Artist:
         with self.lock:
             if "exact" not in self.networks:
                 network, _, _ = read_network(self.experiment)
-                self.networks["exact"] = network.to(self.flow_device)
+                self.networks["exact"] = network.to(flow_device(self.device))
             return self.networks["exact"]
-
-
-def start_of(sampling):
-    """The time at which a method starts."""
-    return float(np.max(next(sampling.events()).t))
 
 
 def steps_within(sampling, calls):

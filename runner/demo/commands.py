@@ -4,6 +4,8 @@ import json
 import shlex
 from dataclasses import dataclass, field
 
+from pndm.runner.solver.sigma import SigmaSchedule
+
 BEGIN = """\
 import torch
 
@@ -90,9 +92,16 @@ def shell(cell, noise, origin):
     return " \\\n    ".join(["python main.py --runner sample", *parts]) + "\n"
 
 
+def _plain(sampling):
+    """Whether the network is called as network(x, t) from standard normal noise: not with classes, not on EDM's σ."""
+    return not sampling.classes and not isinstance(sampling.schedule, SigmaSchedule)
+
+
 def python(cell, noise, origin):
-    """A program that calls `solve`."""
+    """A program that calls `solve`; None where it would have to say more than the programs here do."""
     sampling = cell.sampling
+    if not _plain(sampling):
+        return None
     if cell.file:
         begin = _begin(cell, noise, origin, "solve", "from pndm.config.load import load_solver\n")
         return begin + SEARCHED.format(file=cell.file, steps=sampling.steps) + END
@@ -106,6 +115,8 @@ def python(cell, noise, origin):
 def diffusers(cell, noise, origin):
     """A program that calls `MethodScheduler` as diffusers' pipelines do; None where it does not take the run."""
     sampling = cell.sampling
+    if not _plain(sampling):
+        return None
     if cell.file:
         begin = _begin(cell, noise, origin, "MethodScheduler")
         return begin + SEARCHED_SCHEDULER.format(file=cell.file, steps=sampling.steps) + LOOP + END

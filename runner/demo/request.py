@@ -75,7 +75,7 @@ def request_of(methods, spacings, calls, seed=0, images=4, other=1, share=0.0, l
     noise = Noise(
         _whole("seed", seed, 0, SEEDS),
         _whole("images", images, 1, IMAGES),
-        _whole("second seed", other, 0, SEEDS),
+        _whole("second seed", other, 0, SEEDS, "other"),
         _share(share),
     )
     cost = noise.images * sum(ADAPTIVE if row.adaptive else sum(columns) for row in rows)
@@ -118,12 +118,12 @@ def _names(what, names, known):
     return list(dict.fromkeys(names))
 
 
-def _whole(what, value, least, most):
-    """A whole number from `least` to `most`. Raises InputError."""
+def _whole(what, value, least, most, flag=None):
+    """A whole number from `least` to `most`. Raises InputError about `flag`, by default `what`."""
     text = str(value)[:40].strip().removesuffix(".0") if isinstance(value, (int, float, str)) else ""
     if isinstance(value, bool) or not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
         shown = shortened(repr(value))
-        raise InputError(f"{what} is {shown}; it must be a whole number from {least} to {most}", what.split()[0])
+        raise InputError(f"{what} is {shown}; it must be a whole number from {least} to {most}", flag or what)
     return int(text)
 
 

@@ -69,7 +69,7 @@ class Measurement:
         shape = (dataset.channels, dataset.image_size, dataset.image_size)
         extractor = make_extractor(sample.features, shape, device, sample.inception_path)
         device = summing_device(device)
-        refuse_metrics(sample.metrics, "total_num", sample.total_num)
+        refuse_metrics(sample.metrics, "Sample.total_num", sample.total_num)
         kept = [] if sample.metrics else None
         if sample.statistics != "dataset":
             refuse_metrics(sample.metrics, sample.statistics, None)
@@ -81,6 +81,7 @@ class Measurement:
             except InputError as error:
                 more = "a statistics file or features none do without the data set"
                 raise InputError(f"{error}; {more}", *error.keys) from None
+            refuse_metrics(sample.metrics, f"Dataset.dataset {dataset.dataset}", reference.record["images"])
         return cls(extractor, reference, None, sample.metrics, kept, device)
 
     def reset(self):
@@ -186,7 +187,7 @@ def refuse_metrics(metrics, where, count):
         message = f"metrics {names}: they need the images of both sides, but {where} is a statistics file"
         raise InputError(message, "Sample.metrics")
     if "prdc" in metrics and count <= NEAREST:
-        message = f"metrics prdc: needs more than {NEAREST} images on each side, {where} has {count}"
+        message = f"metrics prdc: more than {NEAREST} images are needed on each side; {where}: {count}"
         raise InputError(message, "Sample.metrics")
 
 

@@ -44,9 +44,11 @@ def reference_of(section, extractor, device, team=ALONE, kept=None):
     Features of a network are computed once: the moments are kept in a file below temp/stats. Its name holds the cache
     key: the section, the extractor, the number of images, the values of 16 of them, and names, sizes and times of image
     files. `kept`: see `moments_of`.
-    Raises InputError when the data set cannot be read.
+    Raises InputError when the data set cannot be read, or has one image.
     """
     images = open_dataset(section)
+    if len(images) < 2:
+        raise InputError(f"Dataset.dataset {section.dataset} has one image; statistics need 2", "Dataset.dataset")
     if extractor.hash is None or kept is not None:  # pixels are quick to read again; a file has no features
         return moments_of(images, extractor, device, team, kept)
     path = CACHE / f"{section.dataset}_{extractor.name}_{_cache_key(section, images, extractor)[:16]}.npz"

@@ -110,7 +110,7 @@ class Problem:
         for ids, x, ends in noises.batches(self.batch):
             *_, state = solve(line, self, x, self.schedule, 1, times=times)
             found[ids] = squares(state.x - ends)
-        return self.team.total(found).nan_to_num(nan=np.inf).numpy()
+        return self.team.total(found).nan_to_num(nan=np.inf, posinf=np.inf).numpy()
 
     def run(self, line, times, x, known=()):
         """x at the end of a run, and the ε's of its calls. known: those of the first calls, which are not made."""
@@ -130,12 +130,14 @@ class Problem:
 
 def squares(difference):
     """Mean squares of each image: float64 (n,) on the CPU."""
-    return difference.double().square().flatten(1).mean(1).cpu()
+    return difference.cpu().double().square().flatten(1).mean(1)
 
 
 def rms(errors):
     """(root mean square, its standard error) of squared distances."""
     value = np.sqrt(np.mean(errors))
+    if not np.isfinite(value):
+        return np.inf, np.inf
     return float(value), float(np.std(errors, ddof=1) / len(errors) ** 0.5 / (2 * value))
 
 

@@ -80,7 +80,7 @@ def table(found):
     lines = [f"{'':{wide}}  to the flow  ±"]
     for candidate in found[:SHOWN]:
         value, error = candidate.distance
-        mark = "  not told from the first" if candidate.label in same else ""
+        mark = "  not distinguishable from the first" if candidate.label in same else ""
         lines.append(f"{candidate.label:{wide}}  {value:11.4f}  {error:.4f}{mark}")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ solver file, for --solver. docs/search.md explains it. The folder also gets rank
 
 import hashlib
 import pickle
+import shlex
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside, made, save_json
-from pndm.config.load import replaced
+from pndm.config.load import replaced, words_of
 from pndm.config.solver import SEARCHED, Solver, save_solver
 from pndm.dataset import decode
 from pndm.runner import sample
@@ -33,6 +34,7 @@ from pndm.runner.search.grid import grids
 from pndm.runner.search.guard import judged
 from pndm.runner.search.problem import TEACHER, Noises, Problem
 from pndm.runner.search.rank import Candidate, by_distance
+from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.grid import SPACINGS
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.solve import solve
@@ -50,10 +52,10 @@ SCALE = 3  # of the fit's loss, in median distances of its start
 JUDGED = rank.SECOND  # built-in candidates that are measured on held-out noise
 
 
-def run(experiment, name, device, folder, methods=None, noises=None, minutes=None, timeout=None):
+def run(experiment, name, device, folder, methods=None, noises=None, minutes=None, timeout=None, overrides=None):
     """Search for `experiment` (a validated `Experiment`) at Sample.nfe calls; writes `folder`, returns the `Solver`.
 
-    name: of the experiment's file, for the record.
+    name, overrides: of the experiment's file, and what was set in it, as `load` takes it; for the record.
     methods: names of METHODS with commas between them; None: all. noises: how many are searched on; half as many are
     held out. minutes: after which the fit ends. Raises InputError before anything is written.
     """
@@ -63,7 +65,10 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
     names = tuple(METHODS) if methods is None else tuple(name.strip() for name in methods.split(","))
     if unknown := [word for word in names if word not in METHODS]:
         raise InputError(f"{unknown[0]!r} is not one of {', '.join(METHODS)}", "methods")
-    if (noises := noises or NOISES) < 2 * MINIBATCHES:
+    if experiment.Schedule.type == "edm":
+        raise InputError("type is edm; a solver file has times of training, linear or cosine", "Schedule.type")
+    given, noises = noises, NOISES if noises is None else noises
+    if noises < 2 * MINIBATCHES:
         raise InputError(f"{noises} are too few; at least {2 * MINIBATCHES}", "noises")
     found = list(rank.candidates(schedule_of(experiment), s.nfe, names))
     if not found:
@@ -73,7 +78,18 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         if s.batch_size == "auto":
             experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
         with made(folder), torch.inference_mode(), Progress(team, None, " image×calls", "search") as progress:
-            return Search(experiment, name, loaded, team, folder, progress, minutes).run(found, noises)
+            search = Search(experiment, name, loaded, team, folder, progress, minutes)
+            search.command = command(name, overrides or {}, methods=methods, noises=given, time=minutes)
+            return search.run(found, noises)
+
+
+def command(name, overrides, **flags):
+    """The command that searches."""
+    words = ["python", "main.py", "--runner", "search", "--config", name, *words_of(overrides)]
+    for flag, value in flags.items():
+        if value is not None:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
 
 
 def settled(values, size):
@@ -120,6 +136,8 @@ class Search:
         pool, held_out = self.noises(noises), self.noises(noises // 2, held_out=True)
         self.say(f"the exact flow of {noises} + {noises // 2} noises, by {TEACHER} in {problem.steps} steps")
         found = rank.rank(problem, pool, found)
+        if not np.isfinite(found[0].distance[0]):
+            raise NotFinite("no method ends in finite images with this network")
         if self.team.first:
             rank.save(found, self.folder)
         self.say(f"rank of {len(found)} candidates at {self.calls} calls:\n{rank.table(found)}")
@@ -131,7 +149,7 @@ class Search:
             self.say(f"held out: {candidate.label}, {candidate.distance[0]:.4f} ± {candidate.distance[1]:.4f}")
         for candidate in refused:
             self.say(f"refused: {candidate.label} is not better on held-out noise by more than its error")
-        return self.write(winner, measured, held_out.count)
+        return self.write(winner, measured, pool.count, held_out.count)
 
     def spent(self):
         """Image × network calls of all processes so far."""
@@ -241,19 +259,18 @@ class Search:
             return None
         card = measurement.card()
         self.say(f"{candidate.label}: {describe(card)}")
-        return f"{card['value']:.4f} ± {card['error']:.4f}, {s.total_num} images"
+        spread = "" if card["error"] is None else f" ± {card['error']:.4f}"
+        return f"{card['value']:.4f}{spread}, {s.total_num} images"
 
-    def write(self, winner, measured, noises):
+    def write(self, winner, measured, noises, held_out):
         """Write the winner's solver file and search.json; the first process returns the `Solver`."""
         builtin = next(c for c in by_distance(measured) if c.name != SEARCHED and c.grid in SPACINGS)
         frechet = {c.label: self.frechet(c) for c in (builtin, winner)}
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
-            "command": f"python main.py --runner search --config {self.name} --nfe {self.calls}"
-            + (f" --noises {2 * noises}" if 2 * noises != NOISES else "")
-            + (f" --time {self.minutes:g}" if self.minutes else ""),
+            "command": self.command,
             "seed": self.problem.seed,
-            "noises": f"{2 * noises} searched on, {noises} held out",
+            "noises": f"{noises} searched on, {held_out} held out",
             "to_the_flow": f"{value:.4f} ± {error:.4f}",
             "best_built_in": f"{builtin.label}, {other:.4f} ± {other_error:.4f}",
             "image_calls": self.spent(),

@@ -35,6 +35,28 @@ class Query(NamedTuple):
     x: Tensor
     t: Time
 
+    @property
+    def level(self) -> Time:
+        """The time of x's level of noise."""
+        return self.t
+
+
+class Told(Query):
+    """A `Query` whose x has the level of noise of another time than the t that the network is told."""
+
+    _level: Time
+
+    def __new__(cls, x: Tensor, t: Time, level: Time) -> "Told":
+        """x, t: as of `Query`; level: the time of x's level of noise."""
+        query = super().__new__(cls, x, t)
+        query._level = level
+        return query
+
+    @property
+    def level(self) -> Time:
+        """The time of x's level of noise."""
+        return self._level
+
 
 class Draw(NamedTuple):
     """A request for standard normal noise like x (n, …).

@@ -1,7 +1,8 @@
 """Grids: the times of a run. n steps are n + 1 falling times; the images are at the last.
 
 The table `SPACINGS` has the ways to choose them: a function (steps, schedule) → the times of the n network calls of a
-multistep method, real numbers from N − 1 (N: steps of training) down. The end, t = −1 (clean data), is not among them.
+multistep method, real numbers that fall from N − 1 or less (N: steps of training). The end, t = −1 (clean data), is not
+among them.
 """
 
 import math

@@ -25,8 +25,8 @@ class Span(NamedTuple):
         line = method_named(self.method)
         return replace(line, starts=self.starts) if isinstance(line, Multistep) and self.starts is not None else line
 
-    def calls(self, schedule: Schedule) -> list[list[float]]:
-        """The times of the network calls, one list a step."""
+    def calls(self, schedule: Schedule) -> list[list[Query]]:
+        """The network calls, one list a step."""
         return calls(self.line.trajectory(nothing(), schedule, self.grid))
 
 
@@ -53,9 +53,9 @@ def behind(whole: list[Span], schedule: Schedule, done: int) -> list[Span]:
         return behind(later, schedule, done)
     begun = []
     if done:
-        begun = [Span("DDIM", [*steps[0][done:], grid[1]])]
+        begun = [Span("DDIM", [*(float(query.level) for query in steps[0][done:]), grid[1]])]
         steps, grid = steps[1:], grid[1:]
-    rest = [Span(method, grid, starts=sum(len(times) > 1 for times in steps))] if steps else []
+    rest = [Span(method, grid, starts=sum(len(asked) > 1 for asked in steps))] if steps else []
     return begun + rest + later
 
 

@@ -219,19 +219,19 @@ def drive(events: Trajectory, answer: Callable[[Query | Draw], Tensor]) -> Itera
         reply = None if isinstance(event, Step) else answer(event)
 
 
-def rehearse(events: Trajectory) -> Iterator[tuple[list[Any], Step]]:
-    """The steps of a trajectory without a network: the times of the network calls of each, and its `Step`."""
-    asked: list[Any] = []
+def rehearse(events: Trajectory) -> Iterator[tuple[list[Query], Step]]:
+    """The steps of a trajectory without a network: the queries of each, and its `Step`."""
+    asked: list[Query] = []
     for event in drive(events, lambda event: event.x):
         if isinstance(event, Query):
-            asked.append(event.t)
+            asked.append(event)
         elif isinstance(event, Step):
             yield asked, event
             asked = []
 
 
-def calls(events: Trajectory) -> list[list[Any]]:
-    """The times of the network calls in each step of a trajectory, one list a step. It is driven to its end."""
+def calls(events: Trajectory) -> list[list[Query]]:
+    """The network calls in each step of a trajectory, one list a step. It is driven to its end."""
     return [asked for asked, _ in rehearse(events)]
 
 

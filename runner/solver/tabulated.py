@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pndm.runner.solver.events import Method, OneStep, Query, Step, Tensor
+from pndm.runner.solver.events import Method, OneStep, Query, Step, Tensor, Told
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.transfer import Pseudo, phi
 from pndm.runner.solver.weights import combine
@@ -41,7 +41,7 @@ class Tabulated(Method):
         """
         t, s = grid[number : number + 2]
         place = number - (len(grid) - 1)  # from the end
-        history = ((yield Query(x, self.told[place])), *(memory or ()))
+        history = ((yield Told(x, self.told[place], level=t)), *(memory or ()))
         row, known = self.weights[place], len(history)
         gradient = combine([*row[: known - 1], sum(row[known - 1 :])], history)
         return Pseudo(schedule).transfer(x, gradient, t, s), known, history

@@ -144,7 +144,7 @@ def _check(label, values, table, path):
     if label[0] == "_" or not {"|", "$", "\\"}.isdisjoint(label) or not label.isprintable():
         raise InputError(f"{path}: label {label!r}: it must be printable, without | $ \\, and not begin with _")
     if not all(isinstance(name, str) for name in values):
-        raise InputError(f"{path}: {label}: keys of Sample are words")
+        raise InputError(f"{path}: {label}: a key of Sample must be a name")
     for name in OF_THE_TABLE:
         if name in values or name in table.sample:
             raise InputError(f"{path}: {label}: {name} is not a key of a method; the table has a key of its own for it")

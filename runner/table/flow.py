@@ -74,7 +74,7 @@ def exact_flow(experiment, network, device, images, tolerance):
     sampling = sampling_of(experiment)
     network = sampling.conditioned(copy.deepcopy(network).double(), range(images), device)
     x = sampling.start(range(images), device).double()
-    return flow_from(x, first_time(experiment), sampling.schedule, network, tolerance)
+    return flow_from(x, sampling.begins, sampling.schedule, network, tolerance)
 
 
 @torch.inference_mode()
@@ -92,14 +92,6 @@ def flow_from(x, start, schedule, network, tolerance):
     return (x - (1 - alpha) ** 0.5 * network(x, x.new_zeros(len(x)))) / alpha**0.5
 
 
-def first_time(experiment):
-    """The time at which the experiment's method starts."""
-    sampling = sampling_of(experiment)
-    if sampling.solver:
-        return sampling.solver.times[0]
-    return float(np.max(next(sampling_of(experiment).events()).t))
-
-
 def flow_distances(cells, bench, images):
     """The distances to the exact flow, over the first `images`, of the cells that have one: a list of dicts.
 
@@ -112,7 +104,8 @@ def flow_distances(cells, bench, images):
     groups = {}
     for cell in chosen:
         if known.get(cell.name, {}).get("checkpoint") != bench.loaded(cell).record["sha256"]:
-            key = network_key(cell.experiment, bench.team.device), first_time(cell.experiment)
+            sampling = sampling_of(cell.experiment)
+            key = network_key(cell.experiment, bench.team.device), sampling.begins, sampling.label, sampling.guidance
             groups.setdefault(key, []).append(cell)
     if groups:
         with Progress(bench.team, len(groups), " flows", "exact flow") as progress:
@@ -125,10 +118,15 @@ def flow_distances(cells, bench, images):
     return [entry for entry in found if math.isfinite(entry["rms"])]
 
 
+def flow_device(device):
+    """Where a flow is followed for a run on `device`: there, or on the CPU where it has no float64."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def has_flow(cell):
     """Whether a cell's images can be compared with the exact flow."""
     fixed = cell.budget is not None and (cell.profile, cell.seed) == ("exact", 0)
-    return fixed and not sampling_of(cell.experiment).draws
+    return fixed and sampling_of(cell.experiment).follows_a_flow
 
 
 def _kept(file, images):
@@ -147,7 +145,7 @@ def _measured(group, bench, images, progress):
         bench.team.beat()
         progress.add()
 
-    device = bench.team.device
+    device = flow_device(bench.team.device)
     network = read_network(group[0].experiment)[0].to(device)
     network.register_forward_hook(at_work)
     tolerance = 1e-4 / max(cell.budget.calls for cell in group)  # well below the distances, which fall with the calls

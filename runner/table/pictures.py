@@ -23,11 +23,11 @@ def read_cells(done, bench):
 
 
 def read_images(folder):
-    """The first images of a sampling run's folder; fewer where fewer were kept."""
+    """The first images of a sampling run's folder, up to one that is damaged or not there."""
     images = []
-    for path in (folder / f"{i:06d}.png" for i in range(TILES)):
-        with contextlib.suppress(OSError, SyntaxError):  # damaged or not there
-            images.append(np.asarray(Image.open(path)))
+    with contextlib.suppress(OSError, SyntaxError):
+        for i in range(TILES):
+            images.append(np.asarray(Image.open(folder / f"{i:06d}.png")))
     return images
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, load_json, save_json
-from pndm.config.load import FOLDER
+from pndm.config.load import FOLDER, words_of
 from pndm.config.schema import difference, fingerprint
 from pndm.runner import needs, plan, sample
 from pndm.runner.build import check_solver, load_network, network_key, sampling_of, schedule_of
@@ -72,10 +72,7 @@ def command(path, overrides, flow, narrow):
     """The command that makes the table, without what changes no number."""
     bundled = path.parent == FOLDER / "tables"
     words = ["python", "main.py", "--runner", "reproduce", "--table", path.stem if bundled else str(path)]
-    for target, (flag, value) in overrides.items():
-        if value is not None or flag == "--set":
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [flag, f"{target}={text}"] if flag == "--set" else [flag, text]
+    words += words_of(overrides)
     for name, value in (narrow | {"flow": flow}).items():
         if value is not None:
             words += [f"--{name}", str(value)]
@@ -188,9 +185,9 @@ class Watched:
         self.network, self.watch = network, watch
         self.broadcasts_time = getattr(network, "broadcasts_time", False)
 
-    def __call__(self, x, t):
+    def __call__(self, x, t, *labels):
         self.watch(len(x))
-        return self.network(x, t)
+        return self.network(x, t, *labels)
 
 
 def _read(file):

@@ -29,7 +29,7 @@ def tables_of(table, rows, flow=()):
 
     table: the `Table`. flow: distances to the exact flow, dicts with label, budget, rms, images.
     """
-    unit = "network calls" if table.nfe else "steps"
+    unit = "network calls" if table.by_calls else "steps"
     budgets = sorted({row.budget for row in rows if row.budget})
     found = []
     for profile in dict.fromkeys(row.profile for row in rows):
@@ -53,7 +53,7 @@ def explanation(table, rows, flow=()):
         f"says which formulas are used: {'; '.join(said)}.",
         f"± is the {spread}. Bold: the least of its column.",
     ]
-    if any(row.nfe < (row.budget or 0) for row in rows) and table.nfe:
+    if any(row.nfe < (row.budget or 0) for row in rows) and table.by_calls:
         lines.append(
             "Some methods cannot make exactly the number of calls at the head of a column. The calls that they make "
             "stand in brackets. A run that fits several columns stands in the first."
@@ -108,7 +108,7 @@ def _beside_the_paper(table, rows):
     head = ["method", "profile", "steps", "network calls", "ours", *least, "paper", "basis", "difference"]
     body = []
     for row in rows if paper.fid else ():
-        known = paper.fid.get(row.label, {}).get(row.nfe if table.nfe else row.steps) if row.called else None
+        known = paper.fid.get(row.label, {}).get(row.nfe if table.by_calls else row.steps) if row.called else None
         theirs = [f"{known.value}", known.basis, f"{row.distance - known.value:+.2f}"] if known else ["", "", ""]
         least = [f"{min(row.by_seed.values()):.2f}" if row.by_seed else ""] * several
         ours = [row.label, row.profile, str(row.steps or "adaptive"), f"{row.nfe:.4g}", value(row), *least]

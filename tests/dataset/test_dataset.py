@@ -342,6 +342,12 @@ def test_ffhq_database(tmp_path):
         open_dataset(section("FFHQ", tmp_path, 64))
 
 
+def test_ffhq_database_without_its_length(tmp_path):
+    database(tmp_path, {b"32-00000": encoded(tmp_path, picture(0, 32, 32), ".png")})
+    with pytest.raises(InputError, match="FFHQ: there are no images in it"):
+        open_dataset(section("FFHQ", tmp_path, 32))
+
+
 @pytest.mark.parametrize("name", ["FFHQ", "FOLDER"])
 def test_folders_below_folders(tmp_path, name):
     for i in range(3):

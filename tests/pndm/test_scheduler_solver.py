@@ -1,5 +1,6 @@
 """`MethodScheduler` with a solver file: the images of `solve`, and a configuration that can be saved."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import LINEAR, last, made_up, reference_noise
@@ -54,3 +55,16 @@ def test_other_schedules_and_times_are_refused():
     x = reference_noise()
     with pytest.raises(ValueError, match="eta"):
         scheduler.step(x, scheduler.timesteps[0], x, eta=0.5)
+
+
+def test_x_is_at_the_times_of_the_file_whatever_the_network_is_told():
+    scheduler = MethodScheduler(solver=FILE)
+    scheduler.set_timesteps(3)
+    levels = torch.from_numpy(LINEAR.alpha_cumprod(np.array(FILE["times"][:-1], float)))
+    assert torch.allclose(scheduler.sigmas[:-1].double(), (1 / levels - 1).sqrt())
+    x, eps = reference_noise(), made_up(reference_noise(), torch.full((1,), 500.0))
+    t, later, _ = scheduler.timesteps
+    predicted = scheduler.step(eps, t, x).pred_original_sample
+    assert torch.allclose(predicted, (x - (1 - levels[0]).sqrt() * eps) / levels[0].sqrt())
+    noisy = levels[1].sqrt() * x + (1 - levels[1]).sqrt() * eps
+    assert torch.allclose(scheduler.add_noise(x, eps, later[None]), noisy)

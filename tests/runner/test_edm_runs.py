@@ -12,9 +12,13 @@ from pndm.config.load import load, load_table
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner import plan
-from pndm.runner.build import sampling_of
+from pndm.runner.build import read_network, sampling_of
+from pndm.runner.demo.cells import LEAST, Artist
+from pndm.runner.demo.commands import Origin, commands
+from pndm.runner.demo.request import request_of
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.table.cells import cells_of
+from pndm.runner.table.flow import distance, exact_flow
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,7 @@ def test_every_method_runs(run, method):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--label", 4], "--label: Sample.label and Sample.guidance: the network knows 4 classes"),
+        (["--label", 4], "--label: Sample.label is 4; the network knows classes 0 to 3"),
         (["--method", "PF"], "one label for all"),
         (["--guidance", 2, "--nfe", 9], "a multiple of 2"),
         (["--sigma_max", 100], "--sigma_max: sigma_min 0.002 and sigma_max 100"),
@@ -183,3 +187,34 @@ def test_tables_run_the_published_protocol(name):
         sampling = sampling_of(cell.experiment)
         assert sampling.options["spacing"] in ("karras", "logsnr")
         assert sampling.options.get("noisy_end", False) == (cell.label != "Heun EDM")
+
+
+def test_a_search_is_refused(cli, config, tmp_path):
+    status, _, error = cli("--runner", "search", "--config", config, "--nfe", 5, "--search_path", tmp_path / "found")
+    assert status == 2 and "type is edm" in error and not (tmp_path / "found").exists()
+
+
+def test_tables_of_networks_with_classes(cli, config, tmp_path):
+    """The exact flow is that of one class; with a class for each image there is none."""
+    table = {"experiment": str(config), "methods": ["DDIM"], "nfe": [4], "images": 2, "flow": 2}
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(table))
+    command = ["--runner", "reproduce", "--table", tmp_path / "small.yml", "--device", "cpu", "--features", "none"]
+    for name, more, count in (("each", [], 0), ("one", ["--set", "Sample.label=1"], 1)):
+        status, _, error = cli(*command, "--image_path", tmp_path / name, *more)
+        assert status == 0, error
+        flow = tmp_path / name / "flow.json"
+        assert len(json.loads(flow.read_text()) if flow.exists() else []) == count
+
+
+def test_cells_of_the_demo(config):
+    request = request_of("DDIM", "karras", "4", images=2)
+    for label, known in ((None, False), (1, True)):
+        given = {"Sample.label": ("test", label)}
+        *_, cell = Artist(load(str(config), given), torch.device("cpu")).draw(request)
+        assert cell.images is not None and (cell.distance is not None) == known
+        if known:
+            asked = load(str(config), given | {"Sample.nfe": ("test", 4), "Sample.method": ("test", "DDIM")})
+            network = read_network(asked)[0]
+            ends = exact_flow(asked, network, torch.device("cpu"), 2, 1e-6)
+            assert cell.distance == pytest.approx(distance(cell.x, ends), abs=LEAST)
+        assert [name for name, _ in commands(cell, request.noise, Origin(str(config)))] == ["command line"]

@@ -3,7 +3,7 @@
 import pytest
 from helpers import ROOT
 
-from pndm.config.load import load
+from pndm.config.load import load, load_solver
 from pndm.runner import plan
 from pndm.runner.build import sampling_of
 
@@ -116,3 +116,11 @@ def test_tables_and_training_have_plans(tiny, cli, tmp_path):
 def test_help_of_the_plan_names_a_command_that_runs(cli):
     command = next(line for line in (ROOT / "runner/plan.py").read_text().splitlines() if "python main.py" in line)
     assert cli(*command.split()[2:], "--device", "cpu")[0] == 0
+
+
+def test_the_times_of_a_solver_file_are_those_of_x():
+    asked = load("digits.yml", {"Sample.solver": ("test", "digits_nfe5")})
+    *starts, end = load_solver("digits_nfe5").times
+    found = plan.lines(asked)
+    assert [line.t for line in found] == starts and [line.s for line in found] == [*starts[1:], end]
+    assert sampling_of(asked).begins == starts[0]

@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT, Tiny, image_files
 
 from pndm.config.errors import InputError
-from pndm.config.load import load
+from pndm.config.load import load, load_solver
 from pndm.demo import solver_files
 from pndm.model import checkpoint
 from pndm.runner.build import sampling_of
@@ -223,6 +223,10 @@ def test_a_row_of_solver_files_has_the_file_of_each_column():
     cells = {(cell.row.label, cell.asked): cell for cell in artist.draw(request)}
     assert cells["searched", 5].nfe == 5
     assert cells["searched", 5].distance < cells["DDIM", 5].distance / 2
+    *starts, _ = load_solver("digits_nfe5").times  # of x; the network is told others
+    assert cells["searched", 5].times == tuple(starts)
+    _, nearly = cells["searched", 5].strip[-1]
+    assert (nearly.int() - cells["searched", 5].images[0].int()).abs().float().mean() < 40  # grey levels of 255
     assert "no file digits_nfe11.yml" in cells["searched", 11].message
 
 

@@ -98,6 +98,14 @@ def test_features_of_a_run_are_those_it_was_measured_with(tiny, cli, tmp_path):
     assert status == 0 and out.startswith("Fréchet distance on pixels: ")
 
 
+def test_features_can_be_set_by_their_key(tmp_path, cli):
+    a, b = (write_images(tmp_path / name, coloured_images(seed, 9)) for name, seed in (("a", 0), ("b", 9)))
+    for flags in (["--features", "pixels"], ["--set", "Sample.features=pixels"]):
+        status, out, err = cli("--runner", "fid", a, b, *flags)
+        assert status == 0, err
+        assert out.startswith("Fréchet distance on pixels")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -123,7 +131,7 @@ def test_features_of_a_run_are_those_it_was_measured_with(tiny, cli, tmp_path):
         (["{a}", "{a}", "--out", "card.txt"], "card.txt is not the name of a .json file"),
         (["{a}", "{a}", "--metrics", "isc"], "input should be 'kid' or 'prdc'"),
         (["{a}", "{tmp}/named.npz", "--features", "inception", "--metrics", "kid"], "statistics file"),
-        (["{a}", "{few}", "--metrics", "prdc"], "needs more than 5 images on each side"),
+        (["{a}", "{few}", "--metrics", "prdc"], "more than 5 images are needed on each side"),
         (["{a}", "{a}", "--statistics", "x"], "--statistics does not go with --runner fid, only with sample"),
     ],
 )

@@ -108,6 +108,13 @@ def test_differences_from_the_exact_flow_are_dark_on_white():
     np.testing.assert_array_equal(pictures.beside_flow(images, None), pictures.square(images))
 
 
+def test_images_behind_a_damaged_one_are_left_out(tmp_path):
+    for i in range(3):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i:06d}.png")
+    (tmp_path / "000001.png").write_bytes(b"cut")
+    assert [image.max() for image in pictures.read_images(tmp_path)] == [0]
+
+
 def test_a_single_point_has_room():
     one = Row("Heun", "exact", 10, 10, 9, 1, 50, 0.5, None, 0.1, 1.0, 5, "FID", {0: 0.5})
     drawn = {name: figure for name, _, figure in figures.draw([one], [], ((10, 20), {}), {})}

@@ -280,6 +280,13 @@ def test_the_papers_values_stand_beside_ours_and_unknown_ones_stay_blank(table, 
     assert "best of DDIM" in text
 
 
+def test_calls_under_more_alone_are_calls():
+    table = Table(experiment="digits.yml", methods=["Heun"], images=10, more=[{"nfe": [10]}])
+    row = Row("Heun", "exact", 10, 5, 9, 1, 10, 0.5, None, 0.01, 1.0, 5, "FID", {0: 0.5})
+    (first, *_) = tables.tables_of(table, [row])
+    assert first.title == "Profile exact, by network calls:" and "(9)" in first.body[0][1]
+
+
 def test_bundled_tables_hold_the_papers_values_as_they_were_read_and_no_others():
     reference = yaml.safe_load((DATA / "paper_tables.yml").read_text())
     paths = {path.stem: path for path in (FOLDER / "tables").glob("*.yml")}
@@ -436,7 +443,7 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"methods": [{"eta": 0.5}]}, "methods: an entry has neither `method` nor `label`"),
         ({"sample": {"seed": 3}}, "DDIM: seed is not a key of a method"),
         ({"methods": [{"method": "DDIM", "label": "$DDIM"}]}, "label '$DDIM': it must be printable, without | $"),
-        ({"methods": [{"method": "DDIM", 3: 4}]}, "DDIM: keys of Sample are words"),
+        ({"methods": [{"method": "DDIM", 3: 4}]}, "DDIM: a key of Sample must be a name"),
         ({"sample": {"batch_size": "auto"}}, "batch_size auto does not go with a table"),
         ({"nfe": [5]}, "steps and nfe exclude each other in a table"),
         ({"methods": ["DDIM"], "steps": [], "more": []}, "there is nothing to run (no steps are given)"),
