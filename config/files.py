@@ -22,7 +22,7 @@ def aside(path):
     An OSError, such as of a full disk, is given the name of `path`.
     """
     path = Path(path)
-    other = path.with_name(f".{path.name}.tmp")
+    other = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield other
         other.replace(path)

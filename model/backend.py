@@ -18,10 +18,9 @@ from pndm.model.machine import physical_cores
 
 
 def start():
-    """Take the threads that `threads` says, and keep memory. Returns the number of threads, for the record."""
+    """Take the threads that `threads` says, and keep memory."""
     torch.set_num_threads(threads())
     keep_memory()
-    return torch.get_num_threads()
 
 
 def threads():
@@ -114,7 +113,7 @@ def frozen(network, device, key):
 
 @torch.inference_mode()
 def capture(function, *inputs):
-    """`function` of tensors (inputs) as a CUDA graph: a function of the like, whose result the next call overwrites."""
+    """`function` of tensors (inputs) as a CUDA graph: takes tensors like them; the next call overwrites its result."""
     inputs, graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
     with torch.cuda.device_of(inputs[0]):
         side = torch.cuda.Stream()

@@ -43,7 +43,7 @@ class Checkpoint:
         try:
             self.weights, self.record = printable(str(self.weights)), printable(self.record)
         except (RecursionError, ValueError):  # nested for ever; a number of 5,000 digits
-            raise InputError(f"{self.path or self.format}: damaged: its record is no plain data") from None
+            raise InputError(f"{self.path or self.format}: damaged: its record is not plain data") from None
 
     @property
     def name(self):
@@ -197,7 +197,7 @@ def _read_safetensors(path):
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
     if not isinstance(record, dict):
-        raise InputError(f"{path}: damaged safetensors file: its record is no mapping")
+        raise InputError(f"{path}: damaged safetensors file: its record is not a mapping")
     settings = _settings_of(record["Model"], path) if record.get("Model") is not None else None
     return Checkpoint(tensors, "safetensors", record.get("weights") or "not stated", path, settings, record)
 

@@ -86,7 +86,7 @@ def normalize(
 
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
-    """`F.group_norm` of x (n, C, H, W), contiguous as channels last, then SiLU if `silu`; returns its like.
+    """`F.group_norm` of x (n, C, H, W), contiguous as channels last, then SiLU if `silu`; returns a tensor like x.
 
     Sums are float32. The result of an image does not depend on the images beside it.
     """

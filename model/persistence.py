@@ -93,7 +93,7 @@ class Module(Record):
 
     def __setstate__(self, state):
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError("a module's state is no dict")
+            raise pickle.UnpicklingError("a module's state is not a dict")
         self.state = state
 
 
@@ -137,7 +137,7 @@ def _persistent(meta):
 
 def _bytes(data):
     if not isinstance(data, bytes):
-        raise pickle.UnpicklingError("a storage is no bytes")
+        raise pickle.UnpicklingError("a storage is not bytes")
     return data
 
 
@@ -145,7 +145,7 @@ def _number(kind, data):
     lengths = {"f8": "float64", "f4": "float32", "i8": "int64", "i4": "int32", "b1": "bool"}
     dtype = lengths.get(kind.name) if isinstance(kind, Kind) else None
     if dtype is None or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("a numpy scalar is no number")
+        raise pickle.UnpicklingError("a numpy scalar is not a number")
     return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype), count=1).item()
 
 
@@ -244,12 +244,12 @@ def _collect(record, prefix, tensors, seen):
             if isinstance(value, Stored):
                 tensors[prefix + name] = value.tensor()
             elif value is not None:
-                raise InputError(f"{prefix + name} is no tensor")
+                raise InputError(f"{prefix + name} is not a tensor")
     for name, part in _part(record, "_modules").items():
         if isinstance(part, Record):
             _collect(part, f"{prefix}{name}.", tensors, seen)
         elif part is not None:
-            raise InputError(f"{prefix + name} is no module")
+            raise InputError(f"{prefix + name} is not a module")
 
 
 ARCHITECTURES = {

@@ -135,8 +135,8 @@ def _edm(c):
         raise InputError(f"Model.channel_mult is {c.channel_mult}; that of ADM begins with 1", "Model.channel_mult")
     for level in sorted({*settings["attention"], len(c.channel_mult) - 1}):
         if (width := c.model_channels * c.channel_mult[level]) % ADM_HEAD:
-            message = f"Model.model_channels: the {width} channels of level {level} are no heads of {ADM_HEAD}"
-            raise InputError(message, "Model.model_channels")
+            said = f"the {width} channels of level {level} cannot be divided into heads of {ADM_HEAD}"
+            raise InputError(f"Model.model_channels: {said}", "Model.model_channels")
     adm = {"cosine_first": True, "frequency_shift": 0, "scale_shift": True, "norm_eps": 1e-5, "labels_last": True}
     return Settings(**settings, **adm, head_channels=ADM_HEAD, resample_shortcut=False)
 

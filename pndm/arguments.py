@@ -1,7 +1,34 @@
-"""Types of the command line's flags, for argparse."""
+"""The flags of the command line: which runner takes them, their types for argparse, what they set in an experiment."""
 
 import argparse
 import math
+from typing import Any
+
+from pndm.config.errors import InputError
+from pndm.config.load import parse_set
+from pndm.config.schema import flags
+
+KEYS = flags()  # the flags that set a key of the experiment
+# The other flags: those of every runner, then those that belong to some runners.
+COMMON = {"runner", "config", "device", "set", "offline"}
+OWN = {
+    "image_path": "sample reproduce",
+    "train_path": "train",
+    "restart": "train",
+    "minutes": "train",
+    "timeout": "sample reproduce train search",
+    "plan": "sample reproduce train fetch",
+    "table": "reproduce check fetch",
+    "methods": "reproduce search",
+    "noises": "search",
+    "time": "search",
+    "search_path": "search",
+    "steps": "reproduce",
+    "seeds": "reproduce",
+    "flow": "reproduce",
+    "out": "fid stats",
+    "paths": "fid stats fetch",
+}
 
 
 def count(text: str) -> int:
@@ -20,3 +47,40 @@ def minutes(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
     return value
+
+
+def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
+    """What the flags set in the experiment, as `load` takes it. Raises InputError."""
+    overrides = {}
+    for item in args.set:
+        target, value = parse_set(item)
+        overrides[target] = ("--set", value)
+    for name, value in vars(args).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise InputError("nothing is given", name)
+        if value in (None, []) or name in COMMON:
+            continue
+        runners = KEYS[name].keys if name in KEYS else OWN[name].split()
+        if args.runner not in runners:
+            flag = f"--{name}" if name != "paths" else f"path {value[0]}"
+            raise InputError(f"{flag} does not go with --runner {args.runner}, only with {', '.join(runners)}")
+        if name in KEYS:
+            overrides[KEYS[name].keys[args.runner]] = (f"--{name}", value)
+    # One of these on the command line replaces whichever the file has.
+    chosen = {target for target, (_, value) in overrides.items() if value is not None}
+    given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in chosen]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other", *given)
+    replaced: tuple[str, ...] = ()
+    if "Sample.solver" in chosen:
+        for target in ("Sample.method", "Sample.profile", "Sample.spacing", *given):
+            if target in chosen:
+                raise InputError(f"Sample.solver and {target} exclude each other", target)
+        replaced = "Sample.nfe", "Sample.times"
+    elif given:
+        replaced = "Sample.nfe", "Sample.times", "Sample.solver"
+    elif "Sample.method" in chosen:
+        replaced = ("Sample.solver",)
+    if args.runner == "reproduce":  # a table has steps, calls and methods of its own
+        return overrides
+    return dict.fromkeys(replaced, ("--set", None)) | overrides

@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from pndm import early
-from pndm.arguments import count, minutes
+from pndm.arguments import KEYS, count, minutes, overrides_of
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
-from pndm.config.load import load, load_table, parse_set, place_of
-from pndm.config.schema import flags
+from pndm.config.load import load, load_table, place_of
 from pndm.places import CONFIG, device, image_path, search_path
 from pndm.runner.solver.events import NotFinite
 
 Arguments: TypeAlias = argparse.Namespace
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
-OUT_OF_MEMORY = "the device is out of memory; a smaller --batch_size may fit"
-KEYS = flags()  # the flags that set a key of the experiment
 RUNNERS = {
     "sample": "make images and measure them",
     "train": "train a network",
@@ -38,26 +35,6 @@ RUNNERS = {
     "reproduce": "a table: many sampling runs",
     "check": "what a run or a table needs, and what of it is missing",
     "fetch": "download published files, by name or for a run or a table",
-}
-# The other flags: those of every runner, then those that belong to some runners.
-COMMON = {"runner", "config", "device", "set", "offline"}
-OWN = {
-    "image_path": "sample reproduce",
-    "train_path": "train",
-    "restart": "train",
-    "minutes": "train",
-    "timeout": "sample reproduce train search",
-    "plan": "sample reproduce train fetch",
-    "table": "reproduce check fetch",
-    "methods": "reproduce search",
-    "noises": "search",
-    "time": "search",
-    "search_path": "search",
-    "steps": "reproduce",
-    "seeds": "reproduce",
-    "flow": "reproduce",
-    "out": "fid stats",
-    "paths": "fid stats fetch",
 }
 
 
@@ -106,7 +83,11 @@ def parser() -> Parser:
         how = {"action": "store_true", "default": None} if flag.switch else {"metavar": flag.metavar}
         keys.add_argument(f"--{flag.name}", help=flag.help.replace("%", "%%"), **how)
     add = p.add_argument_group("flags of a runner").add_argument
-    add("--image_path", metavar="P", help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS)")
+    add(
+        "--image_path",
+        metavar="P",
+        help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS, temp/reproduce/TABLE)",
+    )
     add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
     add("--minutes", type=minutes, metavar="M", help="train: stop after M minutes, with a checkpoint")
@@ -114,8 +95,18 @@ def parser() -> Parser:
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
     add("--table", metavar="NAME", help="a table of config/tables, or a path (reproduce: default digits)")
     add("--methods", metavar="M,...", help="reproduce: only these of the table; search: rank only these")
-    add("--noises", type=count, metavar="K", help="search: noises to search on (default 1024); half more are held out")
-    add("--time", type=minutes, metavar="M", help="search: end after about M minutes, not after a number of calls")
+    add(
+        "--noises",
+        type=count,
+        metavar="K",
+        help="search: noises to search on (default 1024); half as many are held out",
+    )
+    add(
+        "--time",
+        type=minutes,
+        metavar="M",
+        help="search: end the fit after about M minutes, if it has not ended before",
+    )
     add("--search_path", metavar="P", help="search: folder of what is found (default temp/search/CONFIG_nfeN)")
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
@@ -124,38 +115,6 @@ def parser() -> Parser:
     paths = "fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none; fetch: published names"
     add("paths", nargs="*", help=paths)
     return p
-
-
-def overrides_of(args: Arguments) -> dict[str, tuple[str, Any]]:
-    """What the flags set in the experiment, as `load` takes it. Raises InputError."""
-    overrides = {}
-    for item in args.set:
-        target, value = parse_set(item)
-        overrides[target] = ("--set", value)
-    for name, value in vars(args).items():
-        if value == "" or (isinstance(value, list) and "" in value):
-            raise InputError("nothing is given", name)
-        if value in (None, []) or name in COMMON:
-            continue
-        runners = KEYS[name].keys if name in KEYS else OWN[name].split()
-        if args.runner not in runners:
-            flag = f"--{name}" if name != "paths" else f"path {value[0]}"
-            raise InputError(f"{flag} does not go with --runner {args.runner}, only with {', '.join(runners)}")
-        if name in KEYS:
-            overrides[KEYS[name].keys[args.runner]] = (f"--{name}", value)
-    # One of these on the command line replaces whichever the file has.
-    given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in overrides]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other", *given)
-    unset = ("--set", None)
-    if "Sample.solver" in overrides:
-        for target in ("Sample.method", "Sample.profile", "Sample.spacing", *given):
-            if target in overrides:
-                raise InputError(f"Sample.solver and {target} exclude each other", target)
-        overrides = {"Sample.nfe": unset, "Sample.times": unset} | overrides
-    elif given and args.runner != "reproduce":
-        overrides = {"Sample.nfe": unset, "Sample.times": unset, "Sample.solver": unset} | overrides
-    return overrides
 
 
 def experiment(args: Arguments) -> Any:
@@ -179,16 +138,20 @@ def refuse_missing(args: Arguments) -> None:
 
 def place(args: Arguments, keys: tuple[str, ...]) -> str:
     """What stands in front of an error about `keys`: the flag that set one of them, or the experiment's file."""
-    own = next((key for key in keys if "." not in key), None)
-    if own:
-        return "" if own == "paths" else f"--{own}: "
+    file = "" if args.runner == "reproduce" else args.config or CONFIG
     try:
         places = {target: flag for target, (flag, value) in overrides_of(args).items() if value is not None}
     except InputError:
-        return ""
-    file = "" if args.runner == "reproduce" else args.config or CONFIG
+        places, file = {}, ""
+    places |= {key: "" if key == "paths" else f"--{key}" for key in keys if "." not in key}
     found = place_of(keys, places, file)
     return f"{found}: " if keys and found else ""
+
+
+def out_of_memory(args: Arguments) -> str:
+    """What to say when there is not enough memory."""
+    remedy = "; a smaller --batch_size may fit" if args.runner in KEYS["batch_size"].keys else ""
+    return f"the device is out of memory{remedy}"
 
 
 def reproduce(args: Arguments) -> int:
@@ -236,10 +199,10 @@ def distance(args: Arguments, resolved: Any) -> None:
     from pndm.dataset.readers import plain_folder
     from pndm.runner.measure import fid
 
-    settings = resolved.Sample
-    features = settings.features if args.features or (args.runner == "stats" and not args.paths) else None
+    settings, given = resolved.Sample, "Sample.features" in overrides_of(args)
+    features = settings.features if given or (args.runner == "stats" and not args.paths) else None
     if features == "none":
-        if args.features:
+        if given:
             raise InputError(f"none leaves --runner {args.runner} nothing to do", "Sample.features")
         features = None  # as the images' records say, else inception
     where = device(args.device)
@@ -286,7 +249,7 @@ def dispatch(args: Arguments) -> int:
 
         how = (args.methods, args.noises, args.time, args.timeout)
         folder = args.search_path or search_path(args, resolved.Sample)
-        search.run(resolved, args.config or CONFIG, device(args.device), folder, *how)
+        search.run(resolved, args.config or CONFIG, device(args.device), folder, *how, overrides_of(args))
     elif args.runner in ("fid", "stats"):
         distance(args, resolved)
     else:
@@ -310,20 +273,21 @@ def main(argv: list[str] | None = None) -> int:
     except NotFinite as error:
         return complain(error)
     except MemoryError:
-        return complain(OUT_OF_MEMORY)
+        return complain(out_of_memory(args))
     except BrokenPipeError:
         return 0  # whoever read the output has seen enough
     except OSError as error:
         return complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         if not rank():
-            how = "--restart" if args.runner == "train" else "the same command"
-            print(f"{PROGRAM}: interrupted; what was finished is kept, {how} continues", file=sys.stderr)
+            how = {"train": "--restart"} | dict.fromkeys(("sample", "reproduce", "fetch"), "the same command")
+            kept = f"; what was finished is kept, {how[args.runner]} continues" if args.runner in how else ""
+            print(f"{PROGRAM}: interrupted{kept}", file=sys.stderr)
         return 130
     except (RuntimeError, ImportError) as error:
         text = str(error).partition("\n")[0]
         if type(error).__name__ == "OutOfMemoryError" or re.search("can't allocate memory|map segment", text):
-            return complain(OUT_OF_MEMORY)
+            return complain(out_of_memory(args))
         raise
 
 

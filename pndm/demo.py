@@ -75,7 +75,7 @@ def show(args: argparse.Namespace) -> int:
 
     backend.start()
     if args.port > PORTS:
-        raise InputError(f"{args.port} is no port; they go up to {PORTS}", "port")
+        raise InputError(f"{args.port} is not a port; ports go up to {PORTS}", "port")
     overrides = {target: ("--set", value) for target, value in map(parse_set, args.set)}
     if args.model_path is not None:
         overrides["Sample.model_path"] = ("--model_path", args.model_path)
@@ -126,6 +126,8 @@ def export(artist: Any, request: Any, origin: Any, facts: str, path: Path) -> in
 
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a folder", "export")
+    if path.is_dir() or not path.name:
+        raise InputError(f"{path} is a folder; a file's name is needed", "export")
     cells = {}
     for cell in artist.draw(request):
         known = (cell.row, cell.asked) in cells

@@ -173,7 +173,9 @@ class PNDMPipeline:
     def _searched(self, solver: Any, any_network: bool, options: dict[str, Any]) -> tuple[Any, int, dict[str, Any]]:
         """What a solver file says: method, steps and options of `solve`. Raises InputError (a ValueError)."""
         if options:
-            raise InputError(f"a solver file says the method and its times; {', '.join(options)}: not with solver")
+            raise InputError(
+                f"a solver file says the method and its times; {', '.join(options)} cannot be given with it"
+            )
         found, name = load_solver(solver), "solver" if isinstance(solver, dict) else str(solver)
         found.check_schedule(self.schedule, name)
         if self.checkpoint is not None and not any_network:

@@ -75,7 +75,7 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         return dict(config)
     if name not in ALPHAS | FLOWS:
         why = WHY.get(name, f"known are {', '.join(sorted(ALPHAS | FLOWS))}")
-        raise InputError(f"the methods cannot sample with the network of a {name}: {why}")
+        raise InputError(f"the methods cannot sample with a network of {name}: {why}")
     defaults = {key: argument.default for key, argument in arguments_of(name).items()}
     found = defaults | {key: value for key, value in config.items() if key != "_use_default_values"}
     for (key, value), why in SETTINGS.items():

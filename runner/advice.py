@@ -1,4 +1,4 @@
-"""What who trains a network should hear early, before its samples disappoint."""
+"""What someone who trains a network should hear early, before the samples disappoint."""
 
 import sys
 

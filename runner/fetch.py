@@ -251,7 +251,8 @@ def _http(address, part, entry):
     import requests
 
     while True:
-        start, answer = _size(part), Answer(part, _size(part), entry)
+        start = _size(part)
+        answer = Answer(part, start, entry)
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers |= {

@@ -65,9 +65,10 @@ def _needs(experiment):
 
 def _file(what, key, given):
     """The `Need` of a file that is given by its path or published name."""
+    entry = published.find(given)
     if path := bundled(given):
-        return Need(what, HERE, str(path), key)
-    if entry := published.find(given):
+        return Need(what, HERE, str(path), key, get=partial(fetch.verify, entry) if entry else lambda: None)
+    if entry:
         return _published(what, key, entry)
     if what == "network" and diffusers.is_hub_name(given):
         return _published(what, key, published.of_hub(given))

@@ -71,7 +71,7 @@ def measurement_of(experiment, team):
     """What a run measures its images with; None when nothing is to be measured. Raises InputError."""
     s = experiment.Sample
     if s.metrics and (s.features == "none" or s.total_num < 2):
-        raise InputError(f"{','.join(s.metrics)} need features, and at least 2 images", "Sample.metrics")
+        raise InputError(f"metrics {','.join(s.metrics)}: features and at least 2 images are needed", "Sample.metrics")
     if s.features != "none":
         if s.total_num > 1:
             return Measurement.of(experiment.Dataset, s, team.device, team)

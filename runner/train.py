@@ -146,7 +146,8 @@ class Trainer:
             raise KeyboardInterrupt
         if team.first:
             print(f"{self.done:,} steps of {e.Dataset.batch_size} images")
-            print(f"{self.folder.path}: ema.safetensors (for --model_path), grid.png")
+            grid = ", grid.png" * (self.folder.path / "grid.png").is_file()
+            print(f"{self.folder.path}: ema.safetensors (for --model_path){grid}")
 
     def step(self, batch):
         """One step on this process's `Batch`; returns the gradient's norm, a tensor on the device."""

@@ -75,6 +75,9 @@ def main(argv=None):
             raise InputError(f"{args.folder} has no images")
         images = torch.stack([read_image(file) for file in files])
         data, section = open_dataset(experiment.Dataset), experiment.Dataset
+        if images[0].shape != data[0].shape:
+            shapes = f"images of {tuple(images[0].shape)}, {section.dataset} of {tuple(data[0].shape)}"
+            raise InputError(f"{args.folder} has {shapes}; --config names another data set")
         views = views_of(experiment, images[0].shape)
         sides = {f"{len(images)} samples": images}
         if section.dataset in KNOWN:

@@ -123,7 +123,7 @@ def test_bfloat16_inside_stays_close():
         ({"architecture": "U-ViT"}, "Model.architecture is 'U-ViT'"),
         ({"model_channels": 30}, "Model.model_channels is 30; a multiple of 4 is needed"),
         ({"architecture": "ADM", "channel_mult": [2, 2]}, "that of ADM begins with 1"),
-        ({"architecture": "ADM", "model_channels": 48}, "no heads of 64"),
+        ({"architecture": "ADM", "model_channels": 48}, "cannot be divided into heads of 64"),
         ({"image_size": 15}, "cannot be halved 1 times"),
         ({"preconditioning": "iDDPM"}, "Model.preconditioning"),
     ],

@@ -8,6 +8,7 @@ import torch
 from helpers import ROOT
 
 from pndm import cli as main
+from pndm.config.load import words_of
 
 
 def test_help_loads_nothing_heavy():
@@ -35,7 +36,12 @@ def test_help_loads_nothing_heavy():
         (["--profile", "published", "--sample_speed", "1000"], "cannot run 1000 steps"),
         (["--profile", "published", "--method", "PF", "--rtol", "1e-3"], "fixed tolerances"),
         (["--method", "DDIM", "--rtol", "1e-3"], "takes no option rtol"),
-        (["--method", "Heun", "--nfe", "10"], "9 in 5 steps or 11 in 6 steps"),
+        (["--method", "Heun", "--nfe", "10"], "--nfe: method Heun cannot spend 10 network calls; it can spend 9 in 5"),
+        (
+            ["--method", "Heun", "--nfe", "9", "--threshold", "0.9"],
+            "--threshold: method Heun takes no option threshold",
+        ),
+        (["--precision", "tf32"], "--precision: precision tf32 needs"),
         (["--method", "PF", "--nfe", "10"], "spends what its tolerances take"),
         (["--nfe", "0"], "--nfe: Sample.nfe is '0'"),
         (["--nfe", "9", "--sample_speed", "9"], "Sample.sample_speed and Sample.nfe exclude each other"),
@@ -124,3 +130,35 @@ def test_a_count_on_the_command_line_stands_instead_of_the_file_s(tmp_path):
     args = main.parser().parse_args(["--config", str(tmp_path / "nfe.yml"), "--sample_speed", "7"])
     settings = main.experiment(args).Sample
     assert (settings.nfe, settings.sample_speed) == (None, 7)
+
+
+def test_a_method_or_a_count_stands_instead_of_the_file_s_solver(tmp_path):
+    (tmp_path / "file.yml").write_text((ROOT / "config" / "digits.yml").read_text() + "  solver: digits_nfe5\n")
+
+    def settings(*flags):
+        args = main.parser().parse_args(["--config", str(tmp_path / "file.yml"), *flags])
+        return main.experiment(args).Sample
+
+    assert settings().solver == "digits_nfe5"
+    assert (settings("--method", "DDIM").solver, settings("--method", "DDIM").method) == (None, "DDIM")
+    undone = settings("--set", "Sample.solver=null", "--method", "DDIM")
+    assert (undone.solver, undone.method) == (None, "DDIM")
+    assert settings("--set", "Sample.nfe=null", "--sample_speed", "20").sample_speed == 20
+
+
+def test_the_words_of_a_command_line_set_the_same_again():
+    given = ["--runner", "reproduce", "--compile", "--total_num", "10", "--set", "Sample.keep=null"]
+    given += ["--set", "Model.attn_resolutions=[16]", "--set", "Sample.label=é", "--precision", "bf16"]
+    laid = main.overrides_of(main.parser().parse_args(given))
+    again = main.parser().parse_args(["--runner", "reproduce", *words_of(laid)])
+    assert main.overrides_of(again) == laid
+
+
+@pytest.mark.parametrize(("runner", "kept"), [("sample", "the same command continues"), ("fid", "interrupted\n")])
+def test_an_interruption_says_what_is_kept(cli, monkeypatch, runner, kept):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "dispatch", interrupted)
+    status, _, err = cli("--runner", runner)
+    assert status == 130 and kept in err

@@ -306,7 +306,7 @@ def test_what_a_source_leaves_to_its_class():
 @pytest.mark.parametrize(
     "config, said",
     [
-        (diffusers.EDMEulerScheduler().config, "the network of a EDMEulerScheduler: its network is made for"),
+        (diffusers.EDMEulerScheduler().config, "a network of EDMEulerScheduler: its network is made for"),
         ({"_class_name": "DDPMWuerstchenScheduler"}, "its times run from 1 to 0"),
         (diffusers.CMStochasticIterativeScheduler().config, "jumps from any time to the image"),
         (diffusers.LCMScheduler().config, "jumps from any time to the image"),

@@ -185,3 +185,13 @@ def test_the_doctor_names_a_file_by_its_hash(tiny_published, cli):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tiny_published, env=environment)
     assert "published   tiny_network: network of numbers, by nobody; licence: MIT" in done.stdout
+
+
+def test_a_damaged_file_of_a_table_is_named(tiny_published, cli, tmp_path):
+    table = {"experiment": "mine.yml", "methods": ["DDIM"], "steps": [4], "images": 4, "sample": {"features": "none"}}
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(table))
+    assert cli("--runner", "fetch", "--table", "small.yml")[0] == 0
+    file = tiny_published / "temp/models/tiny.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    status, _, err = cli("--runner", "fetch", "--table", "small.yml")
+    assert status == 2 and "tiny.safetensors: its sha256 is" in err and err.count("\n") == 1

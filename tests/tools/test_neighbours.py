@@ -32,6 +32,12 @@ def test_a_copy_is_found_at_no_distance_and_a_changed_pixel_at_its_own(digits, t
     assert height == pytest.approx(width, rel=0.2)  # two tiles beside each other, two rows
 
 
+def test_images_of_another_size_are_one_line(tmp_path, capsys):
+    Image.new("L", (28, 28)).save(tmp_path / "000000.png")
+    assert neighbours.main([str(tmp_path)]) == 2
+    assert "images of (1, 28, 28), DIGITS of (1, 8, 8)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "line"), [(["none"], "none has no images"), ([".", "--config", "x"], "no file x")])
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch, capsys, flags, line):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 import types
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 import yaml
 from helpers import ended, image_files, ranks
+from safetensors.torch import load_file, save_file
 
+from pndm import cli as main
 from pndm.config.errors import InputError
 from pndm.config.load import load_solver
 from pndm.config.solver import save_solver
@@ -18,8 +21,8 @@ from pndm.runner.folder import read_image
 from pndm.runner.random import noise
 from pndm.runner.search import run as search
 
-FAST = ("--noises", "16", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
-FAST += ("--total_num", "4", "--set", "Schedule.diffusion_step=40", "--set", "Schedule.beta_end=0.4")  # a short flow
+FAST = ("--noises", "17", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
+FAST += ("--total_num", "2", "--set", "Schedule.diffusion_step=40", "--set", "Schedule.beta_end=0.4")  # a short flow
 
 
 def flags(tiny, folder, *more):
@@ -37,10 +40,8 @@ def little_effort():
 @pytest.fixture(scope="module")
 def found(tiny, tmp_path_factory):
     """A search's folder with a searched solver, whoever won."""
-    from pndm import cli
-
     folder = tmp_path_factory.mktemp("search") / "run"
-    assert cli.main([str(flag) for flag in flags(tiny, folder)]) == 0
+    assert main.main([str(flag) for flag in flags(tiny, folder)]) == 0
     return folder
 
 
@@ -68,7 +69,12 @@ def test_a_search_leaves_a_solver_a_ranking_and_a_record(found):
     held_out = {entry["label"]: entry["to_the_flow"][0] for entry in record["held_out"]}
     assert record["winner"] in held_out
     assert solver.calls == 4
-    assert solver.found["noises"] == "16 searched on, 8 held out"
+    assert solver.found["noises"] == "17 searched on, 8 held out"
+    assert any(key.startswith("frechet") and text.endswith(", 2 images") for key, text in solver.found.items())
+    _, _, *given = shlex.split(solver.found["command"])
+    args = main.parser().parse_args(given)
+    assert (args.noises, args.methods, args.nfe, args.total_num) == (17, "iPNDM2,S-PNDM", "4", "2")
+    assert main.overrides_of(args)["Schedule.beta_end"] == ("--set", 0.4)
 
 
 @pytest.mark.slow
@@ -197,6 +203,7 @@ def test_a_saved_solver_is_read_again(searched, tmp_path):
     [
         (("--methods", "DDIM,XX"), "--methods: 'XX' is not one of DDIM"),
         (("--noises", "3"), "--noises: 3 are too few"),
+        (("--noises", "0"), "--noises: 0 are too few"),
         (("--methods", "PF"), "none of PF can spend 4 network calls"),
     ],
 )
@@ -260,3 +267,11 @@ def test_a_fit_goes_on_with_all_noises_once_the_minibatches_have_settled(monkeyp
     found = list(search.Search.steps(run, (1.0, 0, "parameters", "start", going), whole, 1.0, 0))
     assert found[steps - 1 :] == [(f"step {steps}", 0.9), ("of all", 0.5), ("of all", 0.4), ("of all", 0.4)]
     assert asked == [(f"step {steps}", [whole])]
+
+
+def test_a_network_that_is_not_finite_ends_in_one_line(tiny, cli, tmp_path):
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(tiny.model).items()}
+    save_file(broken, tmp_path / "broken.safetensors")
+    status, _, err = cli(*flags(tiny, tmp_path / "run", "--model_path", tmp_path / "broken.safetensors"))
+    assert status == 2
+    assert "no method ends in finite images" in err and err.count("\n") == 1
