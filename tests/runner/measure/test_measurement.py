@@ -60,7 +60,7 @@ def test_sampling_with_inception(tiny, cli, tmp_path, weights):
         (["--statistics", "{tmp}/other.npz"], "other.npz: dimensions 5, to be compared with 64"),
         (["--statistics", "{tmp}/other.npz", "--metrics", "kid"], "other.npz is a statistics file"),
         (["--features", "none", "--metrics", "kid"], "metrics kid: features and at least 2 images are needed"),
-        (["--total_num", "4", "--metrics", "prdc"], "more than 5 images on each side, total_num has 4"),
+        (["--total_num", "4", "--metrics", "prdc"], "more than 5 images are needed on each side; Sample.total_num: 4"),
         (["--set", "Dataset.dataset=FOLDER"], "its files are not in temp/dataset/FOLDER"),
     ],
 )
