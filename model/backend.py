@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -60,18 +61,25 @@ def keep_memory():
         libc.mallopt(trim, size)
 
 
+_ONE = threading.RLock()
+
+
 @contextlib.contextmanager
 def tf32(allowed):
-    """While inside, NVIDIA GPUs may round float32 convolutions and matrix products to TF32, or may not."""
+    """While inside, NVIDIA GPUs may round float32 convolutions and matrix products to TF32, or may not.
+
+    It is a setting of the process, so one thread is inside at a time.
+    """
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = allowed
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+    with _ONE:
+        before = [backend.allow_tf32 for backend in backends]
+        try:
+            for backend in backends:
+                backend.allow_tf32 = allowed
+            yield
+        finally:
+            for backend, value in zip(backends, before, strict=True):
+                backend.allow_tf32 = value
 
 
 def compiled(network, device, key, mode=None):
@@ -123,7 +131,7 @@ def capture(function, *inputs):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         # Other threads, which copy features and noise, may go on meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # a stream of this GPU
             result = function(*inputs)
 
     def replay(*values):

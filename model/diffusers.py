@@ -275,8 +275,8 @@ def download(name):
             places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", *weights)]
             folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS], **local))
             if any(folder.glob(f"**/{weights[0]}")):
-                break
+                return folder
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{name}: no such file, and huggingface_hub cannot get it: {reason}") from None
-    return folder
+    raise InputError(f"{name}: no weights are in {folder}")

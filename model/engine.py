@@ -31,13 +31,17 @@ def resolve(precision, device, smooth=True):
         return precision
     fast = smooth and has_bfloat16(device)
     if fast is None:
-        fast = _of_first(faster_by_timing())
+        fast = faster_for_all()
     return "bf16" if fast else "fp32"
 
 
-def _of_first(value):
-    """The value of the first of the processes that torchrun started: what timing decides must be the same in all."""
-    values = [value]
+@functools.cache
+def faster_for_all():
+    """`faster_by_timing` of the first of torchrun's processes: what timing decides must be the same in all.
+
+    All of them must make the first call; later ones ask nobody.
+    """
+    values = [faster_by_timing()]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(values)
     return values[0]
@@ -93,8 +97,8 @@ class Engine:
     def to(self, device):
         """Move the network to a device."""
         self.plain.to(device)
-        if isinstance(self.network, Graphs):
-            self.network = Graphs(self.plain)
+        if not self.compiled:
+            self.network = Graphs(self.plain) if torch.device(device).type == "cuda" else self.plain
 
     @torch.inference_mode()
     def prepare(self, shape, device):
@@ -107,8 +111,8 @@ class Engine:
     def __call__(self, x, t, labels=None):
         with tf32(self.precision in ("tf32", "bf16")):
             eps = self.network(x, t) if labels is None else self.network(x, t, labels)
-        # A CUDA graph writes its result to the same place every time, and methods keep ε's.
-        return eps if self.network is self.plain else eps.clone()
+            # A CUDA graph has one place for x and one for its result, and methods keep ε's.
+            return eps if self.network is self.plain else eps.clone()
 
 
 @torch.inference_mode()

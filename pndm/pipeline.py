@@ -24,7 +24,8 @@ from pndm.model.machine import device_of
 from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.schedule import Schedule, eps_from
-from pndm.runner.solver.solve import solve, whole
+from pndm.runner.solver.sigma import SigmaSchedule
+from pndm.runner.solver.solve import nothing, solve, trajectory, whole
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 SECTIONS = ("Schedule", "Dataset", "Model")  # the sections of an experiment that make a pipeline
@@ -139,7 +140,8 @@ class PNDMPipeline:
     ) -> PipelineOutput | tuple[Any]:
         """Sample `batch_size` images.
 
-        generator: of the noise, one for all images or one for each; None: PyTorch's default generator.
+        generator: of the noise, one for all images or one for each; None: PyTorch's default generator. On EDM's levels
+            the images start from σ · noise, not from standard normal x.
         output_type: "pil", "np" or "pt", see `PipelineOutput`. return_dict: if False, a tuple of the images alone.
         callback(step, t, x): called after every step = 0, 1, …; x (n, C, H, W) as the network sees it.
         method, num_inference_steps, options (profile, spacing, rtol, …): those of `solve`.
@@ -157,6 +159,10 @@ class PNDMPipeline:
         if solver is not None:
             line, num_inference_steps, options = self._searched(solver, any_network, options)
         x = self._noise(n, generator)
+        if isinstance(self.schedule, SigmaSchedule):  # EDM's images start from σ · noise, here over √(1+σ²)
+            how = {name: value for name, value in options.items() if name != "noise"}
+            begins: Any = next(trajectory(line, nothing(), self.schedule, num_inference_steps, **how))
+            x = x * (1 - self.schedule.alpha_cumprod(float(np.max(begins.level)))) ** 0.5
         options = {"noise": lambda step: self._noise(n, generator), **options}
         network = self.network if self.prediction == "epsilon" else self._eps
         with torch.no_grad():

@@ -109,7 +109,7 @@ class Sampling:
             labels = [int(generator(self.seed, "label", i).integers(self.classes)) for i in ids]
         else:
             labels = [self.label]
-        conditional = Conditional(network, torch.tensor(labels, device=device))
+        conditional = Conditional(network, _onto(device, np.array(labels, np.int64)))
         return conditional if self.each == 1 else Guided(conditional, Conditional(network, None), self.guidance)
 
     def states(self, network, ids, device):
@@ -274,6 +274,7 @@ def read_network(experiment):
     if (kept := fetch.kept_hash(source.path)) not in (None, digest):
         raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was downloaded; delete it")
     check_solver(experiment, digest)
+    check_prediction(source)
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network
         record["file"] = str(path)
@@ -285,6 +286,14 @@ def check_solver(experiment, digest):
     s = experiment.Sample
     if s.solver is not None and not s.any_network:
         solver_of(experiment).check_network(digest, s.solver, "--any_network takes it all the same")
+
+
+def check_prediction(source):
+    """Raise InputError unless the network of a `Checkpoint` predicts ε, as far as its folder says."""
+    training = diffusers.training_of(source.path)
+    if training and training.prediction != "epsilon":
+        message = f"{source.path}: the network predicts {training.prediction}, not ε; PNDMPipeline can sample from it"
+        raise InputError(message, "Sample.model_path")
 
 
 def network_key(experiment, device):

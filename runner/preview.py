@@ -42,7 +42,9 @@ class Preview:
         self.experiment, self.team, self.stopped = experiment, team, stopped
         self.sampling = sampling_of(experiment)
         wanted = experiment.Train.distance_num
-        self.measurement = Measurement.of(experiment.Dataset, experiment.Sample, team.device, team) if wanted else None
+        settings = experiment.Sample.model_copy(update={"metrics": []})  # the Fréchet distance alone is looked at
+        self.measurement = Measurement.of(experiment.Dataset, settings, team.device, team) if wanted else None
+        precision_of(experiment, team.device)  # where timing decides it, all processes must ask at once
 
     def grid(self, network):
         """One uint8 image (3, H, W) of 64 images by `network`, or None where they cannot be made."""
@@ -96,5 +98,5 @@ class Preview:
 
 def comparable(experiment):
     """What two distances must agree in to be compared."""
-    beside = {"model_path", "inception_path", "total_num", "keep", "precision", "compile"}
+    beside = {"model_path", "inception_path", "total_num", "keep", "precision", "compile", "metrics"}
     return {"distance_num": experiment.Train.distance_num, **experiment.Sample.model_dump(exclude=beside)}

@@ -39,17 +39,18 @@ def noise(seed, ids, shape, stream="sampling", step=0):
 class Ahead:
     """noise(k): `noise` of the stream "step" for step k = 0, 1, …, below `steps` where that is known.
 
-    Threads draw that of the next step while the network computes. The numbers are those of `noise`.
+    Threads draw that of the next step while the network computes. The numbers are those of `noise`. The threads end
+    when nothing refers to it.
     """
 
     def __init__(self, seed, ids, shape, steps, threads):
-        self.steps = np.inf if steps is None else steps
+        self.seed, self.shape, self.steps = seed, shape, np.inf if steps is None else steps
         self.pool, self.begun = ThreadPoolExecutor(threads), {}
-        parts = [ids[len(ids) * i // threads : len(ids) * (i + 1) // threads] for i in range(threads)]
-        self.draws = lambda step: [self.pool.submit(noise, seed, p, shape, "step", step) for p in parts if len(p)]
+        parts = (ids[len(ids) * i // threads : len(ids) * (i + 1) // threads] for i in range(threads))
+        self.parts = [part for part in parts if len(part)]
 
     def __call__(self, step):
         for k in (step, step + 1):
             if k not in self.begun and k < self.steps:
-                self.begun[k] = self.draws(k)
+                self.begun[k] = [self.pool.submit(noise, self.seed, p, self.shape, "step", k) for p in self.parts]
         return np.concatenate([part.result() for part in self.begun.pop(step)])

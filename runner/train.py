@@ -26,7 +26,7 @@ from pndm.model.engine import resolve
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner.batches import batches
-from pndm.runner.build import checkpoint_path, schedule_of
+from pndm.runner.build import check_prediction, checkpoint_path, schedule_of
 from pndm.runner.checkpoints import TrainFolder
 from pndm.runner.preview import Preview, check, comparable
 from pndm.runner.processes import processes
@@ -62,6 +62,7 @@ def weights_of(experiment, schedule):
     """The state of the network in Train.start, a path or a published name. Raises InputError."""
     try:
         source = checkpoint.read(checkpoint_path(experiment.Train.start))
+        check_prediction(source)
         return load_model(experiment.Model, source, schedule=schedule).state_dict()
     except InputError as error:
         raise InputError(str(error), "Train.start") from None

@@ -251,8 +251,7 @@ class Artist:
             network = Watched(self.exact_network(), stop, most, lambda x, t, eps: watch(len(x)))
             network = first.conditioned(network, range(n), device)
             x = torch.cat([samplings[start].start(range(n), device) for start in starts])
-            with tf32(False):
-                ends = flow_from(x, np.repeat(np.array(starts), n), first.schedule, network, TOLERANCE).cpu()
+            ends = flow_from(x, np.repeat(np.array(starts), n), first.schedule, network, TOLERANCE).cpu()
             found |= dict(zip(starts, ends.split(n), strict=True))
         for start in missing:
             self.flows[noise, start] = found[start]
@@ -266,7 +265,13 @@ class Artist:
             if "exact" not in self.networks:
                 network, _, _ = read_network(self.experiment)
                 self.networks["exact"] = network.to(flow_device(self.device))
-            return self.networks["exact"]
+            network = self.networks["exact"]
+
+        def exact(*inputs):
+            with tf32(False):
+                return network(*inputs)
+
+        return exact
 
 
 def steps_within(sampling, calls):

@@ -157,12 +157,15 @@ class Search:
 
     def noises(self, count, held_out=False):
         """`Noises`, from the cache beside the folder if an earlier search followed their flow."""
-        key = repr((self.loaded.record["sha256"], self.experiment.Schedule, self.problem.seed, count, held_out))
+        sections = self.experiment.Schedule, self.experiment.Model, self.problem.shape
+        key = repr((self.loaded.record["sha256"], *sections, self.problem.seed, count, held_out))
         name = f"flow_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{self.team.rank}of{self.team.size}.pt"
         path = self.folder.parent / name
         try:
             kept = torch.load(path, weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+            kept = None
+        if not self.team.least(torch.tensor(float(kept is not None))):  # the processes follow a flow together
             found = self.problem.noises(count, held_out)
             with aside(path) as file:
                 torch.save({"steps": self.problem.steps, "x": found.x, "ends": found.ends}, file)

@@ -84,6 +84,9 @@ def dormand_prince(flow: Flow, x: Tensor, start: float | Times, end: float, cont
     vanishes.
     """
     t = np.full(len(x), start, np.float64)
+    if not (t > end).any():
+        yield Step(x, t, order=1)
+        return
     k1 = yield from flow.derivative(x, t)
     h = yield from starting_step(flow, x, k1, t, start - end, control)
     rejected = np.zeros(len(x), bool)

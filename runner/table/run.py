@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from pndm.config.errors import InputError
@@ -251,7 +251,7 @@ def _facts(made_by, done):
         return held.get("file") or held.get("dataset") or "none"
 
     return {
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": made_by,
         "images a cell": all_of(lambda r: f"{r['images']:,}"),
         "seeds": all_of(lambda r: r["seed"]),

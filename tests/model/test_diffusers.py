@@ -205,6 +205,13 @@ class TestHub:
         self.library(monkeypatch, snapshot_download)
         assert read("someone/old").path == tmp_path / WEIGHTS[1]
 
+    def test_no_weights_there(self, saved, tmp_path, monkeypatch):
+        """As an interrupted download leaves it."""
+        (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+        self.library(monkeypatch, lambda name, allow_patterns: str(tmp_path))
+        with pytest.raises(InputError, match=r"^someone/old: no weights are in"):
+            read("someone/old")
+
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(InputError, match="pip install huggingface_hub"):

@@ -1,9 +1,11 @@
 """The engine changes how fast a network is, not what it says."""
 
 import copy
+import functools
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -180,6 +182,34 @@ def test_a_graph_is_captured_once_a_shape_and_its_result_is_kept():
     assert x.grad.abs().sum() > 0 and not graphs(network_input(2, 16), torch.zeros(1)).is_inference()
 
 
+def test_one_thread_calls_the_networks_at_a_time():
+    """A graph has one place for x, and TF32 is a setting of the process: the demo draws in several threads."""
+    inside, most = [], []
+
+    class Slow(torch.nn.Module):
+        def set_inner(self, dtype):
+            pass
+
+        def forward(self, x, t):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            return x
+
+    engines = [Engine(Slow(), CPU), Engine(Slow(), CPU)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: engines[i % 2](torch.ones(1), torch.ones(1)), range(8)))
+    assert max(most) == 1
+
+
+def test_on_a_cpu_no_graph_is_left():
+    moved = Engine(network(), CPU)
+    moved.network = Graphs(moved.plain)
+    moved.to("cpu")
+    assert moved.network is moved.plain
+
+
 def test_what_cannot_be_captured_is_called(recwarn):
     calls = []
 
@@ -250,6 +280,7 @@ def test_which_precision_auto_is(monkeypatch):
 def test_an_unknown_processor_is_timed(monkeypatch, faster):
     monkeypatch.setattr(engine, "has_bfloat16", lambda device: None)
     monkeypatch.setattr(engine, "faster_by_timing", lambda: faster)
+    monkeypatch.setattr(engine, "faster_for_all", functools.cache(engine.faster_for_all.__wrapped__))
     assert resolve("auto", CPU) == ("bf16" if faster else "fp32")
 
 
@@ -290,7 +321,15 @@ def test_memory_is_measured():
 def test_the_first_process_decides_for_all_what_timing_says(monkeypatch):
     monkeypatch.setattr(engine, "has_bfloat16", lambda device: None)
     monkeypatch.setattr(engine, "faster_by_timing", lambda: True)
-    assert engine.resolve("auto", torch.device("cpu")) == "bf16"
+    monkeypatch.setattr(engine, "faster_for_all", functools.cache(engine.faster_for_all.__wrapped__))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda values: values.__setitem__(0, False))
-    assert engine.resolve("auto", torch.device("cpu")) == "fp32"
+    asked = []
+
+    def broadcast(values):
+        asked.append(values[0])
+        values[0] = False
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    for _ in range(2):
+        assert engine.resolve("auto", torch.device("cpu")) == "fp32"
+    assert asked == [True], "later calls need no other process"

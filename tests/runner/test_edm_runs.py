@@ -11,8 +11,9 @@ from helpers import ROOT, image_files
 from pndm.config.load import load, load_table
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
+from pndm.pipeline import PNDMPipeline
 from pndm.runner import plan
-from pndm.runner.build import read_network, sampling_of
+from pndm.runner.build import read_network, sampling_of, schedule_of
 from pndm.runner.demo.cells import LEAST, Artist
 from pndm.runner.demo.commands import Origin, commands
 from pndm.runner.demo.request import request_of
@@ -142,6 +143,19 @@ def test_images_start_from_the_greatest_sigma_times_noise():
         torch.testing.assert_close(sampling.start(range(2), cpu), scale * sampling.noise(range(2), cpu))
     sampling = sampling_of(load("ddim_cifar10.yml"))
     assert torch.equal(sampling.start(range(2), cpu), sampling.noise(range(2), cpu))
+
+
+def test_a_pipeline_starts_from_sigma_times_noise_too():
+    experiment, seen = load("edm_cifar10.yml", {"Schedule.sigma_max": ("test", 2.0)}), []
+
+    def network(x, t):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    pipeline = PNDMPipeline(network, schedule_of(experiment), (3, 4, 4))
+    pipeline(2, 3, torch.Generator().manual_seed(0), method="DDIM", spacing="karras", output_type="pt")
+    wanted = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 / 5**0.5
+    torch.testing.assert_close(seen[0], wanted)
 
 
 def test_guidance_needs_classes(cli):

@@ -6,7 +6,9 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -404,6 +406,30 @@ def test_noise_is_drawn_a_step_ahead_and_no_further(monkeypatch):
         ahead(step)
         ahead.pool.submit(int).result()  # after what was begun
         assert begun == wanted
+
+
+def test_its_threads_end_with_it():
+    before = {*threading.enumerate()}
+    ahead = Ahead(0, range(4), (1,), 3, 2)
+    ahead(0)
+    gone, own = weakref.ref(ahead), {*threading.enumerate()} - before
+    del ahead
+    assert gone() is None and own
+    for thread in own:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_folder_of_a_network_that_does_not_predict_noise_is_refused(tiny, cli, tmp_path):
+    shutil.copy(tiny.model, tmp_path / "network.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    own = ["--model_path", tmp_path / "network.safetensors"]
+    status, _, err = cli(*tiny.flags(tmp_path / "run", *own))
+    assert status == 2 and "predicts v_prediction, not ε; PNDMPipeline can" in err and err.count("\n") == 1
+    start = ["--set", f"Train.start={tmp_path / 'network.safetensors'}", "--train_path", tmp_path / "train"]
+    status, _, err = cli("--runner", "train", "--config", tiny.config, "--device", "cpu", *start)
+    assert status == 2 and "not ε" in err and not (tmp_path / "train").exists()
 
 
 def test_automatic_batch_size_is_kept_by_the_folder(tiny, cli, tmp_path, monkeypatch):

@@ -271,7 +271,8 @@ def test_only_the_last_checkpoints_are_kept(straight):
 
 def test_the_best_average_is_kept_with_its_distance(tiny, cli, tmp_path):
     distance = ["--set", "Train.distance_num=30", "--set", "Sample.sample_speed=4"]
-    assert cli(*quick(tiny, tmp_path / "run", 4), *distance)[0] == 0
+    metrics = ["--set", "Sample.metrics=[prdc]"]  # of samples, not of what a training looks at
+    assert cli(*quick(tiny, tmp_path / "run", 4), *distance, *metrics)[0] == 0
     log = EventAccumulator(str(tmp_path / "run")).Reload()
     values = {event.step: event.value for event in log.Scalars("frechet_pixels")}
     assert list(values) == [5, 10]

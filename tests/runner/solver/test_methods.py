@@ -309,3 +309,9 @@ def test_a_network_that_broadcasts_the_time_gets_one(method):
     assert torch.equal(one.x, each.x)
     assert one.nfe == each.nfe
     assert set(shapes) <= ({(1,), (2,)} if method == "PF" else {(1,)})
+
+
+def test_pf_of_one_training_step_stays_where_it_starts():
+    schedule, x = Schedule(diffusion_step=1, beta_start=1e-2, beta_end=1e-2), torch.ones(2, 1)
+    (state,) = solve("PF", lambda x, t: x, x, schedule, 1)
+    assert torch.equal(state.x, x) and np.max(state.t) == 0
