@@ -61,7 +61,8 @@ def source_of(config: Mapping[str, Any]) -> str | None:
         return name if hasattr(diffusers, name) else None
     if "method" in config:
         return None
-    full = {name: keys for name in (*sorted(ALPHAS | FLOWS), *WHY) if (keys := set(arguments_of(name))) <= set(config)}
+    here = [name for name in (*sorted(ALPHAS | FLOWS), *WHY) if hasattr(diffusers, name)]  # older releases lack some
+    full = {name: keys for name in here if (keys := set(arguments_of(name))) <= set(config)}
     return max(full, key=lambda name: len(full[name]), default=None)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from data.fill import fill, uniform
@@ -209,3 +211,11 @@ def statistics_of(features, groups=20, batch=None):
         part = features[first : first + (batch or len(features))]
         total.update(part, range(first, first + len(part)))
     return total
+
+
+def scheduler_of(name, **settings):
+    """A scheduler of diffusers; the test is skipped where the installed release lacks it or one of its settings."""
+    kind = getattr(pytest.importorskip("diffusers"), name, None)
+    if kind is None or not settings.keys() <= inspect.signature(kind.__init__).parameters.keys():
+        pytest.skip(f"this release of diffusers has no {name} with {', '.join(settings)}")
+    return kind(**settings)

@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers import mixture
+from helpers import mixture, scheduler_of
 
 from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.methods import METHODS
@@ -53,7 +53,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("given", ["steps", "sigmas"])
 def test_times_are_those_of_flow_match_euler(config, given):
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    theirs = scheduler_of("FlowMatchEulerDiscreteScheduler", **config)
     mine = MethodScheduler.from_config(theirs.config, method="DDIM")
     for steps in (1, 2, 3, 28):
         if steps == 1 and config.get("shift_terminal"):
@@ -88,9 +88,8 @@ def test_ddim_is_euler(shift):
 @pytest.mark.parametrize("order, kind", [(2, "bh1"), (2, "bh2"), (3, "bh1"), (3, "bh2")])
 def test_unipc_is_diffusers_unipc_in_flow_mode(order, kind):
     """Away from σ = 1: there diffusers puts 1 − 1e-6, which gives the first step another weight in the second one."""
-    theirs = diffusers.UniPCMultistepScheduler(
-        use_flow_sigmas=True, flow_shift=2.0, solver_order=order, solver_type=kind, **FLOW
-    )
+    settings = {"use_flow_sigmas": True, "flow_shift": 2.0, "solver_order": order, "solver_type": kind, **FLOW}
+    theirs = scheduler_of("UniPCMultistepScheduler", **settings)
     mine = MethodScheduler.from_config(theirs.config, method=f"UniPC{order}-{kind}")
     sigmas, x = np.linspace(0.97, 0.03, 12), noise(2, 3, 4, 4)
     theirs.set_timesteps(sigmas=sigmas)
@@ -106,8 +105,8 @@ def test_unipc_is_diffusers_unipc_in_flow_mode(order, kind):
 
 
 def test_steps_of_unipc_and_dpm_solver_in_flow_mode():
-    for kind in (diffusers.UniPCMultistepScheduler, diffusers.DPMSolverMultistepScheduler):
-        theirs = kind(use_flow_sigmas=True, flow_shift=3.0, **FLOW)
+    for name in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler"):
+        theirs = scheduler_of(name, use_flow_sigmas=True, flow_shift=3.0, **FLOW)
         mine = MethodScheduler.from_config(theirs.config, method="DPM-Solver++2M")
         theirs.set_timesteps(20)
         mine.set_timesteps(20)
