@@ -209,14 +209,11 @@ def settings_of(path):
 
 
 def names(variant):
-    """The names that a model's weights have in its folder, in a variant."""
-    stem = "diffusion_pytorch_model"
-    return [
-        f"{stem}{variant}.safetensors",
-        f"{stem}.safetensors.index{variant}.json",
-        f"{stem}{variant}.bin",
-        f"{stem}.bin.index{variant}.json",
-    ]
+    """The names that a model's weights have in its folder, in a variant; two of an index, by diffusers' release."""
+    stem, found = "diffusion_pytorch_model", []
+    for kind in ("safetensors", "bin"):
+        found += [f"{stem}{variant}.{kind}", f"{stem}.{kind}.index{variant}.json", f"{stem}.{kind}{variant}.index.json"]
+    return found
 
 
 def weights_in(folder):

@@ -43,6 +43,15 @@ def test_folders_in_several_files(variant, safe, tmp_path):
     assert sha256(source.path) != before
 
 
+@pytest.mark.parametrize("name", ["safetensors.index.fp16.json", "safetensors.fp16.index.json"])
+def test_an_index_is_found_as_each_release_of_diffusers_names_it(name, tmp_path):
+    theirs = small_network()
+    theirs.save_pretrained(tmp_path, max_shard_size="2MB", variant="fp16")
+    (index,) = tmp_path.glob("*.index*")
+    index.rename(tmp_path / f"diffusion_pytorch_model.{name}")
+    check(tmp_path, theirs)
+
+
 def test_variants(tmp_path):
     theirs = small_network()
     theirs.half().save_pretrained(tmp_path, variant="fp16")
