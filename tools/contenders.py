@@ -82,7 +82,8 @@ def fastest(found):
 
 def flops_of(config):
     """Floating-point operations of a call of an experiment's network, for one image."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    # In inference mode PyTorch 2.4 counts nothing.
+    with torch.inference_mode(False), torch.device("meta"), FlopCounterMode(display=False) as counter:
         UNet(settings_of(load(config).Model))(torch.zeros(1, *shape_of(config)), torch.zeros(1))
     return counter.get_total_flops()
 

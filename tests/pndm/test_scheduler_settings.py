@@ -205,7 +205,10 @@ def test_eta_is_that_of_ddim(eta):
 
 @pytest.mark.parametrize("kind, name", [("DDPM", "sigmoid"), ("DDPM", "laplace"), ("HeunDiscrete", "exp")])
 def test_other_betas(kind, name):
-    theirs = getattr(diffusers, f"{kind}Scheduler")(beta_schedule=name)
+    try:
+        theirs = getattr(diffusers, f"{kind}Scheduler")(beta_schedule=name)
+    except NotImplementedError as error:
+        pytest.skip(f"this release of diffusers: {error}")
     mine = MethodScheduler.from_config(theirs.config)
     torch.testing.assert_close(mine.betas, theirs.betas, rtol=1e-3, atol=1e-6)
 
