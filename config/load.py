@@ -55,8 +55,8 @@ def validate(tree, path, overrides=None):
         raise InputError(f"{place_of(error.keys, places, path)}: {error}") from None
 
 
-def words_of(overrides):
-    """The words of a command line that sets overrides, as `load` takes them; those that unset a flag are left out."""
+def words_of(overrides, **flags):
+    """The words of a command line that sets overrides, as `load` takes them, and other flags; None leaves one out."""
     words = []
     for target, (flag, value) in overrides.items():
         if flag == "--set":
@@ -65,6 +65,9 @@ def words_of(overrides):
             words.append(flag)
         elif value is not None:
             words += [flag, str(value)]
+    for name, value in flags.items():
+        if value is not None:
+            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     return words
 
 
@@ -92,9 +95,7 @@ def load_table(name):
 
     Raises InputError that names file and key.
     """
-    path = Path(name)
-    if not path.is_file():
-        path = find(name if name.endswith(".yml") else f"{name}.yml", "table", FOLDER / "tables")
+    path = find(named(name), "table", FOLDER / "tables")
     tree = read(path, f"a table is a mapping of keys {', '.join(Table.model_fields)}")
     try:
         return path, checked(Table.model_validate, tree)
@@ -109,14 +110,18 @@ def load_solver(source):
     """
     path = source
     if not isinstance(source, dict):
-        name = source if Path(source).is_file() or source.endswith((".yml", ".yaml")) else f"{source}.yml"
-        path = find(name, "Sample.solver", FOLDER / "solvers")
+        path = find(named(source), "Sample.solver", FOLDER / "solvers")
         source = read(path, f"a solver file is a mapping of keys {', '.join(Solver.model_fields)}")
     try:
         return checked(Solver.model_validate, source)
     except InputError as error:
         where = "solver" if isinstance(path, dict) else path
         raise InputError(f"{where}: {error}", "Sample.solver") from None
+
+
+def named(name):
+    """The name of a YAML file that is given with or without its ending; of a file that is there, as it is given."""
+    return name if Path(name).is_file() or name.endswith((".yml", ".yaml")) else f"{name}.yml"
 
 
 def find(name, argument, folder=FOLDER):

@@ -67,7 +67,10 @@ class Origin:
 
 def commands(cell, noise, origin):
     """(name, text) of each way to make a cell's images again; those that cannot are left out."""
-    ways = {"command line": shell, "Python": python, "diffusers": diffusers}
+    ways = {"command line": shell}
+    # The programs call network(x, t) from standard normal noise: without classes, and not on EDM's σ.
+    if not cell.sampling.classes and not isinstance(cell.sampling.schedule, SigmaSchedule):
+        ways |= {"Python": python, "diffusers": diffusers}
     found = [(name, way(cell, noise, origin)) for name, way in ways.items()]
     return [(name, text) for name, text in found if text]
 
@@ -92,16 +95,9 @@ def shell(cell, noise, origin):
     return " \\\n    ".join(["python main.py --runner sample", *parts]) + "\n"
 
 
-def _plain(sampling):
-    """Whether the network is called as network(x, t) from standard normal noise: not with classes, not on EDM's σ."""
-    return not sampling.classes and not isinstance(sampling.schedule, SigmaSchedule)
-
-
 def python(cell, noise, origin):
-    """A program that calls `solve`; None where it would have to say more than the programs here do."""
+    """A program that calls `solve`."""
     sampling = cell.sampling
-    if not _plain(sampling):
-        return None
     if cell.file:
         begin = _begin(cell, noise, origin, "solve", "from pndm.config.load import load_solver\n")
         return begin + SEARCHED.format(file=cell.file, steps=sampling.steps) + END
@@ -115,8 +111,6 @@ def python(cell, noise, origin):
 def diffusers(cell, noise, origin):
     """A program that calls `MethodScheduler` as diffusers' pipelines do; None where it does not take the run."""
     sampling = cell.sampling
-    if not _plain(sampling):
-        return None
     if cell.file:
         begin = _begin(cell, noise, origin, "MethodScheduler")
         return begin + SEARCHED_SCHEDULER.format(file=cell.file, steps=sampling.steps) + LOOP + END

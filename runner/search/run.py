@@ -67,7 +67,9 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         raise InputError(f"{unknown[0]!r} is not one of {', '.join(METHODS)}", "methods")
     if experiment.Schedule.type == "edm":
         raise InputError("type is edm; a solver file has times of training, linear or cosine", "Schedule.type")
-    given, noises = noises, NOISES if noises is None else noises
+    words = words_of(overrides or {}, methods=methods, noises=noises, time=minutes)
+    command = shlex.join(["python", "main.py", "--runner", "search", "--config", name, *words])
+    noises = NOISES if noises is None else noises
     if noises < 2 * MINIBATCHES:
         raise InputError(f"{noises} are too few; at least {2 * MINIBATCHES}", "noises")
     found = list(rank.candidates(schedule_of(experiment), s.nfe, names))
@@ -78,18 +80,7 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         if s.batch_size == "auto":
             experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
         with made(folder), torch.inference_mode(), Progress(team, None, " image×calls", "search") as progress:
-            search = Search(experiment, name, loaded, team, folder, progress, minutes)
-            search.command = command(name, overrides or {}, methods=methods, noises=given, time=minutes)
-            return search.run(found, noises)
-
-
-def command(name, overrides, **flags):
-    """The command that searches."""
-    words = ["python", "main.py", "--runner", "search", "--config", name, *words_of(overrides)]
-    for flag, value in flags.items():
-        if value is not None:
-            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return shlex.join(words)
+            return Search(experiment, name, loaded, team, folder, progress, minutes, command).run(found, noises)
 
 
 def settled(values, size):
@@ -111,9 +102,9 @@ def until_settled(going, size, values=()):
 class Search:
     """One search: its network, noises, and what is said about it."""
 
-    def __init__(self, experiment, name, loaded, team, folder, progress, minutes):
+    def __init__(self, experiment, name, loaded, team, folder, progress, minutes, command):
         self.experiment, self.name, self.loaded, self.team, self.folder = experiment, name, loaded, team, folder
-        self.begun, self.minutes, self.progress = time.monotonic(), minutes, progress
+        self.begun, self.minutes, self.progress, self.command = time.monotonic(), minutes, progress, command
         data, s = experiment.Dataset, experiment.Sample
         shape = (data.channels, data.image_size, data.image_size)
         self.calls, self.schedule = s.nfe, schedule_of(experiment)

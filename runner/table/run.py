@@ -72,11 +72,7 @@ def command(path, overrides, flow, narrow):
     """The command that makes the table, without what changes no number."""
     bundled = path.parent == FOLDER / "tables"
     words = ["python", "main.py", "--runner", "reproduce", "--table", path.stem if bundled else str(path)]
-    words += words_of(overrides)
-    for name, value in (narrow | {"flow": flow}).items():
-        if value is not None:
-            words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return shlex.join(words + words_of(overrides, **narrow, flow=flow))
 
 
 def show_plan(table, path, overrides, device, **narrow):
