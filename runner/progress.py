@@ -28,7 +28,7 @@ class Progress:
     def __enter__(self):
         self.seen = self.team.first and sys.stderr is not None
         self.format = (OPEN if self.total is None else BAR) + (
-            "{postfix}" if self.unit == " steps" else ", {rate_fmt}{postfix}"
+            "{postfix}" if self.unit == " steps" else ", {rate_noinv_fmt}{postfix}"
         )
         more = {"dynamic_ncols": True, "bar_format": self.format, "disable": not (self.seen and sys.stderr.isatty())}
         self.bar = tqdm(total=self.total, initial=self.initial, unit=self.unit, desc=self.name, **more)

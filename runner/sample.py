@@ -94,8 +94,6 @@ def complete(sampler, folder, measurement=None, progress=None):
             if measurement:
                 measurement.update(ids, images, features)
             team.beat()
-            if progress:
-                progress.add(len(ids))
     calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
     seconds = time.perf_counter() - start
     if measurement:
@@ -149,13 +147,17 @@ class Sampler:
         """
         total, size = self.experiment.Sample.total_num, self.experiment.Sample.batch_size
         batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
-        again = batches[-1] if all(target.has(ids) for ids in batches) else None
+        there = [ids for ids in batches if target.has(ids)]
+        if there == batches:
+            there.pop()
+        if progress:
+            progress.initial = sum(map(len, there))
         ahead, under_way = AHEAD.get(self.team.device.type, 0), deque()
         for ids in self.team.deal(batches):
-            if target.has(ids) and ids != again:
+            if ids in there:
                 yield ids, target.read(ids), None
                 continue
-            under_way.append((ids, self.make(ids, size, progress)))
+            under_way.append((ids, self.make(ids, size, progress), progress))
             if len(under_way) > ahead:
                 yield self._finish(*under_way.popleft())
         while under_way:
@@ -178,9 +180,12 @@ class Sampler:
         self.made += len(ids)
         return pending
 
-    def _finish(self, ids, pending):
+    def _finish(self, ids, pending, progress):
         with self._named(ids):
-            return ids, pending.result()[: len(ids)], pending.features
+            images = pending.result()[: len(ids)]
+        if progress:
+            progress.add(len(ids))
+        return ids, images, pending.features
 
     @contextlib.contextmanager
     def _named(self, ids):

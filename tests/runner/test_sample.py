@@ -117,6 +117,24 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
     assert json.loads((tmp_path / "grown" / "result.json").read_text())["images"] == 11
 
 
+def test_a_continued_run_says_how_long_it_takes_by_what_it_makes_itself(tiny, cli, tmp_path, monkeypatch):
+    bars = []
+
+    class Kept(sample.Progress):
+        def __enter__(self):
+            bars.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(sample, "Progress", Kept)
+    for total, there in ((6, 0), (11, 6), (12, 11)):
+        assert cli(*tiny.flags(tmp_path / "run", "--total_num", total, "--batch_size", 1))[0] == 0
+        assert (bars[-1].initial, bars[-1].bar.n) == (there, total)
+        assert f"{total}/{total} images 00:10<00:00,  {(total - there) / 10:.2f} images/s" in bars[-1].line(seconds=10)
+    (tmp_path / "run" / "result.json").unlink()
+    assert cli(*tiny.flags(tmp_path / "run", "--total_num", 12, "--batch_size", 1))[0] == 0
+    assert (bars[-1].initial, bars[-1].bar.n) == (11, 12)  # one image is made again
+
+
 def test_a_stochastic_image_has_noise_of_its_own_in_every_step(tiny, cli, tmp_path):
     """Among fewer, among more, continued, and in batches of another size: the same, and other with another seed."""
     flags = ["--method", "DDPM", "--nfe", 5, "--precision", "fp32"]
