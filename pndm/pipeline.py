@@ -28,6 +28,7 @@ from pndm.runner.solver.sigma import SigmaSchedule
 from pndm.runner.solver.solve import nothing, solve, trajectory, whole
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+PREDICTED = ("epsilon", "v_prediction", "sample")
 SECTIONS = ("Schedule", "Dataset", "Model")  # the sections of an experiment that make a pipeline
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
@@ -56,7 +57,8 @@ class PNDMPipeline:
     schedule: the `Schedule` that the network was trained with.
     shape: (C, H, W) of the images.
     decode: from the network's x to images in [0, 1]; by default from [−1, 1].
-    device: where the noise goes and the work is done. Raises ValueError if PyTorch cannot use it.
+    device: where the noise goes and the work is done. Raises ValueError if PyTorch cannot use it, and for another
+        prediction.
 
         >>> from pndm import PNDMPipeline
         >>> pipeline = PNDMPipeline.from_pretrained("digits.yml")
@@ -74,6 +76,8 @@ class PNDMPipeline:
         prediction: str = "epsilon",
         device: str | torch.device = "cpu",
     ) -> None:
+        if prediction not in PREDICTED:
+            raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTED)}")
         self.network, self.schedule, self.shape, self.decode = network, schedule, shape, decode
         self.prediction, self.device = prediction, device_of(device)
         self.checkpoint: Path | None = None  # the network's file, if there is one
@@ -181,6 +185,11 @@ class PNDMPipeline:
         if options:
             raise InputError(
                 f"a solver file says the method and its times; {', '.join(options)} cannot be given with it"
+            )
+        if self.prediction != "epsilon":
+            raise InputError(
+                f"a solver file is of a network that predicts epsilon, this one predicts {self.prediction}; "
+                "MethodScheduler takes both"
             )
         found, name = load_solver(solver), "solver" if isinstance(solver, dict) else str(solver)
         found.check_schedule(self.schedule, name)

@@ -113,6 +113,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         method: str = "F-PNDM",
         solver: str | dict[str, Any] | None = None,
     ) -> None:
+        if solver is not None and method != "F-PNDM":
+            raise ValueError(f"a solver file takes the place of the method; method {method!r} cannot be given with it")
         self._solver = None if solver is None else load_solver(solver)
         self._method: Any = self._solver.line if self._solver else method
         if self._solver:  # the configuration keeps the file's content, so that it can be saved
@@ -144,7 +146,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler with the settings of another's `config`; kwargs: settings on top.
 
-        What the configuration leaves out is the default of the class that it names.
+        What the configuration leaves out is the default of the class that it names. A `method` takes the place of the
+        configuration's solver file, a `solver` that of its method.
         Raises ValueError for a configuration whose network no method here can sample with.
         """
         if isinstance(config, Mapping):

@@ -69,11 +69,20 @@ def source_of(config: Mapping[str, Any]) -> str | None:
 def settings_from(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a `MethodScheduler`, from a scheduler's configuration. Raises InputError (a ValueError).
 
-    What the configuration leaves out is the default of the class that it names. given: settings that come on top.
+    What the configuration leaves out is the default of the class that it names. given: settings that come on top. Of
+    a method and a solver file the one that is given takes the place of the other.
     """
     name = source_of(config)
-    if name is None:
-        return dict(config)
+    found = dict(config) if name is None else _translated(name, config, given)
+    if given.get("solver") is not None:
+        found |= {"method": "F-PNDM", "whole_timesteps": False}
+    elif "method" in given:
+        found["solver"] = None
+    return found
+
+
+def _translated(name: str, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a `MethodScheduler`, from the configuration of a class of diffusers."""
     if name not in ALPHAS | FLOWS:
         why = WHY.get(name, f"known are {', '.join(sorted(ALPHAS | FLOWS))}")
         raise InputError(f"the methods cannot sample with a network of {name}: {why}")
@@ -88,10 +97,10 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         found["shift"] = found["flow_shift"]
     if found.get("final_sigmas_type") == "sigma_min":
         found["set_alpha_to_one"] = False
-    spacing = given.get("timestep_spacing", found.get("timestep_spacing"))
-    method = given.get("method", found.get("method", "F-PNDM"))
+    wanted = found | dict(given)
+    method = wanted.get("method", "F-PNDM")
     method_named(method)
-    by_sigma = any((found | dict(given)).get(key) for key in ("use_karras_sigmas", "use_exponential_sigmas"))
-    if spacing in THEIRS and not by_sigma and halves_alone(method):
+    by_sigma = wanted.get("use_karras_sigmas") or wanted.get("use_exponential_sigmas")
+    if wanted.get("timestep_spacing") in THEIRS and not by_sigma and halves_alone(method):
         found.setdefault("whole_timesteps", True)
     return found

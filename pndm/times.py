@@ -33,6 +33,8 @@ def one_call(method: str) -> bool:
 
 def halves_alone(method: str) -> bool:
     """Whether the stages of the method are at the ends and the middles of its steps, so that they can be whole."""
+    if METHODS[method].adaptive:
+        return False
     return all(query.t == int(query.t) for query in calls_of(method, [8.0, 6.0, 4.0, 2.0, 0.0], Schedule()))
 
 

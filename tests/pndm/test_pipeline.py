@@ -108,6 +108,17 @@ def test_wrong_arguments(pipeline, arguments, said):
         pipeline(**arguments)
 
 
+def test_what_a_network_predicts_is_one_of_three():
+    with pytest.raises(ValueError, match="prediction 'v' is not one of epsilon, v_prediction, sample"):
+        PNDMPipeline(lambda x, t: x, Schedule(), (1, 4, 4), prediction="v")
+
+
+def test_a_network_that_predicts_something_else_takes_no_solver_file():
+    pipeline = PNDMPipeline(lambda x, t: x, Schedule(), (1, 8, 8), prediction="v_prediction")
+    with pytest.raises(ValueError, match="of a network that predicts epsilon, this one predicts v_prediction"):
+        pipeline(1, solver="digits_nfe8")
+
+
 def test_a_network_that_returns_nan():
     broken = PNDMPipeline(lambda x, t: x * torch.nan, Schedule(), (1, 4, 4))
     with pytest.raises(NotFinite, match="the network returned NaN or infinity, with F-PNDM in 5 steps"):

@@ -330,6 +330,12 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     copy.deepcopy(found)  # as pipelines do
 
 
+@pytest.mark.parametrize("config", [{}, {"_class_name": "DDIMScheduler"}, {"_class_name": "PNDMScheduler"}], ids=str)
+def test_a_method_that_chooses_its_calls_is_refused_whatever_it_takes_the_place_of(config):
+    with pytest.raises(ValueError, match="method PF chooses its network calls as it goes"):
+        MethodScheduler.from_config(config, method="PF")
+
+
 @pytest.mark.parametrize(
     "config, said",
     [

@@ -1,5 +1,6 @@
 """`MethodScheduler` with a solver file: the images of `solve`, and a configuration that can be saved."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -68,3 +69,20 @@ def test_x_is_at_the_times_of_the_file_whatever_the_network_is_told():
     assert torch.allclose(predicted, (x - (1 - levels[0]).sqrt() * eps) / levels[0].sqrt())
     noisy = levels[1].sqrt() * x + (1 - levels[1]).sqrt() * eps
     assert torch.allclose(scheduler.add_noise(x, eps, later[None]), noisy)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"])
+def test_a_file_takes_the_place_of_another_schedulers_method_and_times(kind):
+    config = getattr(diffusers, kind)(beta_end=0.02).config
+    scheduler = MethodScheduler.from_config(config, solver=FILE)
+    assert torch.equal(images(scheduler), images(MethodScheduler(solver=FILE)))
+    by_method = MethodScheduler.from_config(config, method="DDIM")
+    assert torch.equal(images(MethodScheduler.from_config(by_method.config, solver=FILE)), images(scheduler))
+
+
+def test_a_method_takes_the_place_of_a_file():
+    scheduler = MethodScheduler.from_config(MethodScheduler(solver=FILE).config, method="DDIM")
+    assert torch.equal(images(scheduler), images(MethodScheduler(method="DDIM")))
+    for make in (MethodScheduler, lambda **both: MethodScheduler.from_config(MethodScheduler().config, **both)):
+        with pytest.raises(ValueError, match="takes the place of the method; method 'DDIM' cannot be given with it"):
+            make(method="DDIM", solver=FILE)
