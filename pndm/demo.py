@@ -71,7 +71,7 @@ def show(args: argparse.Namespace) -> int:
     from pndm.model import backend
     from pndm.runner.demo.cells import Artist
     from pndm.runner.demo.commands import Origin
-    from pndm.runner.demo.request import LIMIT, request_of
+    from pndm.runner.demo.request import LIMIT, listed, request_of
 
     backend.start()
     if args.port > PORTS:
@@ -93,7 +93,7 @@ def show(args: argparse.Namespace) -> int:
         return export(artist, request, origin, facts, Path(args.export))
     from pndm.runner.demo import app
 
-    chosen |= {name: chosen[name].split(",") for name in ("methods", "spacings")}
+    chosen |= {name: listed(name, chosen[name]) for name in ("methods", "spacings")}
     chosen["share"] = request.noise.share
     app.serve(app.build(artist, origin, chosen, facts, limit, files), args.host, args.port)
     return 0

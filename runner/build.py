@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.files import bundled
 from pndm.config.load import load_solver
@@ -27,7 +28,7 @@ from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.sigma import SigmaSchedule
-from pndm.runner.solver.solve import nothing, solve, steps_for, trajectory
+from pndm.runner.solver.solve import nothing, rehearse, solve, steps_for, trajectory
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class Sampling:
     def begins(self):
         """The time at which the images start."""
         return float(np.max(next(self.events()).level))
+
+    @property
+    def ends(self):
+        """The time at which the images end: below 0 where they are clean data."""
+        *_, (_, step) = rehearse(self.events())
+        return float(np.max(step.t))
 
     def noise(self, ids, device):
         """What images `ids` start from: float32 (n, C, H, W) on `device`."""
@@ -271,7 +278,8 @@ def read_network(experiment):
     path = checkpoint_path(given)
     source = checkpoint.read(path)
     digest = checkpoint.sha256(source.path)
-    if (kept := fetch.kept_hash(source.path)) not in (None, digest):
+    kept = published.find(path) and fetch.kept_hash(source.path)  # beside another file it is somebody else's
+    if kept not in (None, digest):
         raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was downloaded; delete it")
     check_solver(experiment, digest)
     check_prediction(source)

@@ -180,7 +180,7 @@ class Artist:
             yield from (replace(cell, message=f"no exact flow: {error}") for cell in able.values())
             return
         for cell in able.values():
-            ends = flows[cell.sampling.begins]
+            ends = flows[span_of(cell.sampling)]
             exact = cell.sampling.decode(ends)
             yield replace(cell, exact=exact, distance=distance(cell.x, ends))
 
@@ -234,27 +234,29 @@ class Artist:
 
     @torch.inference_mode()
     def follow(self, cells, noise, stop, watch):
-        """Start → the exact flow's images from there, (n, C, H, W) on the CPU, for every cell's start.
+        """Span → the exact flow's images, (n, C, H, W) on the CPU, for every cell's span of time.
 
-        Flows from several times are followed together: small networks take larger batches in nearly the same time.
+        Flows to one end are followed together: small networks take larger batches in nearly the same time.
         """
         found, n = {}, noise.images
-        samplings = {cell.sampling.begins: cell.sampling for cell in cells}
-        for start in samplings:
-            if (noise, start) in self.flows:
-                found[start] = self.flows[noise, start]
-        missing = [start for start in samplings if start not in found]
-        together = [start for start in missing if start > 0]
-        for starts in filter(None, [together, [start for start in missing if start <= 0]]):
-            first, device = samplings[starts[0]], flow_device(self.device)
-            most = FLOW * n * len(starts) * first.each
+        samplings = {span_of(cell.sampling): cell.sampling for cell in cells}
+        for span in samplings:
+            if (noise, span) in self.flows:
+                found[span] = self.flows[noise, span]
+        missing, groups = [span for span in samplings if span not in found], {}
+        for start, end in missing:
+            groups.setdefault((end, start > max(end, 0)), []).append((start, end))
+        for (end, _), spans in groups.items():
+            first, device = samplings[spans[0]], flow_device(self.device)
+            most = FLOW * n * len(spans) * first.each
             network = Watched(self.exact_network(), stop, most, lambda x, t, eps: watch(len(x)))
             network = first.conditioned(network, range(n), device)
-            x = torch.cat([samplings[start].start(range(n), device) for start in starts])
-            ends = flow_from(x, np.repeat(np.array(starts), n), first.schedule, network, TOLERANCE).cpu()
-            found |= dict(zip(starts, ends.split(n), strict=True))
-        for start in missing:
-            self.flows[noise, start] = found[start]
+            x = torch.cat([samplings[span].start(range(n), device) for span in spans])
+            starts = np.repeat([start for start, _ in spans], n)
+            ends = flow_from(x, starts, end, first.schedule, network, TOLERANCE).cpu()
+            found |= dict(zip(spans, ends.split(n), strict=True))
+        for span in missing:
+            self.flows[noise, span] = found[span]
         while len(self.flows) > KEPT:
             self.flows.popitem(last=False)
         return found
@@ -272,6 +274,11 @@ class Artist:
                 return network(*inputs)
 
         return exact
+
+
+def span_of(sampling):
+    """The times at which the images of a `Sampling` start and end."""
+    return sampling.begins, sampling.ends
 
 
 def steps_within(sampling, calls):

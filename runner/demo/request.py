@@ -64,12 +64,12 @@ def request_of(methods, spacings, calls, seed=0, images=4, other=1, share=0.0, l
     whole numbers; share: a number from 0 to 1. Numbers may be texts. limit: the most images × calls. files: the solver
     files that the method SEARCHED means, as of a `Row`; they do not come from outside.
     """
-    methods = _names("method", _listed("methods", methods), methods_with(files))
-    spacings = _names("spacing", _listed("spacings", spacings), SPACINGS)
+    methods = _names("method", listed("methods", methods), methods_with(files))
+    spacings = _names("spacing", listed("spacings", spacings), SPACINGS)
     rows = tuple(dict.fromkeys(_row(method, spacing, files) for method, spacing in product(methods, spacings)))
     if len(rows) > ROWS:
         raise InputError(f"{len(rows)} rows (methods × spacings) are asked for; at most {ROWS} are drawn", "methods")
-    columns = tuple(sorted({_whole("calls", value, 1, CALLS) for value in _listed("calls", calls)}))
+    columns = tuple(sorted({_whole("calls", value, 1, CALLS) for value in listed("calls", calls)}))
     if len(columns) > COLUMNS:
         raise InputError(f"{len(columns)} numbers of calls are asked for; at most {COLUMNS} are drawn", "calls")
     noise = Noise(
@@ -96,7 +96,7 @@ def _row(method, spacing, files):
     return Row(method, "uniform" if METHODS[method].adaptive else spacing)
 
 
-def _listed(what, values):
+def listed(what, values):
     """The entries of a list, or of a text with commas. Raises InputError where there is none."""
     if isinstance(values, str):
         values = [part for part in values.replace(" ", ",").split(",") if part]

@@ -69,25 +69,29 @@ def exact_flow(experiment, network, device, images, tolerance):
     """The exact flow's images, float64 (n, C, H, W), from the noise of the first `images`.
 
     It starts at the first time of the experiment's method. PF's integrator follows it in float64 down to t = 0, with
-    rtol = atol = `tolerance`. From there, as of every method, one transfer leads to clean data.
+    rtol = atol = `tolerance`. From there, as of the methods, one transfer leads to clean data. If the method's images
+    are at the level of an earlier time (PF, noisy_end, times), the flow ends there, too.
     """
     sampling = sampling_of(experiment)
     network = sampling.conditioned(copy.deepcopy(network).double(), range(images), device)
     x = sampling.start(range(images), device).double()
-    return flow_from(x, sampling.begins, sampling.schedule, network, tolerance)
+    return flow_from(x, sampling.begins, sampling.ends, sampling.schedule, network, tolerance)
 
 
 @torch.inference_mode()
-def flow_from(x, start, schedule, network, tolerance):
+def flow_from(x, start, end, schedule, network, tolerance):
     """The exact flow's images from noise x (n, C, H, W) at time `start`, of all images or (n,) of each.
 
-    network: of x's dtype.
+    end: the time at which the images are; below 0 clean data. network: of x's dtype.
     """
-    if np.min(start) > 0:
-        events = dormand_prince(flow_of(schedule), x, start, 0.0, Control(rtol=tolerance, atol=tolerance))
+    last = max(end, 0.0)
+    if np.min(start) > last:
+        events = dormand_prince(flow_of(schedule), x, start, last, Control(rtol=tolerance, atol=tolerance))
         for event in drive(events, lambda query: network(query.x, query.x.new_tensor(query.t))):
             if isinstance(event, Step):
                 x = event.x
+    if end >= 0:
+        return x
     alpha = float(schedule.alpha_cumprod(0))
     return (x - (1 - alpha) ** 0.5 * network(x, x.new_zeros(len(x)))) / alpha**0.5
 
@@ -105,8 +109,8 @@ def flow_distances(cells, bench, images):
     for cell in chosen:
         if known.get(cell.name, {}).get("checkpoint") != bench.loaded(cell).record["sha256"]:
             sampling = sampling_of(cell.experiment)
-            key = network_key(cell.experiment, bench.team.device), sampling.begins, sampling.label, sampling.guidance
-            groups.setdefault(key, []).append(cell)
+            key = network_key(cell.experiment, bench.team.device), sampling.begins, sampling.ends
+            groups.setdefault((*key, sampling.label, sampling.guidance), []).append(cell)
     if groups:
         with Progress(bench.team, len(groups), " flows", "exact flow") as progress:
             for group in groups.values():
@@ -139,7 +143,7 @@ def _kept(file, images):
 
 
 def _measured(group, bench, images, progress):
-    """The entries of cells that have the network and the first time in common, so that one flow serves all."""
+    """The entries of cells that have the network, the first and the last time in common: one flow serves all."""
 
     def at_work(*_):
         bench.team.beat()

@@ -27,7 +27,7 @@ def address():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--device", "cpu", "--port", str(port)]
-    command += ["--methods", "DDIM,F-PNDM,DPM-Solver++2M", "--calls", "10,20,40", "--images", "4"]
+    command += ["--methods", "DDIM, F-PNDM, DPM-Solver++2M", "--calls", "10,20,40", "--images", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()) as server:
         try:
             assert "shows the page" in server.stdout.readline()

@@ -43,6 +43,17 @@ def test_the_exact_flow_is_the_one_in_closed_form(steps):
     assert (found - network.mixture.flow(start, 1000 - 1000 / steps, -1)).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("more", [{"method": "PF"}, {"noisy_end": True}, {"times": [999, 500, 200, 20]}], ids=str)
+def test_the_flow_ends_where_the_methods_images_do(more):
+    values = {"method": "DDIM", "seed": 3} | ({} if "times" in more else {"sample_speed": 4}) | more
+    asked = load("digits.yml", {f"Sample.{name}": ("test", value) for name, value in values.items()})
+    network = Gaussian(schedule_of(asked))
+    found = convergence.exact_flow(asked, network, "cpu", 3, 1e-8)
+    start = torch.from_numpy(noise(3, range(3), (1, 8, 8))).double()
+    begin, end = {"method": (999, 0), "noisy_end": (800, 0), "times": (999, 20)}[next(iter(more))]
+    assert (found - network.mixture.flow(start, begin, end)).abs().max() < 1e-6
+
+
 def test_ddim_approaches_the_flow_with_order_one():
     errors = []
     counts = (50, 100, 200)
