@@ -67,7 +67,8 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         raise InputError(f"{unknown[0]!r} is not one of {', '.join(METHODS)}", "methods")
     if experiment.Schedule.type == "edm":
         raise InputError("type is edm; a solver file has times of training, linear or cosine", "Schedule.type")
-    words = words_of(overrides or {}, methods=methods, noises=noises, time=minutes)
+    overrides = overrides or {}
+    words = words_of(overrides, methods=methods, noises=noises, time=minutes)
     command = shlex.join(["python", "main.py", "--runner", "search", "--config", name, *words])
     noises = NOISES if noises is None else noises
     if noises < 2 * MINIBATCHES:
@@ -76,11 +77,18 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
     if not found:
         raise InputError(f"none of {', '.join(names)} can spend {s.nfe} network calls", "nfe")
     with processes(device, timeout) as team:
+        if team.size > (most := min(TRAJECTORIES, noises // 2)):
+            raise InputError(f"{noises} can be shared by {most} processes at most, not by {team.size}", "noises")
         loaded = load_network(experiment, team.device, "fp32")  # differences would be lost in less
         if s.batch_size == "auto":
             experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
         with made(folder), torch.inference_mode(), Progress(team, None, " image×calls", "search") as progress:
-            return Search(experiment, name, loaded, team, folder, progress, minutes, command).run(found, noises)
+            solver = Search(experiment, loaded, team, folder, progress, minutes, command).run(found, noises)
+    if solver:
+        path = str(folder / "solver.yml")
+        words = words_of({key: value for key, value in overrides.items() if key != "Sample.nfe"}, solver=path)
+        print(f"{path}: {shlex.join(['python', 'main.py', '--runner', 'sample', '--config', name, *words])}")
+    return solver
 
 
 def settled(values, size):
@@ -102,8 +110,8 @@ def until_settled(going, size, values=()):
 class Search:
     """One search: its network, noises, and what is said about it."""
 
-    def __init__(self, experiment, name, loaded, team, folder, progress, minutes, command):
-        self.experiment, self.name, self.loaded, self.team, self.folder = experiment, name, loaded, team, folder
+    def __init__(self, experiment, loaded, team, folder, progress, minutes, command):
+        self.experiment, self.loaded, self.team, self.folder = experiment, loaded, team, folder
         self.begun, self.minutes, self.progress, self.command = time.monotonic(), minutes, progress, command
         data, s = experiment.Dataset, experiment.Sample
         shape = (data.channels, data.image_size, data.image_size)
@@ -166,7 +174,9 @@ class Search:
         return Noises(count, list(range(self.team.rank, count, self.team.size)), x, ends)
 
     def on_own_grids(self, found, pool):
-        """The best built-in methods on grids of the network's own, measured."""
+        """The best built-in methods on grids of the network's own, measured. They are parts of the teacher's."""
+        if self.calls > self.problem.steps:
+            return []
         few, tried = pool.part(0, TRAJECTORIES), []
         own = grids(self.problem, few, self.calls)
         for name in list(dict.fromkeys(candidate.name for candidate in found))[:ON_OWN_GRID]:
@@ -283,10 +293,8 @@ class Search:
         )
         if not self.team.first:
             return None
-        path = self.folder / "solver.yml"
-        save_solver(path, solver)
+        save_solver(self.folder / "solver.yml", solver)
         records = [{"label": c.label, "to_the_flow": c.distance, "times": c.times} for c in measured]
         save_json(self.folder / "search.json", {"winner": winner.label, "held_out": records, "found": found})
         self.say(f"{winner.label}: {value:.4f} ± {error:.4f} to the flow, {value / other:.2f} of {builtin.label}'s")
-        print(f"{path}: python main.py --runner sample --config {self.name} --solver {path}")
         return solver

@@ -1,8 +1,10 @@
 """The runner search, its solver files, and what takes them."""
 
+import contextlib
 import itertools
 import json
 import shlex
+import shutil
 import types
 
 import numpy as np
@@ -20,6 +22,7 @@ from pndm.pipeline import PNDMPipeline
 from pndm.runner.folder import read_image
 from pndm.runner.random import noise
 from pndm.runner.search import run as search
+from pndm.runner.search.problem import Problem
 
 FAST = ("--noises", "17", "--methods", "iPNDM2,S-PNDM", "--device", "cpu", "--nfe", "4", "--batch_size", "64")
 FAST += ("--total_num", "2", "--set", "Schedule.diffusion_step=40", "--set", "Schedule.beta_end=0.4")  # a short flow
@@ -212,6 +215,26 @@ def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny,
     assert status == 2
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_noises_are_refused(tiny, cli, tmp_path, monkeypatch):
+    team = types.SimpleNamespace(size=9, first=True)
+    monkeypatch.setattr(search, "processes", lambda *_: contextlib.nullcontext(team))
+    status, _, err = cli(*flags(tiny, tmp_path / "run"))
+    assert (status, err) == (2, "main.py: --noises: 17 can be shared by 8 processes at most, not by 9\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_calls_may_be_more_than_the_steps_that_the_flow_is_followed_in(tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(Problem, "enough_steps", lambda self, x: 3)
+    weights = shutil.copy(tiny.model, tmp_path / "my weights.safetensors")
+    status, out, err = cli(*flags(tiny, tmp_path / "run", "--model_path", weights))
+    assert status == 0, err
+    assert load_solver(str(tmp_path / "run" / "solver.yml")).calls == 4
+    _, _, *printed = shlex.split(out.splitlines()[-1].partition(": ")[2])
+    assert cli(*printed, "--device", "cpu", "--image_path", tmp_path / "images")[0] == 0
+    assert len(image_files(tmp_path / "images")) == 2
 
 
 def test_two_processes_share_the_noises_and_find_the_same(found, tiny, tmp_path):
