@@ -26,7 +26,7 @@ from pndm.model.backend import deterministic
 from pndm.model.engine import largest_batch
 from pndm.runner.build import load_network, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
-from pndm.runner.measure.measurement import Measurement, describe
+from pndm.runner.measure.measurement import Measurement, describe, outdated
 from pndm.runner.processes import processes
 from pndm.runner.progress import Progress
 from pndm.runner.solver.events import NotFinite
@@ -48,7 +48,9 @@ def run(experiment, device, folder, timeout=None):
             size = held.get("Sample.batch_size") or fitting(experiment, loaded.network, team)
             experiment = replaced(experiment, batch_size=size)
         sampler = Sampler(experiment, team, loaded)
-        if record := finished(folder, sampler.fingerprint, s.total_num, kept(s)):
+        record = finished(folder, sampler.fingerprint, s.total_num, kept(s))
+        card = record and record["frechet"]
+        if record and not (card and outdated(card, experiment.Dataset, s)):
             if team.first:
                 print(f"{folder} already holds these {s.total_num:,} images")
                 report(record, folder)

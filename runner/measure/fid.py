@@ -79,7 +79,7 @@ def open_side(path):
         raise InputError(f"{path}: no such file or folder", "paths")
     if path.is_dir():
         images = plain_folder(path)
-    elif path.suffix == ".npz" and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist():
+    elif path.suffix == ".npz" and _holds_moments(path):
         return open_statistics(path)
     elif path.suffix in (".npz", ".npy"):
         try:
@@ -92,6 +92,15 @@ def open_side(path):
     if not images[0].numel():
         raise InputError(f"{path}: its images are {tuple(images[0].shape)}, without values", "paths")
     return images
+
+
+def _holds_moments(path):
+    """Whether an .npz file holds statistics, not images."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return "mu.npy" in file.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def _features_of(path, side):

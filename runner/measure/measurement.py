@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pndm.config.errors import InputError
+from pndm.config.files import bundled
+from pndm.dataset import count_images
+from pndm.model import checkpoint
 from pndm.runner import fetch
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
 from pndm.runner.measure.features import TITLES, is_fid, make_extractor
@@ -142,6 +145,22 @@ def make_card(a, b, extractor=None, error=None, device="cpu"):
         "reference": origin | {"hash": b.record.get("file_hash"), "images": b.record.get("images")},
         "weak": any(count is not None and count < WEAK and split is None for count, split in sides),
     }
+
+
+def outdated(card, dataset, sample):
+    """What a card's distance was measured against, if it has changed since; "" where that is not quickly seen.
+
+    dataset, sample: an experiment's sections.
+    """
+    known = card["reference"]
+    if sample.statistics != "dataset":
+        file = bundled(sample.statistics)
+        changed = file and known.get("hash") and checkpoint.sha256(file) != known["hash"]
+        return sample.statistics if changed else ""
+    try:
+        return dataset.path if dataset.dataset == "FOLDER" and count_images(dataset) != known["images"] else ""
+    except InputError:  # the images are not there any more
+        return ""
 
 
 def name_of(card):

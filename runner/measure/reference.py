@@ -33,7 +33,8 @@ class Lane:
     def __getitem__(self, i):
         image = self.images[self.ids[i]]
         if image.shape != self.shape:
-            shapes = f"image {self.ids[i]} is {tuple(image.shape)}, image 0 {tuple(self.shape)}"
+            name = getattr(self.images, "name", "image {}".format)
+            shapes = f"{name(self.ids[i])} is {tuple(image.shape)}, {name(0)} {tuple(self.shape)}"
             raise InputError(f"{shapes}; all must be of one shape")
         return image
 

@@ -117,6 +117,34 @@ def test_a_finished_run_grows_to_more_images(tiny, cli, tmp_path):
     assert json.loads((tmp_path / "grown" / "result.json").read_text())["images"] == 11
 
 
+def test_a_distance_is_measured_again_when_what_it_is_measured_against_has_changed(tiny, cli, tmp_path):
+    def value(*flags):
+        assert cli(*tiny.flags(tmp_path / "run", "--total_num", 6, *flags))[0] == 0
+        return json.loads((tmp_path / "run" / "result.json").read_text())["frechet"]["value"]
+
+    value()
+    images = image_files(tmp_path / "run")
+    for path, count in ((tmp_path / "few", 3), (tmp_path / "more", 6)):
+        path.mkdir()
+        for name in list(images)[:count]:
+            shutil.copy(tmp_path / "run" / name, path)
+    file = tmp_path / "st.npz"
+    found = []
+    for folder in ("few", "more"):
+        assert cli("--runner", "stats", tmp_path / folder, "--features", "pixels", "--out", file)[0] == 0
+        found.append(value("--statistics", file))
+    assert found[1] < 1e-6 < found[0]
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    value("--statistics", file)
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+    folder = ["--set", "Dataset.dataset=FOLDER", "--set", f"Dataset.path={tmp_path / 'few'}"]
+    far = value(*folder)
+    for name in list(images)[3:]:
+        shutil.copy(tmp_path / "run" / name, tmp_path / "few")
+    assert value(*folder) < 1e-6 < far
+    assert image_files(tmp_path / "run") == images
+
+
 def test_a_continued_run_says_how_long_it_takes_by_what_it_makes_itself(tiny, cli, tmp_path, monkeypatch):
     bars = []
 

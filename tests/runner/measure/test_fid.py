@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from helpers import coloured_images, write_images
+from PIL import Image
 
 from pndm.runner.measure.statistics import Moments
 
@@ -43,6 +44,25 @@ def test_against_the_command_line_of_pytorch_fid(weights, tmp_path, cli):
         a, b = getattr(theirs, name), getattr(ours, name)
         assert (a - b).abs().max() < 1e-5 * a.abs().max()
     assert ours.record["hash"] == sha256(weights.read_bytes()).hexdigest() and theirs.record.get("hash") is None
+
+
+def test_images_of_several_sizes_are_named(tmp_path, cli):
+    folder = write_images(tmp_path / "a", coloured_images(0, 5))
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(folder / "z.png")
+    status, _, err = cli("--runner", "stats", folder, "--features", "pixels", "--out", tmp_path / "a.npz")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "z.png is (3, 8, 9)" in err and "000000.png (3, " in err
+
+
+def test_a_damaged_archive_is_one_line(tmp_path, cli):
+    folder = write_images(tmp_path / "a", coloured_images(0, 5))
+    np.savez_compressed(tmp_path / "b.npz", coloured_images(1, 5))
+    content = bytearray((tmp_path / "b.npz").read_bytes())
+    content[len(content) // 2] ^= 0x55
+    for damaged in (content, content[:-30]):
+        (tmp_path / "b.npz").write_bytes(damaged)
+        status, _, err = cli("--runner", "fid", folder, tmp_path / "b.npz", "--features", "pixels")
+        assert (status, err.count("\n")) == (2, 1) and "b.npz: not readable as NumPy's arrays" in err
 
 
 def test_pixels_against_np_cov(tmp_path, cli):
