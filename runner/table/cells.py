@@ -119,7 +119,7 @@ def by_file(experiment, key, number):
 
 def methods_of(table, path, overrides):
     """Label → `Experiment` of each entry of the table's `methods`. Raises InputError."""
-    for name in ("method", "profile", "seed", "sample_speed", "nfe", "times"):
+    for name in ("method", "solver", "profile", "seed", "sample_speed", "nfe", "times"):
         if f"Sample.{name}" in overrides:
             raise InputError(f"a table sets Sample.{name} itself", f"Sample.{name}")
     found, files = {}, {}
@@ -157,6 +157,9 @@ def _experiment(label, network, values, table, path, overrides):
     except InputError as error:
         raise InputError(f"{path}: experiment: {error}") from None
     own = {"total_num": table.images, "keep": KEEP} | table.sample | values | {"nfe": None, "times": None}
+    for name in values:
+        if f"Sample.{name}" in overrides:
+            raise InputError(f"{label} of table {path} sets Sample.{name} itself", f"Sample.{name}")
     laid = {f"Sample.{name}": (f"{path}: {label}", value) for name, value in own.items()}
     experiment = load(file, laid | overrides)
     if experiment.Sample.batch_size == "auto":
@@ -178,8 +181,10 @@ def select(cells, table, methods=None, steps=None, seeds=None):
         wanted = _words(methods, labels, table, "methods")
         cells = [cell for cell in cells if cell.label in wanted]
     if steps:
-        wanted = _words(steps, numbers, table, "steps")
+        wanted, able = _words(steps, numbers, table, "steps"), sorted({cell.asked for cell in cells if cell.budget})
         cells = [cell for cell in cells if cell.budget is None or str(cell.asked) in wanted]
+        if not cells:
+            raise InputError(f"{methods} has no {steps} in table {table}; it has {', '.join(map(str, able))}", "steps")
     if seeds:
         cells = [cell for cell in cells if cell.seed < int(seeds)]
     return cells

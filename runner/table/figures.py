@@ -171,7 +171,8 @@ def figure_of(lines, xlabel, ylabel, title, ticks=None, rings=(), names=None):
             shown_as = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.3}
             looks[label] = shown_as | {"label": (names or {}).get(label, label)}
         for line in lines:
-            _plot(panel, line, looks.get(line.label))
+            alone = not line.dashed or all(other.dashed for other in lines if other.label == line.label)
+            _plot(panel, line, looks.get(line.label), alone)
         if rings:
             ring = {"s": 90, "facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
             panel.scatter(*zip(*rings, strict=True), label="best", **ring)
@@ -199,11 +200,12 @@ def _in_order(panel, names):
     return [found[text] for text in texts], texts
 
 
-def _plot(panel, line, look):
-    """Draw a line; look: None where it is grey."""
+def _plot(panel, line, look, alone):
+    """Draw a line; look: None where it is grey; alone: whether it is the only one of its label."""
     look = dict(look or GREY)
     if line.dashed:
-        look |= {"linestyle": "--", "alpha": 0.55, "label": None}
+        look |= {"linestyle": "--", "alpha": 0.55}
+        look |= {} if alone else {"label": None}
         look |= {"markerfacecolor": "white"} if "marker" in look else {}
     if not line.x:
         look.pop("marker", None)

@@ -15,9 +15,10 @@ class Row:
     """The cells that differ in their seed alone.
 
     budget: the steps, or network calls, that the table asks for; None of an adaptive method. steps: as run; None of an
-    adaptive method. nfe, distance, seconds: means over the seeds. deviation: standard deviation of the distance over
-    the seeds; None with one seed. error: with one seed, the distance's standard error over its images. batch: images a
-    network call. called: the distance's name; None where none was measured. by_seed: seed → distance.
+    adaptive method. nfe, distance, seconds: means over the seeds; seconds: of all images by one process. deviation:
+    standard deviation of the distance over the seeds; None with one seed. error: with one seed, the distance's standard
+    error over its images. batch: images a network call. called: the distance's name; None where none was measured.
+    by_seed: seed → distance.
     """
 
     label: str
@@ -67,12 +68,17 @@ def summary(done):
             distance=statistics.fmean(values) if values else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
             error=first["error"] if len(cards) == 1 else None,
-            seconds=statistics.fmean(r["seconds"] * r["images"] / r.get("made", r["images"]) for r in records),
+            seconds=statistics.fmean(map(seconds_of, records)),
             batch=records[0]["config"]["Sample"]["batch_size"],
             called=name_of(first) if first else None,
             by_seed=by_seed,
         )
     return rows
+
+
+def seconds_of(record):
+    """Seconds that one process takes for all of a run's images; several may have made them, or only the rest."""
+    return record["seconds"] * record.get("world_size", 1) * record["images"] / record.get("made", record["images"])
 
 
 def best(rows):

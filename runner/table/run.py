@@ -24,6 +24,7 @@ from pndm.config.schema import difference, fingerprint
 from pndm.runner import needs, plan, sample
 from pndm.runner.build import check_solver, load_network, network_key, sampling_of, schedule_of
 from pndm.runner.folder import held_identity
+from pndm.runner.measure.measurement import outdated
 from pndm.runner.processes import Processes, processes
 from pndm.runner.progress import Progress
 from pndm.runner.solver.schedule import Schedule
@@ -139,6 +140,10 @@ class Bench:
             held, mine = held_identity(self.path(cell)) or identity, identity
         if found := difference(held, mine):
             raise InputError(f"{self.folder} holds another table ({found}); choose another folder", "image_path")
+        card = record and record["frechet"]
+        if card and (changed := outdated(card, cell.experiment.Dataset, cell.experiment.Sample)):
+            message = f"{changed} has changed since the distances in {self.folder} were measured; choose another folder"
+            raise InputError(message, "image_path")
         return record
 
     def run_all(self, cells):
@@ -256,7 +261,7 @@ def _facts(made_by, done):
         "precision": all_of(lambda r: r["precision"]),
         "device": all_of(lambda r: r["device"]),
         "versions": all_of(lambda r: ", ".join(f"{name} {version}" for name, version in r["versions"].items())),
-        "seconds in all": f"{sum(r['seconds'] for _, r in done):,.0f}",
+        "seconds in all": f"{sum(results.seconds_of(r) for _, r in done):,.0f}",
     }
 
 

@@ -36,7 +36,7 @@ def tables_of(table, rows, flow=()):
         mine = [row for row in rows if row.profile == profile]
         found += [_distances(mine, profile, unit, budgets), _adaptive(mine, profile)]
     found += [_beside_the_paper(table, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
-    found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_minus_exact(rows)]
+    found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_minus_exact(rows, unit)]
     return [made for made in found if made.body]
 
 
@@ -204,16 +204,22 @@ def _beside(calls, others):
     return f"{ratio} times {'fewer' if calls < others else 'more'}"
 
 
-def _published_minus_exact(rows):
-    """Differences of the two profiles from the same noise, seed by seed."""
+def _spent(row):
+    return row.steps, row.nfe
+
+
+def _published_minus_exact(rows, unit):
+    """Differences of the two profiles from the same noise, seed by seed, where both take equal steps and calls."""
     exact, published = ({(row.label, row.budget): row for row in rows if row.profile == name} for name in PROFILES)
     entries = {}
     for key in exact:
-        if key in published and key[1]:
+        if key in published and key[1] and _spent(exact[key]) == _spent(published[key]):
             mine, theirs = exact[key].by_seed, published[key].by_seed
             values = [theirs[seed] - mine[seed] for seed in mine if seed in theirs]
             deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             entries[key] = f"{statistics.fmean(values):+.4f}{deviation}" if values else ""
-    title = "Profile published minus exact, from the same noise, by steps; ± is the standard deviation over the seeds:"
+    title = (
+        f"Profile published minus exact, from the same noise, by {unit}; ± is the standard deviation over the seeds:"
+    )
     labels = dict.fromkeys(label for label, _ in entries)
     return crossed(title, entries, labels, sorted({budget for _, budget in entries}))

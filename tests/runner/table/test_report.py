@@ -78,6 +78,12 @@ def test_of_many_methods_every_one_is_named_in_one_panel():
             np.testing.assert_array_equal(handles[names.index("best")].get_offsets(), [[5, 2], [10, 1]])
 
 
+def test_a_method_that_only_the_second_profile_has_is_named():
+    rows = [replace(made("DDIM", 5, 1.0), profile="published"), made("DDIM", 5, 1.1), made("Heun", 5, 0.9)]
+    drawn = {name: figure for name, _, figure in figures.draw(rows, [], ((10, 20), {}), {})}
+    assert sorted(named(drawn["distance_steps"].axes[0])) == ["DDIM", "Heun", "best"]
+
+
 def test_panels_are_families():
     labels = ["DDIM", "PF", "iPNDM2", "iPNDM3", "Heun", *(f"DEIS-{i}" for i in range(8)), "Heun karras"]
     assert figures.families(labels) == [

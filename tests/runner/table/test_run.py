@@ -18,8 +18,9 @@ from pndm.config.files import alone
 from pndm.config.load import FOLDER, load_table
 from pndm.config.table import Table
 from pndm.model import checkpoint
+from pndm.runner.solver.published import PROFILES
 from pndm.runner.table import cells as made_of
-from pndm.runner.table import figures, report, tables
+from pndm.runner.table import figures, report, results, tables
 from pndm.runner.table.results import Row
 
 TABLE = {
@@ -198,6 +199,24 @@ def test_profiles_are_compared_seed_by_seed(table, cli, undrawn, tmp_path):
     assert f"{statistics.fmean(apart):+.4f} ± {statistics.stdev(apart):.4f} |" in text
 
 
+def test_profiles_are_compared_only_where_they_take_equal_steps_and_calls():
+    def row(profile, budget, steps, distance):
+        numbers = (budget, steps, budget, 1, 10, distance, None, 0.01, 1.0, 5, "FID", {0: distance})
+        return Row("FON", profile, *numbers)
+
+    rows = [row(profile, 9, 9, 0.3 + 0.1 * (profile == "exact")) for profile in PROFILES]
+    rows += [row(profile, 5, steps, 0.5) for profile, steps in zip(PROFILES, (2, 1), strict=True)]
+    title, table = text_of(rows, nfe=[5, 9]).split("Profile published minus exact, ")[1].split(":\n", 1)
+    assert title.startswith("from the same noise, by network calls;")
+    assert [line for line in table.splitlines() if "FON" in line] == ["| FON | -0.1000 |"]
+
+
+def test_seconds_are_those_of_one_process_and_of_all_images():
+    record = {"seconds": 10.0, "images": 500}
+    assert results.seconds_of(record) == 10
+    assert results.seconds_of(record | {"world_size": 8, "made": 250}) == 160
+
+
 def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
     def row(label, steps, nfe, distance):
         return Row(label, "exact", steps, steps, nfe, 1, 10, distance, None, 0.01, 1.0, 5, "FID", {0: distance})
@@ -225,6 +244,15 @@ def test_more_calls_are_called_more():
     found = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in lines if " | " in line}
     assert found["Heun"] == "as many"
     assert found["slow"] == "4 times more"
+
+
+def test_numbers_that_stand_for_a_smaller_one_are_not_run_by_themselves(table, cli, tmp_path):
+    """F-PNDM's run for 8 calls is that for 5."""
+    flags = table(methods=["F-PNDM", "DDIM"], steps=[], nfe=[5, 8], profiles=["exact"], more=[])
+    for more in ([], ["--plan"]):
+        status, _, err = cli(*flags, "--methods", "F-PNDM", "--steps", 8, *more)
+        assert (status, err) == (2, "main.py: --steps: F-PNDM has no 8 in table small; it has 5\n")
+    assert not (tmp_path / "table").exists()
 
 
 def test_the_best_is_bold_and_what_the_seeds_cannot_tell_from_it_is_named():
@@ -398,6 +426,8 @@ def test_the_plan_in_docs_is_the_output_of_its_command(cli):
     [
         (["--steps", "abc"], "--steps: 'abc' is not in table small: 4, 5, 8"),
         (["--steps", "4,"], "--steps: '' is not in table small"),
+        (["--methods", "PF 1e-2", "--set", "Sample.rtol=0.1"], "--set: PF 1e-2 of table"),
+        (["--set", "Sample.solver=digits_nfe8"], "--set: a table sets Sample.solver itself"),
         (["--methods", "DDIM,PNDM"], "--methods: 'PNDM' is not in table small: DDIM, F-PNDM, PF 1e-2"),
         (["--seeds", "3"], "--seeds: '3' is not a number from 1 to 2, as table small has"),
         (["--seeds", "one"], "--seeds: 'one' is not a number"),
