@@ -88,6 +88,9 @@ class DatasetSection(Section):
     def _consistent(self):
         if self.rescaled and self.logit_transform:
             raise Contradiction("rescaled and logit_transform exclude each other", "logit_transform", "rescaled")
+        if self.logit_transform and self.gaussian_dequantization:
+            message = "gaussian_dequantization leaves [0, 1], outside which logit_transform is not defined"
+            raise Contradiction(message, "gaussian_dequantization", "logit_transform")
         if self.split != "train" and self.dataset not in ("CIFAR10", "FASHION"):
             raise Contradiction(f"split {self.split}: only CIFAR10 and FASHION have one", "split")
         return self

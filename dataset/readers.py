@@ -4,7 +4,7 @@ import contextlib
 import gzip
 import io
 import sys
-import zipfile
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pndm.config.errors import InputError
 from pndm.config.files import alone, made
@@ -49,19 +49,21 @@ class Images:
 class Recipe:
     """How an encoded image becomes a tensor: crop a box, bring the smaller side to `size`, crop the centre.
 
-    channels 1 or 3, None: as the file has; crop (left, upper, right, lower) or None; size in pixels or None. Resizing
-    is Pillow's antialiased bilinear, which torchvision's `Resize` is.
+    channels 1 or 3, None: as the file has; crop (left, upper, right, lower) or None; size in pixels or None; upright:
+    turned as the camera says (EXIF). Resizing is Pillow's antialiased bilinear, which torchvision's `Resize` is.
     """
 
     channels: int | None = None
     crop: tuple | None = None
     size: int | None = None
+    upright: bool = False
 
     def decode(self, file, name=None):
         """The image in `file` (a path or bytes), called `name` in errors, as uint8 (C, H, W). Raises InputError."""
         name = name or file
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                image = ImageOps.exif_transpose(image) if self.upright else image
                 grey = self.channels == 1 if self.channels else image.mode in ("1", "L", "LA") or image.mode[0] == "I"
                 if image.mode[0] == "I":  # 16 bits a pixel, which Pillow would cut off at 255
                     levels = np.rint(np.asarray(image, np.float64) / 257)
@@ -69,8 +71,10 @@ class Recipe:
                 image = image.convert("L" if grey else "RGB")
         except FileNotFoundError:
             raise InputError(f"{name}: no such image") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{name}: not a readable image ({str(error).splitlines()[0]})") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            raise InputError(f"{name}: not a readable image ({(str(error) or repr(error)).splitlines()[0]})") from None
         if self.crop:
             image = image.crop(self.crop)
         if self.size and image.size != (self.size, self.size):
@@ -104,10 +108,14 @@ def cifar10(section):
     from torchvision.datasets import CIFAR10
 
     root = _root(section)
+
+    def whole():
+        with contextlib.suppress(RuntimeError):
+            return CIFAR10(root, train=section.split == "train")
+        return None
+
     try:
-        there = (root / CIFAR10.base_folder).exists
-        with _filled(section, root, there):
-            data = CIFAR10(root, train=section.split == "train", download=not there()).data
+        data = (whole() or _filled(section, root, whole, lambda new: CIFAR10(new, download=True))).data
     except (OSError, RuntimeError) as error:
         raise _missing(section, f"{CIFAR10.base_folder}/, unpacked from {CIFAR10.url}", error) from None
     images = torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
@@ -181,8 +189,8 @@ def ffhq(section):
 
 
 def folder(section):
-    """All image files in a folder and below: smaller side resized to the image size, centre cropped."""
-    root, recipe = _root(section), Recipe(section.channels, None, section.image_size)
+    """All image files in a folder and below: upright, smaller side resized to the image size, centre cropped."""
+    root, recipe = _root(section), Recipe(section.channels, None, section.image_size, upright=True)
     if not (files := image_files(root, "**/*")):
         raise _missing(section, f"image files ({', '.join(sorted(SUFFIXES))}) in any subfolders")
     return Images(files, recipe.decode, {"dataset": "FOLDER", "path": str(root), "split": "all"} | recipe.record)
@@ -224,7 +232,9 @@ def array(path):
         if isinstance(images, np.lib.npyio.NpzFile):
             with images as file:
                 images = file["arr_0" if "arr_0" in file else min(file)]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # NumPy, zipfile and zlib raise nearly anything for a damaged file
         raise InputError(f"{path}: not readable as NumPy's arrays ({error})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise InputError(
@@ -241,13 +251,14 @@ def _fashion_file(section, ending):
     root, name = _root(section), f"{'train' if section.split == 'train' else 't10k'}-{ending}"
     folders = [root, root / "FashionMNIST" / "raw", *([] if section.path else [DEBIAN])]
     places = [folder / file for folder in folders for file in (name, f"{name}.gz")]
-    if not any(place.is_file() for place in places):
-        try:
-            with _filled(section, root / "FashionMNIST" / "raw", lambda: any(place.is_file() for place in places)):
-                FashionMNIST(root, download=True)
-        except (OSError, RuntimeError) as error:
-            raise _missing(section, f"{name}.gz, from github.com/zalandoresearch", error) from None
-    return next(place for place in places if place.is_file())
+
+    def there():
+        return next((place for place in places if place.is_file()), None)
+
+    try:
+        return there() or _filled(section, root, there, lambda new: FashionMNIST(new, download=True))
+    except (OSError, RuntimeError) as error:
+        raise _missing(section, f"{name}.gz, from github.com/zalandoresearch", error) from None
 
 
 def _idx(file, magic):
@@ -273,16 +284,24 @@ def _from_array(image):
     return torch.from_numpy(np.array(image.transpose(2, 0, 1)))  # a copy, since a file's own array is read-only
 
 
-@contextlib.contextmanager
-def _filled(section, folder, there=lambda: False):
-    """While inside, a dataset is downloaded to a folder, by one process; a line says so, unless it is `there`."""
-    with made(folder), alone(folder), contextlib.redirect_stdout(io.StringIO()):
-        if not there():
-            if why := offline():
-                raise OSError(why)
-            size = MEGABYTES[section.dataset]
-            print(f"{section.dataset}: downloading about {size} MB through torchvision to {folder}", file=sys.stderr)
-        yield
+def _filled(section, root, find, download):
+    """What `find` finds, after download(folder) of a dataset by one process. Its files appear when all are whole."""
+    with made(root), alone(root), contextlib.redirect_stdout(io.StringIO()):
+        if found := find():
+            return found
+        if why := offline():
+            raise OSError(why)
+        size = MEGABYTES[section.dataset]
+        print(f"{section.dataset}: downloading about {size} MB through torchvision to {root}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix=".", dir=root) as new:
+            download(new)
+            for file in [path for path in Path(new).rglob("*") if path.is_file()]:
+                place = root / file.relative_to(new)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
+        if found := find():
+            return found
+        raise OSError("what was downloaded is not whole")
 
 
 def _root(section):

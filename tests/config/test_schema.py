@@ -40,6 +40,12 @@ def test_every_key_has_a_meaning():
             assert field.description or name == "struc", (model, name)
 
 
+def test_logits_are_not_defined_of_levels_with_normal_noise():
+    keys = {"rescaled": False, "logit_transform": True, "gaussian_dequantization": True}
+    with pytest.raises(InputError, match=r"gaussian_dequantization leaves \[0, 1\], outside which logit_transform"):
+        load(CIFAR10, {f"Dataset.{name}": ("--set", value) for name, value in keys.items()})
+
+
 @pytest.mark.parametrize(
     "target, value, said",
     [

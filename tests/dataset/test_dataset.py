@@ -5,9 +5,11 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import threading
 import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,65 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, name, size)
     assert count_images(nowhere) in (50_000, 60_000)
 
 
+def test_a_download_that_was_cut_is_made_anew_and_nothing_shows_before_it_is_whole(cifar10, tmp_path, monkeypatch):
+    """The first try ends in the middle; before, an older version left a folder that is not whole."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    whole, data = cifar10
+    home, tries = tmp_path / "home", []
+    (home / "cifar-10-batches-py").mkdir(parents=True)
+
+    def download(address, root, **_):
+        tries.append(sorted(path.name for path in home.rglob("data_batch*")))
+        folder = shutil.copytree(whole / "cifar-10-batches-py", Path(root) / "cifar-10-batches-py")
+        if len(tries) == 1:
+            (folder / "data_batch_5").unlink()
+            raise OSError("the connection was cut")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", download)
+    with pytest.raises(InputError, match="the connection was cut"):
+        open_dataset(section("CIFAR10", home, 32))
+    assert len(open_dataset(section("CIFAR10", home, 32))) == len(data)
+    assert tries == [[], []] and [path.name for path in home.iterdir()] == ["cifar-10-batches-py"]
+    open_dataset(section("CIFAR10", home, 32))
+    assert len(tries) == 2
+
+
+def test_two_processes_that_lack_a_data_set_download_it_once(fashion, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    _, _, content = fashion
+    begun, tries = threading.Event(), []
+
+    class Slow:
+        def __init__(self, root, download):
+            tries.append(root)
+            file = Path(root) / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(content[:100])
+            begun.set()
+            time.sleep(0.5)
+            file.write_bytes(content)
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", Slow)
+    home = section("FASHION", tmp_path / "home", 28, channels=1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(open_dataset, home)
+        assert begun.wait(60)
+        assert len(open_dataset(home)) == len(first.result()) == 7
+    assert len(tries) == 1
+
+
+def test_photographs_of_a_folder_stand_upright(tmp_path):
+    """As the camera says that it was held (EXIF, 6: turn it clockwise)."""
+    image = Image.fromarray(np.repeat([[0], [255]], [6, 6], 0).repeat(8, 1).astype(np.uint8))  # dark above
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=turn)
+    upright = open_dataset(section("FOLDER", tmp_path, 8, channels=1))[0][0]
+    assert upright[:, 0].min() > 128 > upright[:, -1].max()
+    as_it_is = plain_folder(tmp_path)[0][0]
+    assert as_it_is[0].max() < 128 < as_it_is[-1].min()
+
+
 def test_only_regular_files_are_images(tmp_path):
     picture(0, 8, 8, 1).save(tmp_path / "000001.png")
     os.mkfifo(tmp_path / "000009.png")
@@ -419,6 +480,20 @@ def test_wrong_arrays(tmp_path, content, what):
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
     with pytest.raises(InputError, match=f"a.npy: {what}"):
         array(path)
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, np.random.default_rng(0).integers(0, 9, (5, 8, 8, 3), np.uint8))
+    content, refused = path.read_bytes(), 0
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            array(path)
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: not readable as NumPy's arrays (")
+    assert refused > len(content) / 7 / 2
 
 
 def test_batches_are_in_order_and_of_one_shape(tmp_path):
