@@ -4,7 +4,9 @@ What is random in step n follows from the seed, n and the place in the batch. Ea
 that it computes, a restart needs no stored random state, and the number of processes does not change what is drawn.
 """
 
+import contextlib
 import itertools
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,6 +17,9 @@ from torch.utils.data import DataLoader
 from pndm.config.errors import InputError
 from pndm.dataset import encode
 from pndm.runner.random import generator
+
+
+GRACE = 60  # seconds that a process which reads images goes on for after it was told to stop
 
 
 class Batch(NamedTuple):
@@ -33,7 +38,8 @@ def batches(images, section, seed, times, places, device, first, last):
     """
     order = itertools.islice(image_order(len(images), section.batch_size, seed), first, last)
     mine = (numbers[places.start : places.stop] for numbers in order)
-    loader = DataLoader(_Stacked(images), batch_size=None, sampler=mine, num_workers=section.num_workers)
+    readers = {"num_workers": section.num_workers, "worker_init_fn": undisturbed}
+    loader = DataLoader(_Stacked(images), batch_size=None, sampler=mine, **readers)
     cuda = device.type == "cuda"
 
     def prepare(step, found):
@@ -42,7 +48,15 @@ def batches(images, section, seed, times, places, device, first, last):
         batch = draw(found, section, seed, step, places, times)
         return Batch(*((part.pin_memory() if cuda else part).to(device, non_blocking=cuda) for part in batch))
 
-    return ahead(prepare(step, found) for step, found in enumerate(loader, first))
+    def prepared():
+        found = iter(loader)
+        try:
+            for step in range(first, last):
+                yield prepare(step, next(found))
+        finally:
+            del found  # and with it the processes that read images, whoever still holds an error's traceback
+
+    return ahead(prepared())
 
 
 def draw(images, section, seed, step, places, times):
@@ -86,8 +100,8 @@ def image_order(count, batch_size, seed):
 
 
 def ahead(items):
-    """Yield the items of an iterator; a thread prepares the next one while the last is used."""
-    with ThreadPoolExecutor(1) as pool:
+    """Yield the items of a generator; a thread prepares the next one while the last is used."""
+    with contextlib.closing(items), ThreadPoolExecutor(1) as pool:
         pending = pool.submit(next, items, None)
         while (item := pending.result()) is not None:
             pending = pool.submit(next, items, None)
@@ -96,6 +110,13 @@ def ahead(items):
 
 def _normal(generators, shape):
     return np.stack([rng.standard_normal(tuple(shape), np.float32) for rng in generators])
+
+
+def undisturbed(number):
+    """In a process that reads images: when told to stop, go on for a while. The run finishes its step, and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # whose default action is to end the process
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 class _Stacked:

@@ -6,6 +6,7 @@ network of the last checkpoint, `best.safetensors` the average with the least di
 """
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 
@@ -16,8 +17,25 @@ from pndm.config.files import alone, aside, made
 from pndm.config.schema import fingerprint, keys
 from pndm.dataset import to_picture
 from pndm.model import checkpoint
+from pndm.runner.processes import torchrun
 
+LOCK = "train.lock"  # says who trains, or has trained last
 KEEP = 3  # checkpoints
+CHECKPOINT = re.compile(r"train-(\d{8,})\.ckpt")
+
+
+def checkpoints_in(path):
+    """The checkpoints in a folder, the newest first."""
+    found = {file: CHECKPOINT.fullmatch(file.name) for file in path.glob("train-*.ckpt")}
+    return sorted(filter(found.get, found), key=lambda file: int(found[file][1]), reverse=True)
+
+
+def begun_by_this_torchrun(path):
+    """Whether the torchrun that started this process has trained in a folder before, and left a checkpoint."""
+    try:
+        return (path / LOCK).read_text(encoding="utf-8") == torchrun() and bool(checkpoints_in(path))
+    except (OSError, ValueError):
+        return False
 
 
 class TrainFolder:
@@ -30,15 +48,11 @@ class TrainFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder", "train_path")
-        self.checkpoints = self._found()
+        self.checkpoints = checkpoints_in(self.path)
         if self.checkpoints and not restart:
             raise InputError(f"{self.path} holds a training run; restart continues it", "train_path", "restart")
         if restart and not self.checkpoints:
             raise InputError(f"there is no train-STEP.ckpt in {self.path} to continue from", "restart", "train_path")
-
-    def _found(self):
-        """The checkpoints, the newest first."""
-        return sorted(self.path.glob("train-*.ckpt"), reverse=True)
 
     @contextlib.contextmanager
     def locked(self):
@@ -46,16 +60,17 @@ class TrainFolder:
 
         On an error the folder is left as it was found if there is no checkpoint yet.
         """
-        lock = self.path / "train.lock"
+        lock = self.path / LOCK
         message = f"{self.path}: another process trains in this folder"
         with made(self.path), alone(lock, "train_path", message):
-            if self._found() != self.checkpoints:
+            if checkpoints_in(self.path) != self.checkpoints:
                 raise InputError(f"{self.path}: another process has trained in this folder meanwhile", "train_path")
+            lock.write_text(torchrun(), encoding="utf-8")
             before = set(self.path.iterdir()) - {lock}
             try:
                 yield
             except BaseException:
-                if not self._found():
+                if not checkpoints_in(self.path):
                     for file in set(self.path.iterdir()) - before:
                         file.unlink()
                 raise
@@ -67,7 +82,7 @@ class TrainFolder:
                 torch.save(state, handle)
             except RuntimeError as error:  # what PyTorch's writer makes of an error of the file's, a full disk say
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        for old in self._found()[KEEP:]:
+        for old in checkpoints_in(self.path)[KEEP:]:
             old.unlink()
 
     def save_grid(self, grid):

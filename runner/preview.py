@@ -65,6 +65,7 @@ class Preview:
                 self.measurement.update(ids, images)
         except NoImages:
             failed = True
+        self.team.wait()
         try:
             if self.team.any(failed):
                 return None

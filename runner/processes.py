@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -268,6 +269,17 @@ def _stop_with_torchrun() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def torchrun() -> str:
+    """Names the torchrun that started this rank: machine, process and its start, in clock ticks; "" without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    try:
+        begun = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        begun = "?"
+    return f"{socket.gethostname()} {os.getppid()} {begun}"
 
 
 def _lost(error: RuntimeError) -> bool:

@@ -5,7 +5,8 @@
     torchrun --nproc_per_node=8 main.py --runner train --config ddim_cifar10.yml --train_path temp/train
 
 A restart continues bit for bit (on the same machine), and the number of processes changes the result by rounding
-alone: `batches` says why. `checkpoints` says what is in the folder, beside TensorBoard's files.
+alone, but for what dropout leaves out: `batches` says why. `checkpoints` says what is in the folder, beside
+TensorBoard's files.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner.batches import batches
 from pndm.runner.build import check_prediction, checkpoint_path, schedule_of
-from pndm.runner.checkpoints import TrainFolder
+from pndm.runner.checkpoints import TrainFolder, begun_by_this_torchrun
 from pndm.runner.preview import Preview, check, comparable
 from pndm.runner.processes import processes
 from pndm.runner.progress import Progress
@@ -42,12 +43,19 @@ def run(experiment, device, folder, restart=False, timeout=None, minutes=None):
     """Train `experiment` (a validated `Experiment`) on `device` in `folder` (a path). Raises InputError.
 
     timeout: minutes that a process waits for another. minutes: after these the run ends with a checkpoint, as if it
-    were finished. When torchrun starts the processes again after a failure, they continue.
+    were finished. When torchrun starts the processes again after a failure, they continue what it began.
     """
     with processes(device, timeout) as team:
         path = Path(folder)
-        restart = restart or (team.restarted() and any(path.glob("train-*.ckpt")))
-        Trainer(experiment, team, path, restart).train(minutes)
+        again = team.restarted()
+        restart = restart or team.any(again and begun_by_this_torchrun(path))
+        try:
+            Trainer(experiment, team, path, restart).train(minutes)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            message = f"a process that reads images has ended ({str(error).splitlines()[0]})"
+            raise InputError(message, "Dataset.num_workers") from error
 
 
 def steps_of(experiment, count):
@@ -219,6 +227,7 @@ class Trainer:
             if grid is not None:
                 log.write(self.done, {}, grid)
                 self.folder.save_grid(grid)
+        self.team.wait()  # as long as the first works; the exchange of gradients would not
         if not measures:
             return
         self.progress.add(extra=f"distance of {self.experiment.Train.distance_num:,} images", force=True)

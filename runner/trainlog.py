@@ -128,5 +128,5 @@ def _gpu_busy(device):
         return None
     try:
         return torch.cuda.utilization(device)
-    except (ModuleNotFoundError, RuntimeError):
+    except Exception:  # NVML has errors of its own, for a part of a GPU (MIG) say
         return None

@@ -301,6 +301,8 @@ def main(argv=None):
     command = benchmark(gpu, minutes=(9, "after which no part is begun"))
     command.add_argument("--small", action="store_true", help="every part at reduced size, on any device")
     args = parser.parse_args(argv)
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"{args.json} cannot be written: its folder is not there")
     try:
         figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
     except InputError as error:

@@ -7,6 +7,7 @@ labels smoothed by 0.1. Prints the accuracy on the 10,000 test images, which cho
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy, pad
@@ -76,6 +77,8 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=14, help="passes over the training images; default 14")
     parser.add_argument("--path", help="folder of Fashion-MNIST's files; default as for training")
     args = parser.parse_args(argv)
+    if not Path(args.to).resolve().parent.is_dir():
+        parser.error(f"{args.to} cannot be written: its folder is not there")
     net = train(*data("train", args.path), args.epochs)
     share = accuracy(net, *data("test", args.path))
     save(args.to, net.state_dict(), {"classifier": "FASHION", "epochs": args.epochs, "test_accuracy": share})

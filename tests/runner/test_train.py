@@ -1,6 +1,7 @@
 """Training: what a step computes, and that a run continues bit for bit after whatever stopped it."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, process, workers_of
 from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.ema import EMA
-from pndm.runner import train
+from pndm.runner import checkpoints, train
 from pndm.runner.batches import augment, draw, image_order
 from pndm.runner.checkpoints import TrainFolder
 from pndm.runner.preview import Preview
@@ -344,6 +345,59 @@ def test_being_told_to_stop_leaves_a_checkpoint_of_the_step_under_way(tiny, stra
     assert 1 <= state(tmp_path)["step"] < 12
     assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
     assert_same(state(tmp_path)["optimizer"], state(straight)["optimizer"])
+
+
+def test_a_group_that_is_told_to_stop_leaves_a_checkpoint(tiny, tmp_path):
+    """As a scheduler tells all processes of a job, those that read images among them."""
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags(tiny, tmp_path, 400))]
+    pipes = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    run = subprocess.Popen([*command, "--set", "Dataset.num_workers=1"], **pipes)
+    while not list(tmp_path.glob("events*")) and run.poll() is None:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGTERM)
+    err = run.communicate()[1]
+    assert run.returncode == 130, err
+    assert err.splitlines()[-1].startswith("main.py: interrupted")
+    assert state(tmp_path)["step"] >= 1
+
+
+def test_a_reader_that_dies_is_one_line(tiny, tmp_path):
+    run = process(*flags(tiny, tmp_path / "run", 400), "--set", "Dataset.num_workers=1")
+    while not list(tmp_path.glob("run/events*")) and run.poll() is None:
+        time.sleep(0.01)
+    for worker in workers_of(run):
+        os.kill(worker, signal.SIGKILL)
+    err = run.communicate()[1]
+    assert run.returncode == 2, err
+    assert err.splitlines()[-1].startswith("main.py: --set: a process that reads images has ended (DataLoader worker")
+    assert "Traceback" not in err
+
+
+def test_a_copy_of_a_checkpoint_is_the_users(straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    before = TrainFolder(tmp_path / "run", restart=True).checkpoints
+    copies = [tmp_path / "run" / name for name in ("train-best.ckpt", "train-00000012-old.ckpt")]
+    for copy in copies:
+        shutil.copy(before[-1], copy)
+    folder = TrainFolder(tmp_path / "run", restart=True)
+    assert folder.checkpoints == before
+    for step in (100_000_000, 20, 21):
+        folder.save({"step": step})
+    assert {path.name for path in (tmp_path / "run").glob("train-*.ckpt")} == {
+        *("train-100000000.ckpt", "train-00000021.ckpt", "train-00000020.ckpt"),
+        *(copy.name for copy in copies),
+    }
+
+
+def test_processes_that_are_started_again_continue_only_what_their_torchrun_began(tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "torchrun", lambda: "one torchrun")
+    assert cli(*quick(tiny, tmp_path, 1))[0] == 0
+    monkeypatch.setattr(Processes, "restarted", lambda self: True)
+    status, out, _ = cli(*quick(tiny, tmp_path, 1))
+    assert (status, "steps are done" in out) == (0, True)
+    monkeypatch.setattr(checkpoints, "torchrun", lambda: "another")
+    status, _, err = cli(*quick(tiny, tmp_path, 1))
+    assert status == 2 and "holds a training run; restart continues it" in err
 
 
 def test_learning_rate_falls_to_zero_over_the_last_share(tiny, tmp_path):
