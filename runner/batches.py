@@ -18,7 +18,6 @@ from pndm.config.errors import InputError
 from pndm.dataset import encode
 from pndm.runner.random import generator
 
-
 GRACE = 60  # seconds that a process which reads images goes on for after it was told to stop
 
 
