@@ -115,7 +115,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if solver is not None and method != "F-PNDM":
             raise ValueError(f"a solver file takes the place of the method; method {method!r} cannot be given with it")
-        self._solver = None if solver is None else load_solver(solver)
+        self._solver = load_solver(solver) if solver is not None else None
         self._method: Any = self._solver.line if self._solver else method
         if self._solver:  # the configuration keeps the file's content, so that it can be saved
             self.register_to_config(solver=self._solver.model_dump(exclude_none=True))
@@ -146,8 +146,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler with the settings of another's `config`; kwargs: settings on top.
 
-        What the configuration leaves out is the default of the class that it names. A `method` takes the place of the
-        configuration's solver file, a `solver` that of its method.
+        What it leaves out is the default of the class that it names. `method` replaces its solver, `solver` its method.
         Raises ValueError for a configuration whose network no method here can sample with.
         """
         if isinstance(config, Mapping):
@@ -341,9 +340,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     def _factors(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of image and noise at t (n,), each (n, 1, …)."""
         times = torch.as_tensor(timesteps).cpu().double().numpy().reshape(-1)
-        if (
-            self.flow or self._solver
-        ) and self.num_inference_steps:  # what the network is told may be another time than that of x
+        if (self.flow or self._solver) and self.num_inference_steps:  # x's time may be another than the told one
             known = dict(zip(self._times, self._levels, strict=True))
             times = np.array([known.get(t, t) for t in times.tolist()])
         a, b = (torch.from_numpy(v).reshape(-1, *[1] * (like.ndim - 1)) for v in factors_at(self.schedule, times))
