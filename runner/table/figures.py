@@ -34,11 +34,12 @@ class Line:
     dashed: bool = False
 
 
-def draw(rows, flow, analytic, images):
+def draw(rows, flow, analytic, images, by_calls=False):
     """(name, caption, figure) of everything that there are numbers for.
 
     rows: `Row`s. flow: dicts with label, steps, nfe, rms. analytic: (steps, method → errors). images: (label, budget)
-    → (images, the exact flow's images or None), as `pictures.tiles` takes them.
+    → (images, the exact flow's images or None), as `pictures.tiles` takes them. by_calls: whether the table asks for
+    network calls.
     """
     import matplotlib
 
@@ -46,7 +47,7 @@ def draw(rows, flow, analytic, images):
     matplotlib.rcParams.update(
         {"font.size": 10, "svg.hashsalt": "figures", "axes.spines.top": False, "axes.spines.right": False}
     )
-    by_steps = all(row.steps == row.budget for row in rows if row.budget)
+    by_steps = not by_calls and all(row.steps == row.budget for row in rows if row.budget)
     axes = [("steps", "steps", "steps")] if by_steps else []
     axes.append(("calls", "nfe", "network calls an image"))
     called = next((row.called for row in rows if row.called), None)

@@ -224,7 +224,7 @@ def write(table, name, done, bench, flow_images, made_by):
     text = report.markdown(name, paragraphs, made)
     _save_text(folder / "table.md", text)
     print(f"\n{text}")
-    drawn = figures.draw(rows, flow, _analytic(done), read_cells(done, bench))
+    drawn = figures.draw(rows, flow, _analytic(done), read_cells(done, bench), table.by_calls)
     saved = figures.save(drawn, folder / "figures")
     title = f"{name}, {len(done)} sampling runs"
     _save_text(folder / "report.html", report.page(title, paragraphs, made, saved, _facts(made_by, done)))

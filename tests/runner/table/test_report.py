@@ -78,6 +78,11 @@ def test_of_many_methods_every_one_is_named_in_one_panel():
             np.testing.assert_array_equal(handles[names.index("best")].get_offsets(), [[5, 2], [10, 1]])
 
 
+def test_a_table_by_calls_has_no_figures_by_steps():
+    drawn = figures.draw([made("DDIM", 5, 1.0)], [], ((10, 20), {}), {}, by_calls=True)
+    assert [name for name, _, _ in drawn] == ["distance_calls"]
+
+
 def test_a_method_that_only_the_second_profile_has_is_named():
     rows = [replace(made("DDIM", 5, 1.0), profile="published"), made("DDIM", 5, 1.1), made("Heun", 5, 0.9)]
     drawn = {name: figure for name, _, figure in figures.draw(rows, [], ((10, 20), {}), {})}
