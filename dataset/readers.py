@@ -3,8 +3,8 @@
 import contextlib
 import gzip
 import io
+import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -293,12 +293,16 @@ def _filled(section, root, find, download):
             raise OSError(why)
         size = MEGABYTES[section.dataset]
         print(f"{section.dataset}: downloading about {size} MB through torchvision to {root}", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=".", dir=root) as new:
+        new = root / ".download"
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        try:
             download(new)
-            for file in [path for path in Path(new).rglob("*") if path.is_file()]:
+            for file in [path for path in new.rglob("*") if path.is_file()]:
                 place = root / file.relative_to(new)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(place)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
         if found := find():
             return found
         raise OSError("what was downloaded is not whole")

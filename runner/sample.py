@@ -149,9 +149,9 @@ class Sampler:
         """
         total, size = self.experiment.Sample.total_num, self.experiment.Sample.batch_size
         batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
-        there = [ids for ids in batches if target.has(ids)]
-        if there == batches:
-            there.pop()
+        there = {ids for ids in batches if target.has(ids)}
+        if len(there) == len(batches):
+            there.remove(batches[-1])
         if progress:
             progress.initial = sum(map(len, there))
         ahead, under_way = AHEAD.get(self.team.device.type, 0), deque()
