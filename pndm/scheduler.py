@@ -115,7 +115,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if solver is not None and method != "F-PNDM":
             raise ValueError(f"a solver file takes the place of the method; method {method!r} cannot be given with it")
-        self._solver = load_solver(solver) if solver is not None else None
+        self._solver = None if solver is None else load_solver(solver)
         self._method: Any = self._solver.line if self._solver else method
         if self._solver:  # the configuration keeps the file's content, so that it can be saved
             self.register_to_config(solver=self._solver.model_dump(exclude_none=True))

@@ -75,9 +75,10 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     name = source_of(config)
     found = dict(config) if name is None else _translated(name, config, given)
     if given.get("solver") is not None:
-        found |= {"method": "F-PNDM", "whole_timesteps": False}
+        found["whole_timesteps"] = False
+        found.pop("method", None)
     elif "method" in given:
-        found["solver"] = None
+        found.pop("solver", None)
     return found
 
 

@@ -97,6 +97,11 @@ class Sampling:
         *_, (_, step) = rehearse(self.events())
         return float(np.max(step.t))
 
+    @property
+    def span(self):
+        """The times at which the images start and end."""
+        return self.begins, self.ends
+
     def noise(self, ids, device):
         """What images `ids` start from: float32 (n, C, H, W) on `device`."""
         return _onto(device, noise(self.seed, ids, self.shape))

@@ -180,7 +180,7 @@ class Artist:
             yield from (replace(cell, message=f"no exact flow: {error}") for cell in able.values())
             return
         for cell in able.values():
-            ends = flows[span_of(cell.sampling)]
+            ends = flows[cell.sampling.span]
             exact = cell.sampling.decode(ends)
             yield replace(cell, exact=exact, distance=distance(cell.x, ends))
 
@@ -239,7 +239,7 @@ class Artist:
         Flows to one end are followed together: small networks take larger batches in nearly the same time.
         """
         found, n = {}, noise.images
-        samplings = {span_of(cell.sampling): cell.sampling for cell in cells}
+        samplings = {cell.sampling.span: cell.sampling for cell in cells}
         for span in samplings:
             if (noise, span) in self.flows:
                 found[span] = self.flows[noise, span]
@@ -274,11 +274,6 @@ class Artist:
                 return network(*inputs)
 
         return exact
-
-
-def span_of(sampling):
-    """The times at which the images of a `Sampling` start and end."""
-    return sampling.begins, sampling.ends
 
 
 def steps_within(sampling, calls):

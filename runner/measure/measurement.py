@@ -115,6 +115,11 @@ class Measurement:
         if self.behind:
             self.behind.settle()
 
+    def fits(self, card):
+        """Whether a card's distance was measured against this reference, as far as the card tells."""
+        theirs, mine = card["reference"], self.reference.record
+        return (theirs.get("hash"), theirs.get("images")) == (mine.get("file_hash"), mine.get("images"))
+
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""
         if not self.statistics.gathered:
@@ -148,19 +153,18 @@ def make_card(a, b, extractor=None, error=None, device="cpu"):
 
 
 def outdated(card, dataset, sample):
-    """What a card's distance was measured against, if it has changed since; "" where that is not quickly seen.
+    """Whether what a card's distance was measured against has changed since, as far as that is quickly seen.
 
-    dataset, sample: an experiment's sections.
+    dataset, sample: an experiment's sections. `Measurement.fits` says it of a reference that was read.
     """
     known = card["reference"]
     if sample.statistics != "dataset":
         file = bundled(sample.statistics)
-        changed = file and known.get("hash") and checkpoint.sha256(file) != known["hash"]
-        return sample.statistics if changed else ""
+        return bool(file and known.get("hash") and checkpoint.sha256(file) != known["hash"])
     try:
-        return dataset.path if dataset.dataset == "FOLDER" and count_images(dataset) != known["images"] else ""
+        return dataset.dataset == "FOLDER" and count_images(dataset) != known["images"]
     except InputError:  # the images are not there any more
-        return ""
+        return False
 
 
 def name_of(card):

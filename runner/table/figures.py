@@ -205,8 +205,7 @@ def _plot(panel, line, look, alone):
     """Draw a line; look: None where it is grey; alone: whether it is the only one of its label."""
     look = dict(look or GREY)
     if line.dashed:
-        look |= {"linestyle": "--", "alpha": 0.55}
-        look |= {} if alone else {"label": None}
+        look |= {"linestyle": "--", "alpha": 0.55, "label": look.get("label") if alone else None}
         look |= {"markerfacecolor": "white"} if "marker" in look else {}
     if not line.x:
         look.pop("marker", None)

@@ -75,7 +75,7 @@ def exact_flow(experiment, network, device, images, tolerance):
     sampling = sampling_of(experiment)
     network = sampling.conditioned(copy.deepcopy(network).double(), range(images), device)
     x = sampling.start(range(images), device).double()
-    return flow_from(x, sampling.begins, sampling.ends, sampling.schedule, network, tolerance)
+    return flow_from(x, *sampling.span, sampling.schedule, network, tolerance)
 
 
 @torch.inference_mode()
@@ -109,8 +109,8 @@ def flow_distances(cells, bench, images):
     for cell in chosen:
         if known.get(cell.name, {}).get("checkpoint") != bench.loaded(cell).record["sha256"]:
             sampling = sampling_of(cell.experiment)
-            key = network_key(cell.experiment, bench.team.device), sampling.begins, sampling.ends
-            groups.setdefault((*key, sampling.label, sampling.guidance), []).append(cell)
+            key = network_key(cell.experiment, bench.team.device), sampling.span, sampling.label, sampling.guidance
+            groups.setdefault(key, []).append(cell)
     if groups:
         with Progress(bench.team, len(groups), " flows", "exact flow") as progress:
             for group in groups.values():

@@ -24,7 +24,6 @@ from pndm.config.schema import difference, fingerprint
 from pndm.runner import needs, plan, sample
 from pndm.runner.build import check_solver, load_network, network_key, sampling_of, schedule_of
 from pndm.runner.folder import held_identity
-from pndm.runner.measure.measurement import outdated
 from pndm.runner.processes import Processes, processes
 from pndm.runner.progress import Progress
 from pndm.runner.solver.schedule import Schedule
@@ -140,9 +139,11 @@ class Bench:
             held, mine = held_identity(self.path(cell)) or identity, identity
         if found := difference(held, mine):
             raise InputError(f"{self.folder} holds another table ({found}); choose another folder", "image_path")
-        card = record and record["frechet"]
-        if card and (changed := outdated(card, cell.experiment.Dataset, cell.experiment.Sample)):
-            message = f"{changed} has changed since the distances in {self.folder} were measured; choose another folder"
+        measurement = self.measurements[_measurement_key(cell)]
+        if record and record["frechet"] and measurement and not measurement.fits(record["frechet"]):
+            message = (
+                f"the distances in {self.folder} are from a reference that has changed since; choose another folder"
+            )
             raise InputError(message, "image_path")
         return record
 

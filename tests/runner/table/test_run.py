@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import time
@@ -394,6 +395,24 @@ def test_the_page_names_the_command_that_made_it(table, cli, tmp_path):
     page = (tmp_path / "table/report.html").read_text(encoding="utf-8")
     assert "--set Sample.batch_size=2 --steps 4</dd>" in page
     assert "<dt>written</dt><dd>20" in page
+
+
+def test_cells_from_a_reference_that_has_changed_are_refused(table, tiny, cli, undrawn, tmp_path):
+    flags = table(methods=["DDIM"], profiles=["exact"], seeds=1, more=[])
+    images = tmp_path / "table" / "cells" / "DDIM_4_exact_seed0"
+    assert cli(*flags)[0] == 0
+    file, before = tmp_path / "st.npz", written(tmp_path / "table")
+    shutil.copytree(images, tmp_path / "images")
+    measured = [*flags, "--statistics", file]
+    flags = [flag if flag != str(tmp_path / "table") else str(tmp_path / "other") for flag in measured]
+    for count in (10, 5):
+        for path in sorted((tmp_path / "images").glob("[0-9]*.png"))[count:]:
+            path.unlink()
+        assert cli("--runner", "stats", tmp_path / "images", "--features", "pixels", "--out", file)[0] == 0
+        status, _, err = cli(*flags)
+        assert status == (0 if count == 10 else 2)
+    assert "are from a reference that has changed since; choose another folder" in err and err.count("\n") == 1
+    assert written(tmp_path / "table") == before
 
 
 def test_records_of_an_older_schema_still_count(table, cli, undrawn, tmp_path):
