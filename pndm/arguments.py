@@ -26,6 +26,7 @@ OWN = {
     "steps": "reproduce",
     "seeds": "reproduce",
     "flow": "reproduce",
+    "cells": "reproduce",
     "out": "fid stats",
     "paths": "fid stats fetch",
 }

@@ -111,6 +111,7 @@ def parser() -> Parser:
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
+    add("--cells", metavar="FILE", help="reproduce: a table's cells.csv; the cells that it has are taken, not run")
     add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     paths = "fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none; fetch: published names"
     add("paths", nargs="*", help=paths)
@@ -165,9 +166,9 @@ def reproduce(args: Arguments) -> int:
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
     laid, where = overrides_of(args), device(args.device)
     if args.plan:
-        table_run.show_plan(table, path, laid, where, **narrow)
+        table_run.show_plan(table, path, laid, where, args.cells, **narrow)
         return 0
-    failed = table_run.run(table, path, laid, where, folder, args.timeout, args.flow, **narrow)
+    failed = table_run.run(table, path, laid, where, folder, args.timeout, args.flow, args.cells, **narrow)
     for line in failed:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 2 if failed else 0

@@ -91,11 +91,7 @@ def complete(sampler, folder, measurement=None, progress=None):
     start = time.perf_counter()
     if measurement and torch.device(measurement.device).type == team.device.type:
         sampler.describe = measurement.extractor.describe
-    with open_folder(folder, sampler.identity, team, s.keep) as target:
-        for ids, images, features in target.write(sampler.images(target, progress)):
-            if measurement:
-                measurement.update(ids, images, features)
-            team.beat()
+    target = make(sampler, folder, measurement, progress)
     calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
     seconds = time.perf_counter() - start
     if measurement:
@@ -107,6 +103,16 @@ def complete(sampler, folder, measurement=None, progress=None):
         record = sampler.record(calls, made, seconds, measurement)
     save_json(folder / "result.json", record)
     return record
+
+
+def make(sampler, folder, measurement=None, progress=None):
+    """Make the sampler's images that are missing in `folder`, show them all to `measurement`; returns a `Folder`."""
+    with open_folder(folder, sampler.identity, sampler.team, sampler.experiment.Sample.keep) as target:
+        for ids, images, features in target.write(sampler.images(target, progress)):
+            if measurement:
+                measurement.update(ids, images, features)
+            sampler.team.beat()
+    return target
 
 
 def kept(settings):

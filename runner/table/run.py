@@ -19,51 +19,58 @@ from pathlib import Path
 
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, load_json, save_json
-from pndm.config.load import FOLDER, words_of
+from pndm.config.load import FOLDER, replaced, words_of
 from pndm.config.schema import difference, fingerprint
 from pndm.runner import needs, plan, sample
 from pndm.runner.build import check_solver, load_network, network_key, sampling_of, schedule_of
-from pndm.runner.folder import held_identity
+from pndm.runner.folder import GRID, held_identity
 from pndm.runner.processes import Processes, processes
 from pndm.runner.progress import Progress
 from pndm.runner.solver.schedule import Schedule
-from pndm.runner.table import figures, report, results, tables
+from pndm.runner.table import figures, given, report, results, tables
 from pndm.runner.table import flow as convergence
 from pndm.runner.table.cells import cells_of, select
 from pndm.runner.table.pictures import read_cells
 
 
-def run(table, path, overrides, device, folder, timeout=None, flow=None, **narrow):
+def run(table, path, overrides, device, folder, timeout=None, flow=None, taken=None, **narrow):
     """Run the cells of a `Table` (from the file `path`) that are missing in `folder`; write the results of all cells.
 
-    flow: number of images whose distance to the exact flow is measured; None: the table's. narrow: the `methods`,
-    `steps` and `seeds` to run, as `select` takes them. Returns the failures, one line each: a cell whose images are not
-    finite fails, and the others go on. Raises InputError before any cell is run.
+    flow: number of images whose distance to the exact flow is measured; None: the table's. taken: a cells.csv, whose
+    cells are taken as they are. narrow: the `methods`, `steps` and `seeds` to run, as `select` takes them. Returns the
+    failures, one line each: a cell whose images are not finite fails, and the others go on. Raises InputError before
+    any cell is run.
     """
     folder = Path(folder)
     cells, left_out = cells_of(table, path, overrides)
     selected = select(cells, path.stem, **narrow)
+    records = given.read(taken, cells) if taken else {}
     if cells[0].experiment.Sample.total_num < 2:
         raise InputError("a distance needs at least 2 images", "Sample.total_num")
     needs.require(cell.experiment for cell in cells)  # all of them, before one is read
     with processes(device, timeout) as team, ExitStack() as stack:
         bench = Bench(team, cells, folder)
         bench.finished(cells)  # refuses another table's folder before anything is written
+        for cell in cells:
+            if cell.name in records:
+                bench.take(cell, records[cell.name], taken)
         if team.first:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone(folder, "image_path"))
         team.wait()
         names = {cell.name for cell, _ in bench.finished(cells)}
         team.wait()  # until all have seen the same
-        missing = [cell for cell in selected if cell.name not in names]
-        missing.sort(key=lambda cell: cell.work, reverse=team.size > 1)  # the longest first, so that none is left last
+        wanted = [cell for cell in cells if cell in selected or cell.name in bench.taken]
+        missing = [cell for cell in wanted if cell.name not in names]
+        missing.sort(key=bench.work, reverse=team.size > 1)  # the longest first, so that none is left last
         if team.first:
             for reason, labels in left_out.items():
                 print(f"left out, {', '.join(labels)}: {reason}", file=sys.stderr)
-            print(f"{folder}: {len(selected):,} cells, {len(selected) - len(missing):,} of them finished")
+            from_file = f", {len(records.keys() - names):,} from {taken}" if taken else ""
+            print(f"{folder}: {len(wanted):,} cells, {len(wanted) - len(missing):,} of them finished{from_file}")
         failures = bench.run_all(missing)
         if team.first:
-            made_by = command(path, overrides, flow, narrow)
+            made_by = command(path, overrides, flow, narrow | {"cells": taken})
             write(table, path.stem, bench.finished(cells), bench, table.flow if flow is None else flow, made_by)
     return failures
 
@@ -75,10 +82,11 @@ def command(path, overrides, flow, narrow):
     return shlex.join(words + words_of(overrides, **narrow, flow=flow))
 
 
-def show_plan(table, path, overrides, device, **narrow):
-    """Print what a table, or the part of it that `narrow` leaves, takes."""
+def show_plan(table, path, overrides, device, taken=None, **narrow):
+    """Print what a table, or the part of it that `narrow` and the cells.csv `taken` leave, takes."""
     cells, left_out = cells_of(table, path, overrides)
-    cells = select(cells, path.stem, **narrow)
+    records = given.read(taken, cells) if taken else {}
+    cells = [cell for cell in select(cells, path.stem, **narrow) if cell.name not in records]
     meter, calls = plan.Meter(device), {}
     wide = 2 + max(len(cell.label) for cell in cells)
     print(f"{'cells':>5}  {'method':<{wide}}{'profile':<11}{'steps':>6}{'calls':>8}{'images':>9}")
@@ -100,7 +108,7 @@ class Bench:
 
     def __init__(self, team, cells, folder):
         self.team, self.single, self.folder = team, Processes(team.device), folder
-        self.networks, self.measurements, self.identities = {}, {}, {}
+        self.networks, self.measurements, self.identities, self.taken = {}, {}, {}, {}
         for cell in cells:
             if (key := network_key(cell.experiment, team.device)) not in self.networks:
                 self.networks[key] = load_network(cell.experiment, team.device)
@@ -128,10 +136,7 @@ class Bench:
     def record(self, cell):
         """The record of a cell, None if there is none yet. Raises InputError if the folder is another table's."""
         file = self.path(cell) / "result.json"
-        if cell.name not in self.identities:
-            sampler = self.sampler(cell)
-            self.identities[cell.name] = sampler.identity, sampler.fingerprint
-        identity, whole = self.identities[cell.name]
+        identity, whole = self.identity(cell)
         record = _read(file) if file.exists() else None
         if record:
             held, mine = record["fingerprint"], whole
@@ -147,11 +152,23 @@ class Bench:
             raise InputError(message, "image_path")
         return record
 
+    def identity(self, cell):
+        """What the cell's images depend on, and what these and their distance depend on."""
+        if cell.name not in self.identities:
+            sampler = self.sampler(cell)
+            self.identities[cell.name] = sampler.identity, sampler.fingerprint
+        return self.identities[cell.name]
+
+    def take(self, cell, record, file):
+        """Have a cell's `record` of a cells.csv, the `file`, taken in place of being run. Raises InputError."""
+        measurement = self.measurements[_measurement_key(cell)]
+        self.taken[cell.name] = given.fit(record, self.identity(cell)[1], measurement, f"{file}: {cell.name}")
+
     def run_all(self, cells):
         """Run this process's share of the cells; returns the failures, one line each."""
         if not cells:
             return []
-        total = sum(cell.work for cell in cells)
+        total = sum(self.work(cell) for cell in cells)
         started, failures = self.team.counter("started"), []
         with Progress(self.team, total, " image×calls", "table") as progress:
             for cell in self.team.deal(cells):
@@ -162,8 +179,17 @@ class Bench:
             self.team.wait(progress.add)  # the others' work is shown, too
         return failures
 
+    def work(self, cell):
+        """Images × network calls that the cell still takes. Batches are run whole."""
+        return self.first_images(cell).work if cell.name in self.taken else cell.work
+
+    def first_images(self, cell):
+        """The cell with no more images than it keeps."""
+        count = max(1, sample.kept(cell.experiment.Sample))
+        return replace(cell, experiment=replaced(cell.experiment, total_num=count))
+
     def run(self, cell, progress, title):
-        """Run one cell. Raises InputError where its images are not finite."""
+        """Run one cell; of a taken one make the images that it keeps. Raises InputError where they are not finite."""
         counted = 0
 
         def watch(n):
@@ -172,12 +198,17 @@ class Bench:
             self.team.beat()
             progress.add(n, title)
 
-        measurement = self.measurements[_measurement_key(cell)]
-        if measurement:
-            measurement.reset()
         sample.Sampler(cell.experiment, self.single, self.loaded(cell)).prepare()
-        sample.complete(self.sampler(cell, watch), self.path(cell), measurement)
-        progress.expect(counted - cell.work)  # of an adaptive method the calls are known only now
+        if cell.name in self.taken:
+            target = sample.make(self.sampler(self.first_images(cell), watch), self.path(cell))
+            target.save_grid(min(sample.kept(cell.experiment.Sample), GRID))
+            save_json(self.path(cell) / "result.json", self.taken[cell.name])
+        else:
+            measurement = self.measurements[_measurement_key(cell)]
+            if measurement:
+                measurement.reset()
+            sample.complete(self.sampler(cell, watch), self.path(cell), measurement)
+        progress.expect(counted - self.work(cell))  # of an adaptive method the calls are known only now
 
 
 class Watched:
