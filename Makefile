@@ -7,7 +7,9 @@
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# pip compiles with one core; COMPILE with all of them. Some packages hold files that no Python can compile.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 TYPED := build/typed/pndm
 
@@ -18,6 +20,9 @@ sample: .venv/installed
 
 test: .venv/installed-tests
 	$(MAKE) -j2 lint tests
+
+# The tests start the program a hundred times; without this it would be compiled as often where the variable is set.
+tests test-quick: export PYTHONDONTWRITEBYTECODE :=
 
 tests: .venv/installed-tests
 	$(PYTEST)
@@ -42,10 +47,12 @@ docs: .venv/installed-tests
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt setuptools
 	$(PIP) --no-deps --no-build-isolation -e .
+	@$(COMPILE)
 	@touch $@
 
 .venv/installed-tests: .venv/installed tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
+	@$(COMPILE)
 	@touch $@
 
 clean:

@@ -58,10 +58,7 @@ def complain(message: object) -> int:
     """Print one line on stderr; returns the exit status of wrong input."""
     if rank():
         # Rank 0 says what is wrong for all. It ends first, and torchrun ends this process during the sleep.
-        try:
-            time.sleep(5)
-        except KeyboardInterrupt:
-            return 2
+        time.sleep(5)
         message = f"process {rank()}: {message}"
     print(f"{PROGRAM}: {message}", file=sys.stderr)
     return 2
@@ -264,9 +261,21 @@ def dispatch(args: Arguments) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit status: 2 for wrong input, 130 for an interruption."""
     early.open_streams()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     args = parser().parse_intermixed_args(argv)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+        return attempt(args)
+    except KeyboardInterrupt:  # also one that comes while an error is told
+        if not rank():
+            how = {"train": "--restart"} | dict.fromkeys(("sample", "reproduce", "fetch"), "the same command")
+            kept = f"; what was finished is kept, {how[args.runner]} continues" if args.runner in how else ""
+            print(f"{PROGRAM}: interrupted{kept}", file=sys.stderr)
+        return 130
+
+
+def attempt(args: Arguments) -> int:
+    """Call the runner; an error that it may raise is told in one line. Returns the exit status."""
     try:
         return dispatch(args)
     except InputError as error:
@@ -279,12 +288,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0  # whoever read the output has seen enough
     except OSError as error:
         return complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        if not rank():
-            how = {"train": "--restart"} | dict.fromkeys(("sample", "reproduce", "fetch"), "the same command")
-            kept = f"; what was finished is kept, {how[args.runner]} continues" if args.runner in how else ""
-            print(f"{PROGRAM}: interrupted{kept}", file=sys.stderr)
-        return 130
     except (RuntimeError, ImportError) as error:
         text = str(error).partition("\n")[0]
         if type(error).__name__ == "OutOfMemoryError" or re.search("can't allocate memory|map segment", text):

@@ -162,3 +162,15 @@ def test_an_interruption_says_what_is_kept(cli, monkeypatch, runner, kept):
     monkeypatch.setattr(main, "dispatch", interrupted)
     status, _, err = cli("--runner", runner)
     assert status == 130 and kept in err
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", "main.py: interrupted\n"), ("1", "")])
+def test_an_interruption_while_an_error_is_told_is_no_traceback(cli, monkeypatch, rank, says):
+    """As when torchrun ends the other processes, because the first has told the error."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(main, "place", interrupted)
+    assert cli("--runner", "fid", "nowhere", "nowhere") == (130, "", says)
