@@ -15,7 +15,7 @@ class InputError(ValueError):
         --sample_speed: Sample.sample_speed is 0; input should be greater than or equal to 1
     """
 
-    def __init__(self, message, *keys):
+    def __init__(self, message: object, *keys: str) -> None:
         # A name from a damaged file may hold anything: line ends, terminal codes.
         printable = "".join(c if c.isprintable() else " " for c in str(message))
         super().__init__(" ".join(printable.split()))

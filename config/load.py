@@ -6,13 +6,15 @@ An override is "Section.key" → (the flag or file that it comes from, value).
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pndm.config.errors import InputError
-from pndm.config.keys import Contradiction, Section, nearest
+from pndm.config.keys import Contradiction, nearest
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
 from pndm.config.solver import Solver
@@ -22,7 +24,7 @@ FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "published.yml"  # no experiment
 
 
-def load(name, overrides=None):
+def load(name: str | Path, overrides: Mapping[str, tuple[str, Any]] | None = None) -> Experiment:
     """The experiment in file `name`, a path or a file of config/, with `overrides`.
 
     overrides: "Section.key" → (the flag or file that it comes from, value).
@@ -85,8 +87,10 @@ def replaced(experiment, **values):
 
 def model_section(config):
     """A `Model` section given as a dict, validated. Raises InputError."""
-    if isinstance(config, Section):
+    if isinstance(config, tuple(MODELS.values())):
         return config
+    if not isinstance(config, Mapping):
+        raise InputError(f"a Model section is a mapping of keys, not of type {type(config).__name__}", "Model")
     return checked(TypeAdapter(ModelSection).validate_python, dict(config), "Model")
 
 
@@ -121,7 +125,7 @@ def load_solver(source):
 
 def named(name):
     """The name of a YAML file that is given with or without its ending; of a file that is there, as it is given."""
-    return name if Path(name).is_file() or name.endswith((".yml", ".yaml")) else f"{name}.yml"
+    return name if Path(name).is_file() or Path(name).suffix in (".yml", ".yaml") else f"{name}.yml"
 
 
 def find(name, argument, folder=FOLDER):

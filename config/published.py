@@ -151,7 +151,7 @@ def named(name):
     """The `Published` of that name. Raises InputError."""
     known = manifest()
     if name not in known:
-        more = resembling(name, known) or "; --runner fetch alone lists what is"
+        more = resembling(name, known) or "; config/published.yml lists what is"
         raise InputError(f"nothing is published as {name}{more}", "paths")
     return known[name]
 

@@ -93,13 +93,13 @@ class Training(NamedTuple):
 
 
 def training_of(weights):
-    """The `Training` of a weights file, by its folder or pipeline; None where that has no scheduler_config.json.
+    """The `Training` of a weights file, by its folder or pipeline; None where no scheduler_config.json belongs to it.
 
     Raises InputError naming what cannot be read.
     """
     places = [weights.parent / name for name in SCHEDULERS] + [weights.parent.parent / SCHEDULERS[1]]
     path = next((path for path in places if path.is_file()), None)
-    if path is None:
+    if path is None or not weights.with_name("config.json").is_file():
         return None
     noise = _validated(Noise, _object(path), path, "the methods")
     size = _object(weights.with_name("config.json")).get("sample_size")

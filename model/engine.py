@@ -2,7 +2,6 @@
 
 import functools
 import os
-import resource
 import sys
 import time
 
@@ -16,17 +15,17 @@ from pndm.model.machine import has_bfloat16
 from pndm.model.settings import Settings
 
 
-def resolve(precision, device, smooth=True):
+def resolve(precision, device, smooth=True, key="Sample.precision"):
     """The precision that "auto" stands for: the fastest one that is not worse within its error (docs/speed.md).
 
     That is bf16 where the device has instructions for it, else fp32. Without `smooth` it is fp32, for methods that
-    control an error far below the rounding of bf16. Raises InputError for what the device cannot do.
+    control an error far below the rounding of bf16. Raises InputError, about `key`, for what the device cannot do.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}", "Sample.precision")
+        raise InputError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}", key)
     if precision == "tf32" and (device.type != "cuda" or torch.version.hip):
         message = f"precision tf32 needs an NVIDIA GPU; {device.type} can do fp32 and bf16"
-        raise InputError(message, "Sample.precision", "device")
+        raise InputError(message, key, "device")
     if precision != "auto":
         return precision
     fast = smooth and has_bfloat16(device)
@@ -145,5 +144,7 @@ def peak(device):
     """The most bytes that this process has held so far: on a GPU those of the GPU, else those of the process."""
     if device.type in ("cuda", "xpu"):
         return getattr(torch, device.type).max_memory_reserved(device)
+    import resource  # not on every system
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -120,12 +120,12 @@ def experiment(args: Arguments) -> Any:
     return load(args.config or CONFIG, overrides_of(args))
 
 
-def refuse_missing(args: Arguments) -> None:
+def refuse_missing(overrides: dict[str, tuple[str, Any]]) -> None:
     """A published file's place that is given by hand is not downloaded, as the same place in an experiment is."""
     from pndm.config.published import find
 
     for key in ("Sample.model_path", "Sample.statistics"):
-        _, given = overrides_of(args).get(key, ("", None))
+        _, given = overrides.get(key, ("", None))
         if not isinstance(given, str) or Path(given).exists():
             continue
         if (entry := find(given)) and entry.name != given:
@@ -141,7 +141,8 @@ def place(args: Arguments, keys: tuple[str, ...]) -> str:
         places = {target: flag for target, (flag, value) in overrides_of(args).items() if value is not None}
     except InputError:
         places, file = {}, ""
-    places |= {key: "" if key == "paths" else f"--{key}" for key in keys if "." not in key}
+    chosen = [key for key in keys if "." not in key and (key, args.device) != ("device", "auto")]
+    places |= {key: "" if key == "paths" else f"--{key}" for key in chosen}
     found = place_of(keys, places, file)
     return f"{found}: " if keys and found else ""
 
@@ -227,7 +228,7 @@ def dispatch(args: Arguments) -> int:
     if args.runner in ("check", "fetch"):
         return check_or_fetch(args)
     if not args.plan and args.runner != "plan":
-        refuse_missing(args)
+        refuse_missing(overrides_of(args))
     if args.runner == "reproduce":
         return reproduce(args)
     resolved = experiment(args)
@@ -285,7 +286,7 @@ def attempt(args: Arguments) -> int:
     except MemoryError:
         return complain(out_of_memory(args))
     except BrokenPipeError:
-        return 0  # whoever read the output has seen enough
+        return 141  # as of a program that SIGPIPE ends
     except OSError as error:
         return complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except (RuntimeError, ImportError) as error:

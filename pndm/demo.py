@@ -14,7 +14,7 @@ from pndm import cli, early, places
 from pndm.arguments import count
 from pndm.config.errors import InputError
 from pndm.config.files import aside
-from pndm.config.load import FOLDER, load, parse_set
+from pndm.config.load import FOLDER, load, parse_set, place_of
 
 METHODS, CALLS = "DDIM,F-PNDM,DPM-Solver++2M", "10,20,40"
 PORTS = 2**16 - 1
@@ -55,8 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return show(args)
     except InputError as error:
-        flag = f"--{error.keys[0]}: " if error.keys and "." not in error.keys[0] else ""
-        return cli.complain(f"{flag}{error}")
+        flags = {"Sample.model_path": "--model_path"} if args.model_path is not None else {}
+        flags |= {target.partition("=")[0].strip(): "--set" for target in args.set}
+        found = place_of(error.keys, flags | {key: f"--{key}" for key in error.keys if "." not in key}, "")
+        return cli.complain(f"{found}: {error}" if found else error)
     except OSError as error:
         return cli.complain(f"{error.filename or '--port'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -79,6 +81,7 @@ def show(args: argparse.Namespace) -> int:
     overrides = {target: ("--set", value) for target, value in map(parse_set, args.set)}
     if args.model_path is not None:
         overrides["Sample.model_path"] = ("--model_path", args.model_path)
+    cli.refuse_missing(overrides)
     experiment, device = load(args.config, overrides), places.device(args.device)
     limit = LIMIT if args.limit is None else args.limit
     names = ("methods", "spacings", "calls", "seed", "images", "other", "share")

@@ -199,8 +199,9 @@ class PNDMPipeline:
 
     def _eps(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ε of a network that predicts something else."""
-        alpha = x.new_tensor(self.schedule.alpha_cumprod(t.cpu().double().numpy())).reshape(-1, *[1] * (x.ndim - 1))
-        eps: torch.Tensor = eps_from(self.network(x, t), x, alpha, self.prediction)
+        alpha = self.schedule.alpha_cumprod(t.cpu().double().numpy())
+        a, b = (x.new_tensor(value).reshape(-1, *[1] * (x.ndim - 1)) for value in (alpha**0.5, (1 - alpha) ** 0.5))
+        eps: torch.Tensor = eps_from(self.network(x, t), x, a, b, self.prediction)
         return eps
 
     def _noise(self, n: int, generator: Generators) -> torch.Tensor:

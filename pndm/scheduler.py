@@ -236,7 +236,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         query, x = self._asked(sample, options)
         alpha = self.schedule.alpha_cumprod(query.level)
         output = model_output[:, : sample.shape[1]].to(x.dtype)
-        eps = eps_from(output, x, alpha, self.config["prediction_type"])
+        eps = eps_from(output, x, math.sqrt(alpha), math.sqrt(1 - alpha), self.config["prediction_type"])
         data = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
 
         def noise(x: torch.Tensor) -> Any:

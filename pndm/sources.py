@@ -56,13 +56,14 @@ def source_of(config: Mapping[str, Any]) -> str | None:
 
     The configuration of a scheduler that was not loaded does not name its class. But it has all of its arguments.
     """
-    if "_class_name" in config:
-        name = str(config["_class_name"])
-        return name if hasattr(diffusers, name) else None
     if "method" in config:
         return None
+    if "_class_name" in config:
+        name = str(config["_class_name"])
+        return None if name == "MethodScheduler" else name
     here = [name for name in (*sorted(ALPHAS | FLOWS), *WHY) if hasattr(diffusers, name)]  # older releases lack some
-    full = {name: keys for name in here if (keys := set(arguments_of(name))) <= set(config)}
+    # A class whose own requirements are missing is there without arguments.
+    full = {name: keys for name in here if (keys := set(arguments_of(name))) and keys <= set(config)}
     return max(full, key=lambda name: len(full[name]), default=None)
 
 
@@ -87,6 +88,8 @@ def _translated(name: str, config: Mapping[str, Any], given: Mapping[str, Any]) 
     if name not in ALPHAS | FLOWS:
         why = WHY.get(name, f"known are {', '.join(sorted(ALPHAS | FLOWS))}")
         raise InputError(f"the methods cannot sample with a network of {name}: {why}")
+    if not hasattr(diffusers, name):
+        raise InputError(f"diffusers {diffusers.__version__} has no {name}, whose defaults are needed")
     defaults = {key: argument.default for key, argument in arguments_of(name).items()}
     found = defaults | {key: value for key, value in config.items() if key != "_use_default_values"}
     for (key, value), why in SETTINGS.items():

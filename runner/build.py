@@ -272,8 +272,8 @@ def load_network(experiment, device, precision=None):
 
     precision: in place of the experiment's.
     """
+    precision = resolve(precision, device) if precision else precision_of(experiment, device)
     network, path, record = read_network(experiment)
-    precision = precision or precision_of(experiment, device)
     return Loaded(Engine(network, device, precision, experiment.Sample.compile), path, record, precision)
 
 
@@ -298,7 +298,7 @@ def check_solver(experiment, digest):
     """Raise InputError if the experiment's solver file, where it has one, is not of the network with this sha256."""
     s = experiment.Sample
     if s.solver is not None and not s.any_network:
-        solver_of(experiment).check_network(digest, s.solver, "--any_network takes it all the same")
+        solver_of(experiment).check_network(digest, s.solver, "Sample.any_network takes it all the same")
 
 
 def check_prediction(source):

@@ -66,6 +66,8 @@ class TrainFolder:
             if checkpoints_in(self.path) != self.checkpoints:
                 raise InputError(f"{self.path}: another process has trained in this folder meanwhile", "train_path")
             lock.write_text(torchrun(), encoding="utf-8")
+            for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
             before = set(self.path.iterdir()) - {lock}
             try:
                 yield

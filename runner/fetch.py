@@ -45,7 +45,7 @@ def fetch(name: str) -> Path:
         ...     path = fetch("my_network")
         ... except InputError as error:
         ...     print(error)
-        nothing is published as my_network; --runner fetch alone lists what is
+        nothing is published as my_network; config/published.yml lists what is
     """
     return provide(published.named(name))
 

@@ -168,7 +168,7 @@ def read_image(path):
             raise OSError("no regular file")
         with Image.open(path) as image:
             return from_picture(image)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises nearly anything for a damaged file
         raise InputError(f"{path}: not a readable image ({error}); delete it and run again") from None
 
 

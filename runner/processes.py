@@ -165,9 +165,12 @@ def processes(device: torch.device, timeout: float | None = None) -> Iterator[Pr
     """The ranks that torchrun started, joined (NCCL on GPUs, gloo on CPUs); without torchrun, this process alone.
 
     timeout: minutes (default 30) that a rank waits for others that do nothing; then all end. Raises InputError when
-    torchrun's variables are wrong, when there are more ranks than GPUs, and when another rank no longer answers.
+    torchrun's variables are wrong, when there are more ranks than GPUs, for a device that several ranks cannot join on,
+    and when another rank no longer answers.
     """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    if size > 1 and device.type not in ("cpu", "cuda"):
+        raise InputError(f"{device.type}: several processes compute on CPUs or on NVIDIA's and AMD's GPUs", "device")
     if device.type == "cuda":
         if size > 1:
             device = torch.device("cuda", _number("LOCAL_RANK", 0))

@@ -85,7 +85,7 @@ class Trainer:
         train, n = experiment.Train, experiment.Dataset.batch_size
         self.schedule = schedule_of(experiment)
         check(experiment)
-        self.precision = resolve(train.precision, self.device)
+        self.precision = resolve(train.precision, self.device, key="Train.precision")
         self.images = open_dataset(experiment.Dataset)
         self.steps = steps_of(experiment, len(self.images))
         if n < team.size:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
+from pndm.config.errors import InputError
 from pndm.config.schema import DatasetSection
 from pndm.dataset import encode, open_dataset
 from pndm.dataset.readers import fashion_labels
@@ -79,8 +80,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not Path(args.to).resolve().parent.is_dir():
         parser.error(f"{args.to} cannot be written: its folder is not there")
-    net = train(*data("train", args.path), args.epochs)
-    share = accuracy(net, *data("test", args.path))
+    try:
+        images, tests = data("train", args.path), data("test", args.path)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
+    net = train(*images, args.epochs)
+    share = accuracy(net, *tests)
     save(args.to, net.state_dict(), {"classifier": "FASHION", "epochs": args.epochs, "test_accuracy": share})
     print(f"{args.to}: {100 * share:.2f} % of the test images are named rightly")
 

@@ -11,7 +11,7 @@ from pndm.dataset import count_images
 from pndm.model import checkpoint
 from pndm.runner import fetch
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
-from pndm.runner.measure.features import TITLES, is_fid, make_extractor
+from pndm.runner.measure.features import TITLES, inception_file, is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
 from pndm.runner.measure.statistics import ALONE, Moments, Statistics
 
@@ -116,9 +116,10 @@ class Measurement:
             self.behind.settle()
 
     def fits(self, card):
-        """Whether a card's distance was measured against this reference, as far as the card tells."""
+        """Whether a card's distance was measured on these features against this reference, as far as the card tells."""
         theirs, mine = card["reference"], self.reference.record
-        return (theirs.get("hash"), theirs.get("images")) == (mine.get("file_hash"), mine.get("images"))
+        held = card["hash"], theirs.get("hash"), theirs.get("images")
+        return held == (self.extractor.hash, mine.get("file_hash"), mine.get("images"))
 
     def card(self):
         """What is known of the distance: value, standard error, and all that it depends on."""
@@ -153,11 +154,14 @@ def make_card(a, b, extractor=None, error=None, device="cpu"):
 
 
 def outdated(card, dataset, sample):
-    """Whether what a card's distance was measured against has changed since, as far as that is quickly seen.
+    """Whether what a card's distance was measured with has changed since, as far as that is quickly seen.
 
     dataset, sample: an experiment's sections. `Measurement.fits` says it of a reference that was read.
     """
     known = card["reference"]
+    weights = inception_file(sample.inception_path) if sample.features == "inception" else None
+    if weights and checkpoint.sha256(weights) != card["hash"]:
+        return True
     if sample.statistics != "dataset":
         file = bundled(sample.statistics)
         return bool(file and known.get("hash") and checkpoint.sha256(file) != known["hash"])

@@ -126,17 +126,17 @@ def _betas(type: str, start: float, end: float, count: int) -> Any:
     return np.square(np.linspace(start**0.5, end**0.5, count, dtype=np.float64))
 
 
-def eps_from(output: Any, x: Any, alpha: Any, prediction: str) -> Any:
+def eps_from(output: Any, x: Any, signal: Any, noise: Any, prediction: str) -> Any:
     """ε of x = √ᾱ · x_0 + √(1−ᾱ) · ε, from a network's output at x.
 
-    output: a tensor like x. alpha: the noise level ᾱ < 1 of x, a number or a tensor that broadcasts to x.
+    output: a tensor like x. signal, noise: √ᾱ and √(1−ᾱ) > 0 of x, numbers or tensors that broadcast to x.
     prediction: what the output is, a name in `PREDICTIONS`: "epsilon" ε itself, "v_prediction"
     v = √ᾱ · ε − √(1−ᾱ) · x_0 (Salimans & Ho 2022), "sample" x_0, "flow_prediction" ε − x_0 (flow matching).
     """
     if prediction == "v_prediction":
-        return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
+        return signal * output + noise * x
     if prediction == "flow_prediction":
-        return (x + alpha**0.5 * output) / (alpha**0.5 + (1 - alpha) ** 0.5)
+        return (x + signal * output) / (signal + noise)
     if prediction == "sample":
-        return (x - alpha**0.5 * output) / (1 - alpha) ** 0.5
+        return (x - signal * output) / noise
     return output

@@ -173,7 +173,7 @@ def select(cells, table, methods=None, steps=None, seeds=None):
     table: its name, for messages. methods, steps: words with commas between them. seeds: how many, as text.
     """
     most = max(cell.seed for cell in cells) + 1
-    if seeds and not (seeds.isascii() and seeds.isdecimal() and 1 <= int(seeds) <= most):
+    if seeds and seeds not in map(str, range(1, most + 1)):
         raise InputError(f"{seeds!r} is not a number from 1 to {most}, as table {table} has", "seeds")
     labels = dict.fromkeys(cell.label for cell in cells)
     numbers = sorted({cell.asked for cell in cells if cell.budget})

@@ -55,7 +55,7 @@ def fit(record, fingerprint, measurement, place):
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{place}: damaged, or of another version", "cells") from None
     if found:
-        raise InputError(f"{place} is another run ({found}); leave --cells out, or take another table", "cells")
+        raise InputError(f"{place} is another run ({found})", "cells")
     return record | {"fingerprint": fingerprint}
 
 
@@ -88,7 +88,7 @@ def _holds(value):
 
 def _value(name, text):
     """What `results.tidy` wrote as `text`."""
-    if name.startswith("versions.") or name.endswith(("sha256", "hash")):
+    if name in ("label", "method", "profile") or name.startswith("versions.") or name.endswith(("sha256", "hash")):
         return text or None
     try:
         return ast.literal_eval(text) if text else None

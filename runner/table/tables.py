@@ -108,8 +108,9 @@ def _beside_the_paper(table, rows):
     head = ["method", "profile", "steps", "network calls", "ours", *least, "paper", "basis", "difference"]
     body = []
     for row in rows if paper.fid else ():
-        known = paper.fid.get(row.label, {}).get(row.nfe if table.by_calls else row.steps) if row.called else None
-        theirs = [f"{known.value}", known.basis, f"{row.distance - known.value:+.2f}"] if known else ["", "", ""]
+        known = paper.fid.get(row.label, {}).get(row.nfe if table.by_calls else row.steps)
+        apart = f"{row.distance - known.value:+.2f}" if known and row.called == "FID" else ""  # of like from like
+        theirs = [f"{known.value}", known.basis, apart] if known else ["", "", ""]
         least = [f"{min(row.by_seed.values()):.2f}" if row.by_seed else ""] * several
         ours = [row.label, row.profile, str(row.steps or "adaptive"), f"{row.nfe:.4g}", value(row), *least]
         body.append([*ours, *theirs])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 from helpers import DATA
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pndm.config.errors import InputError
-from pndm.config.load import files, load, parse_set
+from pndm.config.load import files, load, load_solver, parse_set
 from pndm.config.schema import Experiment
 
 PUBLISHED = sorted((DATA / "published_configs").glob("*.yml"))
@@ -131,3 +133,17 @@ def test_set_is_split_and_read_as_yaml():
     for wrong in ("Model", "Model.ch", "ch=3", "Model.ch=[1"):
         with pytest.raises(InputError, match=r"Section\.key=value|not YAML"):
             parse_set(wrong)
+
+
+def test_a_solver_file_may_be_named_by_a_path():
+    assert load_solver(Path("digits_nfe8")) == load_solver("digits_nfe8.yml")
+    with pytest.raises(InputError, match=r"^no file nowhere\.yml"):
+        load_solver(Path("nowhere.yml"))
+
+
+def test_calls_and_times_stand_without_a_number_of_steps_that_fits():
+    short = {"Schedule.diffusion_step": ("--set", 20)}
+    for name, value in (("nfe", 10), ("times", [19, 5, -1])):
+        assert load("digits.yml", short | {f"Sample.{name}": ("--set", value)}).Schedule.diffusion_step == 20
+    with pytest.raises(InputError, match="sample_speed 50 is above"):
+        load("digits.yml", short)

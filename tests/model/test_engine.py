@@ -270,7 +270,10 @@ def test_which_precision_auto_is(monkeypatch):
         assert resolve("bf16", CPU, smooth=False) == "bf16"
     with pytest.raises(InputError, match=r"^precision tf32 needs an NVIDIA GPU; cpu can do fp32 and bf16$") as caught:
         resolve("tf32", CPU)
-    assert caught.value.keys[0] == "Sample.precision"
+    assert caught.value.keys == ("Sample.precision", "device")
+    with pytest.raises(InputError, match="tf32") as caught:
+        resolve("tf32", CPU, key="Train.precision")
+    assert caught.value.keys[0] == "Train.precision"
     with pytest.raises(InputError, match=r"^precision 'x' is not one of auto, fp32, tf32, bf16$") as caught:
         resolve("x", CPU)
     assert caught.value.keys == ("Sample.precision",)

@@ -5,6 +5,7 @@ import torch
 from helpers import published_section
 
 from pndm.config.errors import InputError
+from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.settings import settings_of
 
@@ -34,6 +35,8 @@ def test_the_key_is_named(name, changes, message):
     "arguments, message",
     [
         (("model/digits.safetensors",), "a Model section comes first"),
+        ((load("digits.yml"),), "a Model section is a mapping of keys, not of type Experiment"),
+        ((5,), "a Model section is a mapping of keys, not of type int"),
         (({"struc": "DDIM", "ch": 10**9},), "Model.image_size is missing"),
         ((None, None, "cuda:99" if not torch.cuda.is_available() else "xpu"), "is not there"),
         ((None, None, "gpu"), "device 'gpu' is not one of PyTorch's"),

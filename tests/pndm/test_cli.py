@@ -42,6 +42,7 @@ def test_help_loads_nothing_heavy():
             "--threshold: method Heun takes no option threshold",
         ),
         (["--precision", "tf32"], "--precision: precision tf32 needs"),
+        (["--set", "Sample.precision=tf32", "--device", "cpu"], "--set: precision tf32 needs"),
         (["--method", "PF", "--nfe", "10"], "spends what its tolerances take"),
         (["--nfe", "0"], "--nfe: Sample.nfe is '0'"),
         (["--nfe", "9", "--sample_speed", "9"], "Sample.sample_speed and Sample.nfe exclude each other"),

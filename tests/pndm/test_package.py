@@ -133,7 +133,10 @@ def test_tools_run_as_files_after_an_editable_installation(editable, elsewhere, 
 
 TYPED = """
 import torch
-from pndm import MethodScheduler, PNDMPipeline, Schedule, frechet_distance, load_model, solve, trajectory
+from pndm import InputError, MethodScheduler, PNDMPipeline, Schedule
+from pndm import frechet_distance, load_experiment, load_model, solve, trajectory
+reveal_type(load_experiment("digits.yml"))  # pndm.config.schema.Experiment
+reveal_type(InputError("wrong", "Sample.nfe"))  # pndm.config.errors.InputError
 schedule = Schedule("linear")
 network = load_model(None, "folder")
 for state in solve("F-PNDM", network, torch.zeros(1), schedule, 20):

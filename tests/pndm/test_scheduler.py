@@ -78,7 +78,9 @@ def test_what_the_network_predicts_does_not_matter(method, prediction):
         data = (x - (1 - alpha).sqrt() * eps(x, t)) / alpha.sqrt()
         v = alpha.sqrt() * eps(x, t) - (1 - alpha).sqrt() * data
         answer = {"epsilon": eps(x, t), "sample": data, "v_prediction": v}[prediction]
-        torch.testing.assert_close(eps_from(answer, x, alpha, prediction), eps(x, t), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            eps_from(answer, x, alpha.sqrt(), (1 - alpha).sqrt(), prediction), eps(x, t), rtol=1e-9, atol=1e-9
+        )
         return torch.cat([answer, answer * 0 + 7], 1)  # and variances, which are not used
 
     expected = last(solve(method, eps, x, schedule, 20)).x

@@ -303,6 +303,9 @@ def test_what_a_source_leaves_to_its_class():
     assert MethodScheduler.from_config(patched).config.steps_offset == 1
     own = MethodScheduler(timestep_spacing="karras", method="DDIM").config
     assert MethodScheduler.from_config(own).config.timestep_spacing == "karras"
+    hand_written = MethodScheduler.from_config({"num_train_timesteps": 1000, "timestep_spacing": "trailing"})
+    assert not hand_written.config.whole_timesteps  # no class is said, though some are there without arguments
+    assert MethodScheduler.from_config({"_class_name": "Mine", "method": "DDIM"}).config.method == "DDIM"
     assert MethodScheduler.from_config({"beta_end": 0.03}).schedule.betas[-1] == Schedule(beta_end=0.03).betas[-1]
 
 
@@ -314,6 +317,7 @@ def test_what_a_source_leaves_to_its_class():
         ("CMStochasticIterativeScheduler", {}, "jumps from any time to the image"),
         ("LCMScheduler", {}, "jumps from any time to the image"),
         ({"_class_name": "VQDiffusionScheduler"}, {}, "known are CogVideoXDDIMScheduler, "),
+        ({"_class_name": "RectifiedScheduler", "sigma_data": 0.5}, {}, "network of RectifiedScheduler: known are "),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas is True"),

@@ -309,5 +309,5 @@ def test_an_unknown_name_is_one_line(publish):
     publish("made_up", "http://127.0.0.1:9/x")
     with pytest.raises(InputError, match=r"^nothing is published as made_ups; did you mean made_up\?$"):
         pndm.fetch("made_ups")
-    with pytest.raises(InputError, match="--runner fetch alone lists what is"):
+    with pytest.raises(InputError, match=r"config/published\.yml lists what is"):
         pndm.fetch("qqqq")

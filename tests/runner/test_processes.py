@@ -266,6 +266,13 @@ def test_wrong_variables_of_torchrun_are_named(monkeypatch, variables, said):
         pass
 
 
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_several_processes_on_a_device_that_cannot_join_are_refused(monkeypatch, kind):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=f"^{kind}: several processes"), processes(torch.device(kind)):
+        pass
+
+
 def test_every_item_is_dealt_to_one_process():
     """The fast one gets more of them, and a second deal begins anew."""
     first, second = teams(timeout=60)

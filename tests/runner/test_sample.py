@@ -197,6 +197,18 @@ def test_images_do_not_depend_on_the_batch_size_beyond_rounding(tiny, cli, tmp_p
         assert np.abs(images(tmp_path / str(size)) - images(tmp_path / "10")).max() <= 1
 
 
+def test_an_image_with_any_kind_of_damage_is_one_line(tiny, cli, tmp_path):
+    cli(*tiny.flags(tmp_path / "run"))
+    file = tmp_path / "run" / "000001.png"
+    whole = file.read_bytes()
+    (tmp_path / "run" / "result.json").unlink()
+    for damaged in (b"", whole[:50], whole[:11] + b"\x05" + whole[12:]):  # Pillow raises a ValueError for the last
+        file.write_bytes(damaged)
+        status, _, err = cli(*tiny.flags(tmp_path / "run"))
+        assert (status, err.count("\n")) == (2, 1)
+        assert "000001.png: not a readable image" in err
+
+
 def test_missing_images_come_back_with_the_same_bytes(tiny, cli, tmp_path):
     cli(*tiny.flags(tmp_path / "run"))
     before = image_files(tmp_path / "run")
@@ -476,6 +488,17 @@ def test_a_folder_of_a_network_that_does_not_predict_noise_is_refused(tiny, cli,
     start = ["--set", f"Train.start={tmp_path / 'network.safetensors'}", "--train_path", tmp_path / "train"]
     status, _, err = cli("--runner", "train", "--config", tiny.config, "--device", "cpu", *start)
     assert status == 2 and "not ε" in err and not (tmp_path / "train").exists()
+    (tmp_path / "config.json").unlink()  # what remains is of another network
+    assert cli(*tiny.flags(tmp_path / "run", *own))[0] == 0
+
+
+def test_a_folders_precision_is_refused_where_the_device_has_none_such(tiny, cli, tmp_path):
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    held = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(held | {"precision": "tf32"}))  # begun on a GPU
+    (tmp_path / "run/result.json").unlink()
+    status, _, err = cli(*tiny.flags(tmp_path / "run"))
+    assert status == 2 and "precision tf32 needs an NVIDIA GPU" in err and err.count("\n") == 1
 
 
 def test_automatic_batch_size_is_kept_by_the_folder(tiny, cli, tmp_path, monkeypatch):

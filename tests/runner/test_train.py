@@ -136,7 +136,9 @@ def test_a_killed_run_ends_with_the_same_bits(tiny, straight, cli, tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert state(tmp_path)["step"] in (5, 10)
+    (tmp_path / ".train-00000015.ckpt.1.tmp").touch()  # as when it was killed while it wrote
     assert cli(*flags(tiny, tmp_path, 4, "--restart"))[0] == 0
+    assert not list(tmp_path.glob(".*"))
     for name in ("model", "ema", "optimizer", "step"):
         assert_same(state(tmp_path)[name], state(straight)[name])
 

@@ -9,12 +9,19 @@ from PIL import Image
 from pndm.tools import example
 
 
-def test_example(tmp_path, capsys):
-    example.main(["--method", "S-PNDM", "--steps", "5", "--out", str(tmp_path / "new" / "example.png")])
+@pytest.mark.parametrize(("method", "calls"), [("S-PNDM", 6), ("DDPM", 5)])
+def test_example(tmp_path, capsys, method, calls):
+    status = example.main(["--method", method, "--steps", "5", "--out", str(tmp_path / "new" / "example.png")])
     *_, state, difference, _ = capsys.readouterr().out.splitlines()
-    assert state.startswith("t =   -1.0, 6 network calls")
+    assert status == 0
+    assert state.startswith(f"t =   -1.0, {calls} network calls")
     assert float(difference.split(": ")[1]) == 0
     assert Image.open(tmp_path / "new" / "example.png").size > (256, 256)
+
+
+def test_an_example_of_no_steps_is_one_line(tmp_path, capsys):
+    assert example.main(["--steps", "0", "--out", str(tmp_path / "example.png")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_differences(monkeypatch, capsys):

@@ -46,6 +46,10 @@ def test_sampling_with_inception(tiny, cli, tmp_path, weights):
     flags = [*common, "--statistics", tmp_path / "a.npz", "--total_num", 4]
     status, out, _ = cli(*tiny.flags(tmp_path / "run", *flags))
     assert status == 0 and "Fréchet distance on inception" in out
+    other = torch.load(weights)
+    torch.save(other | {"Conv2d_1a_3x3.conv.weight": other["Conv2d_1a_3x3.conv.weight"] * 0}, tmp_path / "other.pth")
+    status, _, err = cli(*tiny.flags(tmp_path / "run", *flags, "--inception_path", tmp_path / "other.pth"))
+    assert status == 2 and "weights' hash" in err  # of a finished run, too
     moments = Moments.load(tmp_path / "a.npz")
     Moments(moments.mu, moments.sigma, moments.record | {"hash": "0" * 64}).save(tmp_path / "a.npz")
     status, out, err = cli(*tiny.flags(tmp_path / "again", *flags))

@@ -8,7 +8,7 @@ import yaml
 
 from pndm.runner.table import figures
 
-METHODS = ["DDIM", {"label": "PF 1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}]
+METHODS = ["DDIM", {"label": "1e-2", "method": "PF", "rtol": 0.01, "atol": 0.01}]
 
 
 @pytest.fixture

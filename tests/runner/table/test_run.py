@@ -299,11 +299,11 @@ def test_distances_to_the_flow_stand_in_the_table():
 def test_the_papers_values_stand_beside_ours_and_unknown_ones_stay_blank(table, cli, undrawn, tmp_path):
     paper = {"fid": {"DDIM": {4: {"value": 7.5, "basis": "quoted"}, "best": {"value": 5.0, "basis": "inferred"}}}}
     cli(*table(paper=paper, profiles=["exact"], seeds=1))
-    entries = json.loads((tmp_path / "table/cells.json").read_text())
-    ours = next(e["record"]["frechet"]["value"] for e in entries if e["cell"] == "DDIM_4_exact_seed0")
     text = (tmp_path / "table/table.md").read_text()
     known = next(line for line in text.splitlines() if line.startswith("| DDIM | exact | 4 |"))
-    assert [part.strip() for part in known.split("|")][6:9] == ["7.5", "quoted", f"{ours - 7.5:+.2f}"]
+    assert [part.strip() for part in known.split("|")][6:9] == ["7.5", "quoted", ""]  # pixels are no FID
+    row = Row("DDIM", "exact", 4, 4, 4, 1, 10, 8.25, None, 0.01, 1.0, 5, "FID", {0: 8.25})
+    assert "| DDIM | exact | 4 | 4 | 8.25 ± 0.01 | 7.5 | quoted | +0.75 |" in text_of([row], paper=paper)
     unknown = next(line for line in text.splitlines() if line.startswith("| DDIM | exact | 5 |"))
     assert [part.strip() for part in unknown.split("|")][6:9] == ["", "", ""]
     assert "best of DDIM" in text
@@ -377,6 +377,11 @@ def test_a_folder_with_another_table_is_refused(table, cli, undrawn, tmp_path, f
     assert (status, err.count("\n")) == (2, 1)
     assert said in err
     assert {path: path.read_bytes() for path in (tmp_path / "table").rglob("*") if path.is_file()} == before
+
+
+def test_a_number_of_seeds_of_5000_digits_is_one_line(table, cli):
+    status, _, err = cli(*table(), "--seeds", "9" * 5000)
+    assert (status, err.count("\n")) == (2, 1)
 
 
 def test_a_folder_that_another_run_works_in_is_refused(table, cli, undrawn, tmp_path):
