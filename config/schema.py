@@ -258,8 +258,8 @@ class Experiment(Section):
             if value not in (None, wanted):
                 message = f"Model.{ours} {value} is not Dataset.{theirs} {wanted}"
                 raise Contradiction(message, f"Model.{ours}", f"Dataset.{theirs}")
-        steps, total = sample.sample_speed, self.Schedule.diffusion_step
-        if steps > total and not (sample.nfe or sample.times or sample.solver):
+        steps = 0 if sample.nfe or sample.times or sample.solver else sample.sample_speed
+        if steps > (total := self.Schedule.diffusion_step):
             message = f"Sample.sample_speed {steps} is above Schedule.diffusion_step {total}"
             raise Contradiction(message, "Sample.sample_speed", "Schedule.diffusion_step")
         halvings = len(getattr(model, "channel_mult", [1])) - 1  # of a model that does not know its image size
@@ -273,9 +273,8 @@ class Experiment(Section):
         if (sample.label is not None and sample.label >= classes) or (sample.guidance != 1 and not classes):
             what, given = ("guidance", sample.guidance) if sample.label is None else ("label", sample.label)
             known = f"classes 0 to {classes - 1}" if classes else "no classes"
-            raise Contradiction(
-                f"Sample.{what} is {given}; the network knows {known}", f"Sample.{what}", "Model.labels"
-            )
+            message = f"Sample.{what} is {given}; the network knows {known}"
+            raise Contradiction(message, f"Sample.{what}", "Model.labels")
         if (sample.clip or sample.threshold is not None) and not data.rescaled:
             message = "Sample.clip and Sample.threshold need images in [−1, 1], so Dataset.rescaled"
             raise Contradiction(message, "Sample.clip", "Sample.threshold", "Dataset.rescaled")
