@@ -87,8 +87,9 @@ def kid(features, reference, device="cpu", subsets=100, size=1000):
     """Kernel Inception distance of features (n, d) and (m, d): Bińkowski et al. 2018, arXiv:1801.01401.
 
     The unbiased squared MMD with the kernel (x·y/d + 1)³, its mean and standard deviation over random subsets of `size`
-    (or all, where there are fewer), drawn from a fixed seed. It may fall below 0. With `size` vectors or fewer on both
-    sides all subsets are the same: then there is one, and no deviation. Raises ValueError on fewer than 2 vectors.
+    (or of the smaller side, where that has fewer), drawn from a fixed seed. It may fall below 0. With the same number
+    on both sides, at most `size`, all subsets are the same: then there is one, and no deviation. Raises ValueError on
+    fewer than 2 vectors.
     """
     size = min(size, len(features), len(reference))
     if size < 2:

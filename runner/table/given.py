@@ -9,6 +9,7 @@ import csv
 from pndm.config.errors import InputError
 from pndm.config.schema import difference
 
+OF_A_CELL = ("label", "profile", "budget", "seed")  # columns that tell a cell from all others
 # Columns that are the table's, not the record's.
 OF_THE_TABLE = {"label", "budget", "distance", "error", "seeds"}
 OF_THE_TABLE |= {f"{what}_over_seeds" for what in ("mean", "deviation", "least")}
@@ -26,13 +27,16 @@ def read(path, cells):
         raise InputError(f"{path}: {error.strerror}", "cells") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a cells.csv ({error})", "cells") from None
+    for column in OF_A_CELL:
+        if lines and column not in lines[0]:
+            raise InputError(f"{path}: no column {column}; not a cells.csv, or of an older version", "cells")
     names = {(cell.label, cell.profile, cell.asked, cell.seed): cell.name for cell in cells}
     found = {}
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
             raise InputError(f"{path}, line {number}: not as long as the first line", "cells")
         record = _record(line)
-        if name := names.get(tuple(record.get(key) for key in ("label", "profile", "budget", "seed"))):
+        if name := names.get(tuple(record[key] for key in OF_A_CELL)):
             found[name] = {key: value for key, value in record.items() if key not in OF_THE_TABLE}
     if not found:
         raise InputError(f"{path}: none of the table's cells is in it", "cells")

@@ -113,7 +113,8 @@ def test_a_cell_of_another_run_is_refused_and_nothing_is_written(table, cli, tmp
     [
         (None, "No such file or directory"),
         (b"", "none of the table's cells is in it"),
-        (b"label,profile\nDDIM,exact\n", "none of the table's cells is in it"),
+        (b"label,profile,seed\nDDIM,exact,0\n", "no column budget; not a cells.csv, or of an older version"),
+        (b"label,profile,budget,seed\nDDIN,exact,4,0\n", "none of the table's cells is in it"),
         (b"label,profile,budget,seed\nDDIM,exact,4\n", "line 2: not as long as the first line"),
         (b"label,profile,budget,seed\nDDIM,exact,4,0,1\n", "line 2: not as long as the first line"),
         (b"label,profile,budget,seed\nDDIM,exact,4,0\n", "damaged, or of another version"),
