@@ -10,6 +10,7 @@ from pndm.config.errors import InputError
 from pndm.config.schema import difference
 
 OF_A_CELL = ("label", "profile", "budget", "seed")  # columns that tell a cell from all others
+NUMBERS = ("nfe", "images", "made", "seconds", "images_per_second", "world_size")  # that every cell has
 # Columns that are the table's, not the record's.
 OF_THE_TABLE = {"label", "budget", "distance", "error", "seeds"}
 OF_THE_TABLE |= {f"{what}_over_seeds" for what in ("mean", "deviation", "least")}
@@ -30,14 +31,13 @@ def read(path, cells):
     for column in OF_A_CELL:
         if lines and column not in lines[0]:
             raise InputError(f"{path}: no column {column}; not a cells.csv, or of an older version", "cells")
-    names = {(cell.label, cell.profile, cell.asked, cell.seed): cell.name for cell in cells}
+    names = {(cell.label, cell.profile, str(cell.asked or ""), str(cell.seed)): cell.name for cell in cells}
     found = {}
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
             raise InputError(f"{path}, line {number}: not as long as the first line", "cells")
-        record = _record(line)
-        if name := names.get(tuple(record[key] for key in OF_A_CELL)):
-            found[name] = {key: value for key, value in record.items() if key not in OF_THE_TABLE}
+        if name := names.get(tuple(line[column] for column in OF_A_CELL)):
+            found[name] = {key: value for key, value in _record(line).items() if key not in OF_THE_TABLE}
     if not found:
         raise InputError(f"{path}: none of the table's cells is in it", "cells")
     return found
@@ -49,6 +49,9 @@ def fit(record, fingerprint, measurement, place):
     measurement: what the cell's distance is measured with here, None if nothing is. place: what messages begin with.
     """
     try:
+        numbers = [record[key] for key in NUMBERS] + ([record["frechet"]["value"]] if record["frechet"] else [])
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError
         held = {key: _at(record["config"], key) for key in fingerprint if "." in key}
         held |= {key: record[key] for key in ("steps", "precision")} | {"checkpoint": record["checkpoint"]["sha256"]}
         if record["solver"]:
@@ -92,7 +95,7 @@ def _holds(value):
 
 def _value(name, text):
     """What `results.tidy` wrote as `text`."""
-    if name in ("label", "method", "profile") or name.startswith("versions.") or name.endswith(("sha256", "hash")):
+    if name.startswith("versions.") or name.endswith(("sha256", "hash")):
         return text or None
     try:
         return ast.literal_eval(text) if text else None

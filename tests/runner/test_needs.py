@@ -97,7 +97,7 @@ def test_the_whole_manifest_is_listed(bare, cli):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--runner", "fetch", "nonsense"], "nothing is published as nonsense; --runner fetch alone lists"),
+        (["--runner", "fetch", "nonsense"], "nothing is published as nonsense; config/published.yml lists"),
         (["--runner", "fetch", "--features", "inception"], "but no experiment; --config names one"),
         (["--runner", "check", "--table", "celeba", "--config", "digits.yml"], "--config: digits.yml: a table names"),
         (["--runner", "check", "ema_cifar10"], "path ema_cifar10 does not go with --runner check"),

@@ -91,6 +91,8 @@ def write(path, lines):
         ("frechet.reference.images", "12", "its reference has changed since"),
         ("frechet.reference.images", "", "its reference has changed since"),
         ("config.Sample", "5", "damaged, or of another version"),
+        ("frechet.value", "much", "damaged, or of another version"),
+        ("seconds", "", "damaged, or of another version"),
     ],
 )
 def test_a_cell_of_another_run_is_refused_and_nothing_is_written(table, cli, tmp_path, column, value, says):
