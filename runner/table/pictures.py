@@ -25,7 +25,7 @@ def read_cells(done, bench):
 def read_images(folder):
     """The first images of a sampling run's folder, up to one that is damaged or not there."""
     images = []
-    with contextlib.suppress(OSError, SyntaxError):
+    with contextlib.suppress(Exception):  # Pillow raises nearly anything for a damaged file
         for i in range(TILES):
             images.append(np.asarray(Image.open(folder / f"{i:06d}.png")))
     return images

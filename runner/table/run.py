@@ -60,7 +60,8 @@ def run(table, path, overrides, device, folder, timeout=None, flow=None, taken=N
         team.wait()
         names = {cell.name for cell, _ in bench.finished(cells)}
         team.wait()  # until all have seen the same
-        wanted = [cell for cell in cells if cell in selected or cell.name in bench.taken]
+        chosen = {cell.name for cell in selected} | bench.taken.keys()
+        wanted = [cell for cell in cells if cell.name in chosen]
         missing = [cell for cell in wanted if cell.name not in names]
         missing.sort(key=bench.work, reverse=team.size > 1)  # the longest first, so that none is left last
         if team.first:

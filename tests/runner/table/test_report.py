@@ -122,7 +122,10 @@ def test_differences_from_the_exact_flow_are_dark_on_white():
 def test_images_behind_a_damaged_one_are_left_out(tmp_path):
     for i in range(3):
         Image.new("L", (4, 4), i).save(tmp_path / f"{i:06d}.png")
+    whole = (tmp_path / "000001.png").read_bytes()
     (tmp_path / "000001.png").write_bytes(b"cut")
+    assert [image.max() for image in pictures.read_images(tmp_path)] == [0]
+    (tmp_path / "000001.png").write_bytes(whole[:11] + b"\x05" + whole[12:])  # Pillow raises a ValueError
     assert [image.max() for image in pictures.read_images(tmp_path)] == [0]
 
 
