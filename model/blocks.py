@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pndm.model.kernels import group_norm, silu
+from pndm.model.kernels import attention, group_norm, silu
 
 
 def sinusoidal_embedding(t, channels, cosine_first=False, shift=1):
@@ -158,6 +158,6 @@ class Attention(nn.Module):
         n, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, H·W, C)
         q, k, v = self.qkv(tokens).view(n, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, c)
+        h = attention(q, k, v).transpose(1, 2).reshape(n, -1, c)
         h = self.proj_out(h).transpose(1, 2).reshape(n, c, height, width)
         return h.add_(x) * 0.5**0.5 if self.rescale else h.add_(x)

@@ -4,6 +4,12 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pndm.model.machine import cpu_features
+
+# A processor with AMX, and PyTorch held to older instructions by ATEN_CPU_CAPABILITY.
+HELD_BACK = "amx_bf16" in cpu_features() and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
 def group_norm(x, weight, bias, groups, eps, activate=False):
@@ -60,6 +66,14 @@ def _on_cpu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: i
 # A custom operator is left as it is by torch.compile, whose own group norm is slower on a CPU.
 _opaque = torch.library.custom_op("pndm::group_norm", _on_cpu, mutates_args=())
 _opaque.register_fake(lambda x, weight, bias, groups, eps: torch.empty_like(x))
+
+
+def attention(q, k, v):
+    """`F.scaled_dot_product_attention`; not by the fused kernel where PyTorch 2.15 raises in it, in bfloat16."""
+    if HELD_BACK and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def silu(x):

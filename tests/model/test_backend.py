@@ -197,3 +197,19 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch, name)
 def test_the_command_line_prepares_before_pytorch_is_imported():
     code = "import sys, pndm.cli, pndm.early; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_attention_works_with_pytorch_held_to_older_instructions():
+    """On a processor with AMX, PyTorch's fused kernel raises in bfloat16."""
+    code = (
+        "import torch; from pndm.model.kernels import attention;"
+        "q = torch.linspace(-3, 3, 2 * 64 * 64).sin().view(2, 1, 64, 64);"
+        "wanted = torch.softmax(q @ q.mT / 8, 3) @ q;"
+        "print((attention(*3 * [q.bfloat16()]) - wanted).abs().max().item() < 0.02)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
+    environment["ATEN_CPU_CAPABILITY"] = "avx2"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
