@@ -20,7 +20,7 @@ from pndm.arguments import KEYS, count, minutes, overrides_of
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, place_of
-from pndm.places import CONFIG, device, image_path, search_path
+from pndm.places import CONFIG, image_path, search_path
 from pndm.runner.solver.events import NotFinite
 
 Arguments: TypeAlias = argparse.Namespace
@@ -120,6 +120,18 @@ def experiment(args: Arguments) -> Any:
     return load(args.config or CONFIG, overrides_of(args))
 
 
+def start(args: Arguments) -> Any:
+    """The device of --device, and this process set up for it. Raises InputError when this machine has none.
+
+    It is what imports PyTorch, which takes seconds: wrong input is found before.
+    """
+    from pndm.model import backend
+    from pndm.places import device
+
+    backend.start()
+    return device(args.device)
+
+
 def refuse_missing(overrides: dict[str, tuple[str, Any]]) -> None:
     """A published file's place that is given by hand is not downloaded, as the same place in an experiment is."""
     from pndm.config.published import find
@@ -155,14 +167,14 @@ def out_of_memory(args: Arguments) -> str:
 
 def reproduce(args: Arguments) -> int:
     """The runner reproduce; returns the exit status."""
-    from pndm.runner.table import run as table_run
-
     if args.config:
         raise InputError(f"{args.config}: a table names its experiments; --table FILE takes another table", "config")
     path, table = load_table(args.table or "digits")
     folder = args.image_path or Path("temp/reproduce") / path.stem
     narrow = {name: getattr(args, name) for name in ("methods", "steps", "seeds")}
-    laid, where = overrides_of(args), device(args.device)
+    laid, where = overrides_of(args), start(args)
+    from pndm.runner.table import run as table_run
+
     if args.plan:
         table_run.show_plan(table, path, laid, where, args.cells, **narrow)
         return 0
@@ -204,7 +216,7 @@ def distance(args: Arguments, resolved: Any) -> None:
         if given:
             raise InputError(f"none leaves --runner {args.runner} nothing to do", "Sample.features")
         features = None  # as the images' records say, else inception
-    where = device(args.device)
+    where = start(args)
     if args.runner == "fid":
         fid.compare(args.paths, features, where, settings.inception_path, args.out, settings.metrics)
         return
@@ -222,9 +234,6 @@ def dispatch(args: Arguments) -> int:
     early.prepare()
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub's own switch, which `config/published.py` reads, too
-    from pndm.model import backend  # imports PyTorch
-
-    backend.start()
     if args.runner in ("check", "fetch"):
         return check_or_fetch(args)
     if not args.plan and args.runner != "plan":
@@ -237,25 +246,25 @@ def dispatch(args: Arguments) -> int:
     if args.plan or args.runner == "plan":
         from pndm.runner import plan
 
-        (plan.show_training if args.runner == "train" else plan.show)(resolved, device(args.device))
+        (plan.show_training if args.runner == "train" else plan.show)(resolved, start(args))
     elif args.runner == "sample":
         from pndm.runner import sample
 
         folder = args.image_path or image_path(args, resolved.Sample)
-        sample.run(resolved, device(args.device), folder, args.timeout)
+        sample.run(resolved, start(args), folder, args.timeout)
     elif args.runner == "search":
         from pndm.runner.search import run as search
 
         how = (args.methods, args.noises, args.time, args.timeout)
         folder = args.search_path or search_path(args, resolved.Sample)
-        search.run(resolved, args.config or CONFIG, device(args.device), folder, *how, overrides_of(args))
+        search.run(resolved, args.config or CONFIG, start(args), folder, *how, overrides_of(args))
     elif args.runner in ("fid", "stats"):
         distance(args, resolved)
     else:
         from pndm.runner import train
 
         folder = args.train_path or "temp/train"
-        train.run(resolved, device(args.device), folder, bool(args.restart), args.timeout, args.minutes)
+        train.run(resolved, start(args), folder, bool(args.restart), args.timeout, args.minutes)
     return 0
 
 

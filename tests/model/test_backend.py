@@ -199,6 +199,21 @@ def test_the_command_line_prepares_before_pytorch_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--method DDIN",
+        "--runner train --set Train.stepz=3",
+        "--config nowhere.yml",
+        "--runner reproduce --table nowhere",
+    ],
+)
+def test_wrong_input_is_told_before_pytorch_is_imported(flags):
+    code = "import sys; from pndm.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, *flags.split()]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "2 False\n"
+
+
 def test_attention_works_with_pytorch_held_to_older_instructions():
     """On a processor with AMX, PyTorch's fused kernel raises in bfloat16."""
     code = (
