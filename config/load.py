@@ -113,6 +113,8 @@ def load_solver(source):
     Raises InputError that names file and key.
     """
     path = source
+    if not isinstance(source, (dict, str, Path)):
+        raise InputError(f"solver is {source!r}, it must be a path, a name, or a mapping", "Sample.solver")
     if not isinstance(source, dict):
         path = find(named(source), "Sample.solver", FOLDER / "solvers")
         source = read(path, f"a solver file is a mapping of keys {', '.join(Solver.model_fields)}")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.files import load_json
+from pndm.model.schedulers import FLOWS, check_class
 from pndm.model.settings import Settings
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -82,6 +83,9 @@ class Noise(BaseModel):
     trained_betas: list[float] | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     rescale_betas_zero_snr: Literal[False] = False
+    snr_shift_scale: Literal[1] = 1
+    use_flow_sigmas: Literal[False] = False
+    timestep_type: Literal["discrete"] = "discrete"
 
 
 class Training(NamedTuple):
@@ -101,7 +105,15 @@ def training_of(weights):
     path = next((path for path in places if path.is_file()), None)
     if path is None or not weights.with_name("config.json").is_file():
         return None
-    noise = _validated(Noise, _object(path), path, "the methods")
+    found = _object(path)
+    if (kind := str(found.get("_class_name", "MethodScheduler"))) != "MethodScheduler":
+        try:
+            check_class(kind)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    if kind in FLOWS:
+        raise InputError(f"{path}: a network of {kind} learned flow matching; MethodScheduler samples with it")
+    noise = _validated(Noise, found, path, "the methods")
     size = _object(weights.with_name("config.json")).get("sample_size")
     schedule = schedule_of(noise.beta_schedule, noise.beta_start, noise.beta_end, noise.num_train_timesteps)
     if noise.trained_betas is not None:

@@ -1,5 +1,7 @@
 """The noise levels of `MethodScheduler`, and what its tensors must look like."""
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,10 +9,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pndm.model.diffusers import schedule_of, without_signal
+from pndm.model.diffusers import BETA_SCHEDULES, schedule_of, without_signal
 from pndm.runner.solver.flow import FlowSchedule
-from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.schedule import PREDICTIONS, Schedule
 from pndm.runner.solver.solve import whole
+from pndm.times import NAMES
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting of a `MethodScheduler` that is not one of those that it knows, or out of range."""
+    for name, known in (
+        ("beta_schedule", BETA_SCHEDULES),
+        ("prediction_type", PREDICTIONS),
+        ("timestep_spacing", NAMES),
+        ("time_shift_type", ("exponential", "linear")),
+    ):
+        if config[name] not in known:
+            raise ValueError(f"{name} {config[name]!r} is not one of {', '.join(known)}")
+    for name in ("beta_start", "beta_end"):
+        if not isinstance(config[name], numbers.Real):
+            raise ValueError(f"{name} is {config[name]!r}, it must be a number")
+    for name, most in (("snr_shift_scale", math.inf), ("shift", math.inf), ("shift_terminal", 1.0)):
+        value, beyond = config[name], f" and below {most:g}" if most < math.inf else ""
+        if value is None and name == "shift_terminal":
+            continue
+        if not isinstance(value, numbers.Real) or not 0 < value < most:
+            raise ValueError(f"{name} is {value!r}, it must be a number above 0{beyond}")
+
+
+def time_of(timestep: Any) -> float:
+    """A timestep as a number. Raises ValueError."""
+    try:
+        return float(timestep)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"timestep is {timestep!r}, it must be a number") from None
 
 
 def schedule_from(config: Mapping[str, Any], flow: bool) -> Schedule:
@@ -47,8 +79,21 @@ def factors_at(schedule: Schedule, times: NDArray[np.float64]) -> tuple[Any, Any
     return alpha**0.5, (1 - alpha) ** 0.5
 
 
-def check_shapes(model_output: Any, sample: Any) -> None:
-    """Raise ValueError unless both are tensors of numbers, the output like the sample, or with twice its channels."""
+def check_start(config: Mapping[str, Any], t: float) -> None:
+    """Raise ValueError if a run that begins at t has no signal there, and the network predicts ε."""
+    bare = config["rescale_betas_zero_snr"] and t > config["num_train_timesteps"] - 2
+    if bare and config["prediction_type"] == "epsilon":
+        raise ValueError(
+            f"prediction_type epsilon says nothing of the image at t = {t:g}, where rescale_betas_zero_snr leaves "
+            "noise alone; v_prediction and sample do"
+        )
+
+
+def check_shapes(model_output: Any, sample: Any, generator: Any = None) -> None:
+    """Raise ValueError unless both are tensors of numbers, the output like the sample, or with twice its channels.
+
+    A list of generators must have one for each image, or one for all.
+    """
     for name, value in (("model_output", model_output), ("sample", sample)):
         if not torch.is_tensor(value) or not value.is_floating_point():
             kind = value.dtype if torch.is_tensor(value) else type(value).__name__
@@ -60,3 +105,5 @@ def check_shapes(model_output: Any, sample: Any) -> None:
             f"model_output is {tuple(model_output.shape)} for a sample {tuple(sample.shape)}; "
             "it must be like the sample (n, C, …), or have twice its channels"
         )
+    if isinstance(generator, list) and len(generator) not in (1, n):
+        raise ValueError(f"generator has {len(generator)} for {n} images")

@@ -158,6 +158,9 @@ class PNDMPipeline:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if callback is not None and not callable(callback):
             raise ValueError(f"callback is {callback!r}, it must be a function of step, t and x")
+        for name in options:
+            if name in ("network", "x", "schedule", "steps"):  # arguments of `solve` that are given by the pipeline
+                raise ValueError(f"the pipeline takes no {name}; num_inference_steps says the steps")
         n = whole("batch_size", batch_size)
         line: Any = method
         if solver is not None:

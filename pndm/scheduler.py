@@ -7,6 +7,7 @@ Only this module and `pndm.sources` need diffusers. A method asks for ε (`pndm.
 one network call a `step`. Between two calls the run is a value (`Run`).
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,14 +16,13 @@ import numpy as np
 import torch
 
 from pndm.config.load import load_solver
-from pndm.levels import check_shapes, factors_at, schedule_from, sigmas_at
-from pndm.model.diffusers import BETA_SCHEDULES
+from pndm.levels import check_settings, check_shapes, check_start, factors_at, schedule_from, sigmas_at, time_of
 from pndm.runner.solver.events import Query
 from pndm.runner.solver.flow import FlowSchedule
-from pndm.runner.solver.grid import floats
 from pndm.runner.solver.run import Run, behind, spans
-from pndm.runner.solver.schedule import PREDICTIONS, eps_from
-from pndm.times import NAMES, calls_of, check_method, step_options, step_times
+from pndm.runner.solver.schedule import eps_from
+from pndm.runner.solver.solve import whole
+from pndm.times import calls_of, check_method, step_options, step_times, told_times
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin, configuration_utils
@@ -63,7 +63,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         the network that the file is of.
     timestep_spacing: a spacing of `solve` ("uniform" is k·N/n, real numbers), or diffusers' "leading", "trailing",
         "linspace", whole numbers. use_karras_sigmas, use_exponential_sigmas: "karras", "logsnr" in place of it.
-    steps_offset: added to uniform and leading times. whole_timesteps: times are rounded, so that they can be an index.
+    steps_offset: added to uniform and leading times. whole_timesteps: times are rounded, so that they can be an index;
+        None: with diffusers' spacings, where the method's stages can be whole.
     set_alpha_to_one: True: the last step ends in clean data (ᾱ = 1), as in the paper. False: it ends at ᾱ of t = 0.
 
     `timesteps` lists every network call. Stages of Runge–Kutta steps are calls, so there are more entries than steps.
@@ -100,7 +101,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         snr_shift_scale: float = 1.0,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
-        whole_timesteps: bool = False,
+        whole_timesteps: bool | None = False,
         use_flow_sigmas: bool = False,
         shift: float = 1.0,
         use_dynamic_shifting: bool = False,
@@ -119,14 +120,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         self._method: Any = self._solver.line if self._solver else method
         if self._solver:  # the configuration keeps the file's content, so that it can be saved
             self.register_to_config(solver=self._solver.model_dump(exclude_none=True))
-        for name, value, known in (
-            ("beta_schedule", beta_schedule, BETA_SCHEDULES),
-            ("prediction_type", prediction_type, PREDICTIONS),
-            ("timestep_spacing", timestep_spacing, NAMES),
-            ("time_shift_type", time_shift_type, ("exponential", "linear")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+        check_settings(self.config)
         self.flow = prediction_type == "flow_prediction" or use_flow_sigmas
         check_method(method, whole_timesteps, from_noise=self.flow or rescale_betas_zero_snr)
         self.schedule = schedule_from(self.config, self.flow)
@@ -150,7 +144,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError for a configuration whose network no method here can sample with.
         """
         if isinstance(config, Mapping):
-            config = settings_from(config, kwargs)
+            known = [] if return_unused_kwargs else inspect.signature(cls.__init__).parameters
+            config = settings_from(config, kwargs, known)
         parent: Any = super()
         return parent.from_config(config, return_unused_kwargs, **kwargs)
 
@@ -180,9 +175,9 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
             self._grid = [*nodes, self._end]
         calls = calls_of(self._method, self._grid, self.schedule)
-        told = [call.t for call in calls] if timesteps is None or sigmas is None else floats("timesteps", timesteps)
-        if len(told) != len(calls):
-            raise ValueError(f"{len(told)} timesteps are given for {len(calls)} sigmas")
+        told = [call.t for call in calls]
+        if timesteps is not None and sigmas is not None:
+            told = told_times(timesteps, len(calls), self.schedule)
         counts = not self.flow and all(t == int(t) for t in told)
         listed = torch.tensor(told, dtype=torch.int64 if counts else torch.float32)
         self.timesteps = self._listed = listed.to(device)
@@ -229,7 +224,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         options = step_options(self._method, eta)
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
-        check_shapes(model_output, sample)
+        check_shapes(model_output, sample, generator)
         if self.step_index is None:
             self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
         self._check_turn(timestep, self.step_index)
@@ -257,6 +252,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             left = behind(spans(self._method, self._grid), self.schedule, self.step_index or 0)
             self.run = Run(left, x / self._scale(left[0].grid[0]))
             query = self.run.query(self.schedule, **options)
+            check_start(self.config, query.level)
             return query, query.x
         query = self.run.query(self.schedule, **options)
         if query.x.shape != sample.shape:
@@ -288,8 +284,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         # Reading a timestep on an accelerator would wait for the accelerator.
         here = not torch.is_tensor(timestep) or timestep.device.type == "cpu"
         expected = self._times[index]
-        if here and self._place(timestep) != index and float(timestep) != expected:
-            raise ValueError(f"step is called for t = {float(timestep):g}, but the next of timesteps is {expected:g}")
+        if here and self._place(timestep) != index and (t := time_of(timestep)) != expected:
+            raise ValueError(f"step is called for t = {t:g}, but the next of timesteps is {expected:g}")
 
     def _place(self, timestep: float | torch.Tensor) -> int | None:
         """The entry of `timesteps` that a tensor is a view of, as in a loop over them or a slice; None for another."""
@@ -300,6 +296,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at an entry of `timesteps` (image to image). The sample must be as noisy as that entry says."""
+        if not 0 <= whole("begin_index", begin_index) < len(self._times):
+            raise ValueError(f"begin_index is {begin_index}, it must be in 0 … {len(self._times) - 1}")
         self.begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: Any = None) -> int:
@@ -311,9 +309,10 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         place = self._place(timestep)
         if place is not None:
             return place
-        found = [i for i, t in enumerate(self._times) if t == float(timestep)]
+        wanted = time_of(timestep)
+        found = [i for i, t in enumerate(self._times) if t == wanted]
         if not found:
-            raise ValueError(f"t = {float(timestep):g} is not in timesteps")
+            raise ValueError(f"t = {wanted:g} is not in timesteps")
         return found[-1]
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
@@ -340,7 +339,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     def _factors(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of image and noise at t (n,), each (n, 1, …)."""
         times = torch.as_tensor(timesteps).cpu().double().numpy().reshape(-1)
-        if (self.flow or self._solver) and self.num_inference_steps:  # x's time may be another than the told one
+        if self.num_inference_steps:  # x's time may be another than the told one
             known = dict(zip(self._times, self._levels, strict=True))
             times = np.array([known.get(t, t) for t in times.tolist()])
         a, b = (torch.from_numpy(v).reshape(-1, *[1] * (like.ndim - 1)) for v in factors_at(self.schedule, times))

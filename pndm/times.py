@@ -1,5 +1,7 @@
 """The times of the steps that `MethodScheduler` takes: diffusers' spacings, flow matching's σ, and whole numbers."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from pndm.runner.solver.events import Method, Query
 from pndm.runner.solver.flow import FlowSchedule
-from pndm.runner.solver.grid import SPACINGS, floats, grid_of
+from pndm.runner.solver.grid import LIMITED, SPACINGS, floats, grid_of
 from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.options import OPTIONS
 from pndm.runner.solver.run import spans
@@ -18,6 +20,7 @@ from pndm.runner.solver.solve import whole
 
 Config = Mapping[str, Any]
 THEIRS = ("leading", "trailing", "linspace")
+MOST_SIGMA = 4096.0  # where equal steps of σ begin, if there is no signal at the end: as in diffusers
 NAMES = tuple(dict.fromkeys((*SPACINGS, *THEIRS)))
 
 
@@ -38,8 +41,17 @@ def halves_alone(method: str) -> bool:
     return all(query.t == int(query.t) for query in calls_of(method, [8.0, 6.0, 4.0, 2.0, 0.0], Schedule()))
 
 
-def check_method(method: str, whole_timesteps: bool, from_noise: bool) -> None:
+def takes_whole(config: Config) -> bool:
+    """Whether times are rounded; None: where the spacing is diffusers' and the stages can be whole."""
+    if config["whole_timesteps"] is None:
+        return spacing_of(config) in THEIRS and halves_alone(config["method"])
+    return bool(config["whole_timesteps"])
+
+
+def check_method(method: str, whole_timesteps: bool | None, from_noise: bool) -> None:
     """Raise ValueError for a method that a scheduler cannot run. from_noise: x begins as noise alone, at ᾱ = 0."""
+    if not isinstance(method, str):  # it is part of the configuration, which is saved as JSON
+        raise ValueError(f"method is {method!r}, it must be a name; solve and PNDMPipeline take a Method")
     if method_named(method).adaptive:
         raise ValueError(
             f"method {method} chooses its network calls as it goes, but a scheduler must list them first; "
@@ -73,7 +85,10 @@ def nodes_of(config: Config, steps: int, schedule: Schedule) -> list[float]:
         return [float(t) for t in np.arange(total, 0, -total / steps)[:steps].round() - 1]
     if spacing == "linspace":
         return [float(t) for t in np.linspace(0, total - 1, steps).round()[::-1]]
-    return [t + offset for t in SPACINGS[spacing](steps, schedule)]
+    limits = {}
+    if spacing in LIMITED and config["rescale_betas_zero_snr"]:
+        limits["first"] = float(schedule.time(-math.log(MOST_SIGMA)))
+    return [t + offset for t in SPACINGS[spacing](steps, schedule, **limits)]
 
 
 def rounded(nodes: list[float], method: str, end: float, schedule: Schedule) -> list[float]:
@@ -94,19 +109,23 @@ def rounded(nodes: list[float], method: str, end: float, schedule: Schedule) -> 
 
 def steps_behind(listed: list[float], method: str, end: float, schedule: Schedule) -> list[float]:
     """The times of the steps, if `listed` are the network calls of a run, as `timesteps` lists them; else `listed`."""
-    if one_call(method) or not all(0 <= t <= schedule.diffusion_step - 1 for t in listed):
+    inside = all(0 <= t <= schedule.diffusion_step - 1 for t in listed)
+    if one_call(method) or not inside or not listed or (len(listed) > 1 and listed[0] <= listed[-1]):
         return listed
-    for steps in range(len(listed), 0, -1):
+
+    def counts(steps: int) -> list[int]:
+        """The number of calls of each step of a run of so many."""
         some = [*np.linspace(listed[0], listed[-1], steps).tolist(), end] if steps > 1 else [listed[0], end]
-        if steps > 1 and listed[0] <= listed[-1]:
-            break
-        counts = [len(asked) for span in spans(method, some) for asked in span.calls(schedule)]
-        if sum(counts) == len(listed):
-            nodes = [listed[place] for place in np.cumsum([0, *counts[:-1]])]
-            if sorted(set(nodes), reverse=True) == nodes:
-                calls = [float(call.t) for call in calls_of(method, [*nodes, end], schedule)]
-                if np.allclose(calls, listed, rtol=1e-6, atol=1e-4):
-                    return nodes
+        return [len(asked) for span in spans(method, some) for asked in span.calls(schedule)]
+
+    able = range(1, len(listed) + 1)
+    steps = 1 + bisect_left(able, len(listed), key=lambda steps: sum(counts(steps)))  # more steps are more calls
+    if steps in able and sum(found := counts(steps)) == len(listed):
+        nodes = [listed[place] for place in np.cumsum([0, *found[:-1]])]
+        if sorted(set(nodes), reverse=True) == nodes:
+            calls = [float(call.t) for call in calls_of(method, [*nodes, end], schedule)]
+            if np.allclose(calls, listed, rtol=1e-6, atol=1e-4):
+                return nodes
     return listed
 
 
@@ -157,7 +176,7 @@ def step_times(
         found = (flow_sigmas(config, steps, None, mu) * total).tolist()
     else:
         found = nodes_of(config, whole("num_inference_steps", steps), schedule)
-        found = rounded(found, config["method"], end, schedule) if config["whole_timesteps"] else found
+        found = rounded(found, config["method"], end, schedule) if takes_whole(config) else found
     last = total - (not flow)
     falling = found and sorted(set(found), reverse=True) == found
     if not falling or not 0 <= found[-1] <= found[0] <= last or (flow and found[-1] == 0):
@@ -168,6 +187,17 @@ def step_times(
         )
     if steps not in (None, len(found)):
         raise ValueError(f"num_inference_steps is {steps}, but {len(found)} steps are given")
+    return found
+
+
+def told_times(timesteps: Any, count: int, schedule: Schedule) -> list[float]:
+    """What the network is told in each of `count` calls, in place of the times of x. Raises ValueError."""
+    found = floats("timesteps", timesteps)
+    if len(found) != count:
+        raise ValueError(f"{len(found)} timesteps are given for {count} sigmas")
+    last = schedule.diffusion_step - (not isinstance(schedule, FlowSchedule))
+    if sorted(found, reverse=True) != found or not 0 <= found[-1] <= found[0] <= last:
+        raise ValueError(f"timesteps must fall from {last} at most to 0 at least; they are {found}")
     return found
 
 

@@ -44,6 +44,11 @@ def compare(paths, features, device, inception_path=None, out=None, metrics=()):
     pairs = list(zip(paths, sides, strict=True))
     for path, side in pairs:
         refuse_metrics(metrics, path, None if isinstance(side, Moments) else len(side))
+    for path, side in pairs:
+        held = side.record.get("features") if isinstance(side, Moments) else None
+        if None not in (features, held) and features != held:
+            message = f"{path}: features {held}, to be compared with {features}; only equal ones can be"
+            raise InputError(message, "paths")
     features = features or next(filter(None, map(_features_of, paths, sides)), "inception")
     images = [(path, tuple(side[0].shape)) for path, side in pairs if not isinstance(side, Moments)]
     extractor = _extractor_for(images, features, device, inception_path) if images else None
@@ -108,9 +113,10 @@ def _features_of(path, side):
     if isinstance(side, Moments):
         return side.record.get("features")
     try:
-        return (load_json(Path(path) / "result.json").get("frechet") or {}).get("features")
+        found = (load_json(Path(path) / "result.json").get("frechet") or {}).get("features")
     except (OSError, ValueError, AttributeError):
         return None
+    return found if isinstance(found, str) else None
 
 
 def _extractor_for(images, features, device, inception_path):

@@ -84,23 +84,22 @@ class Run:
         """Go on by one network call, with its ε, and noise(x) where the method draws. Returns what comes then."""
         (_, grid, _), *later = self.spans
         events, _ = self._replayed(schedule, options)
+        replies = [*self.replies, eps]  # kept once all went well
         try:
-            event: Query | Draw = self._tell(events, eps)
+            event: Query | Draw = events.send(eps)
             while isinstance(event, Draw):
-                event = self._tell(events, noise(event.x))
+                replies.append(noise(event.x))
+                event = events.send(replies[-1])
         except StopIteration as end:
             self.x, order, self.memory = end.value
         else:
+            self.replies = replies
             return event
         self.replies, self.number = [], self.number + 1
         s = grid[self.number]
         if self.number == len(grid) - 1:
             self.spans, self.number, self.memory = later, 0, None
         return Step(self.x, s, order)
-
-    def _tell(self, events: Any, reply: Tensor) -> Any:
-        self.replies.append(reply)
-        return events.send(reply)
 
     def _replayed(self, schedule: Schedule, options: dict[str, Any]) -> tuple[Any, Any]:
         """The step under way, and what it asks now: it is made anew, and told the replies again."""

@@ -43,7 +43,12 @@ class SigmaSchedule(Schedule):
         self.start = self.sigma_min ** (1 / RHO)
         self.slope = (self.sigma_max ** (1 / RHO) - self.start) / (diffusion_step - 1)
         alphas = 1 / (1 + self.sigma(np.arange(diffusion_step)) ** 2)
-        super().__init__(betas=1 - alphas / np.concatenate([[1.0], alphas[:-1]]))
+        betas = 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
+        if not (betas > 0).all():
+            raise ValueError(
+                f"sigma_min {sigma_min:g} is too small for {diffusion_step} steps: float64 cannot tell them apart"
+            )
+        super().__init__(betas=betas)
         self.alphas_cumprod = alphas
 
     def sigma(self, t: Any) -> Any:

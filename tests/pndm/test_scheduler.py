@@ -355,6 +355,12 @@ def test_a_method_that_chooses_its_calls_is_refused_whatever_it_takes_the_place_
         ({"prediction_type": "flow_prediction", "method": "Heun"}, "method Heun cannot start where x is noise alone"),
         ({"use_flow_sigmas": True, "method": "FON"}, "These can: DDIM, iPNDM2"),
         ({"whole_timesteps": True, "method": "DPM-Solver-2S"}, "DPM-Solver-2S has calls between whole times"),
+        ({"beta_start": "a"}, "beta_start is 'a', it must be a number"),
+        ({"snr_shift_scale": 0}, "snr_shift_scale is 0, it must be a number above 0"),
+        ({"shift": "3", "use_flow_sigmas": True, "method": "DDIM"}, "shift is '3', it must be a number above 0"),
+        ({"shift_terminal": 2}, "shift_terminal is 2, it must be a number above 0 and below 1"),
+        ({"method": METHODS["DDIM"]}, "it must be a name; solve and PNDMPipeline take a Method"),
+        ({"solver": 5}, "solver is 5, it must be a path, a name, or a mapping"),
     ],
 )
 def test_settings_that_cannot_be(config, said):

@@ -13,6 +13,7 @@ from helpers import made_up, scheduler_of
 
 from pndm.config.errors import InputError
 from pndm.runner.solver.methods import METHODS
+from pndm.runner.solver.run import Span
 from pndm.runner.solver.schedule import Schedule
 from pndm.scheduler import MethodScheduler
 
@@ -184,10 +185,14 @@ def test_whole_times(method, spacing, to_one):
 
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])
 def test_whole_times_are_taken_from_those_who_have_them(kind):
-    config = getattr(diffusers, kind)().config
-    assert MethodScheduler.from_config(config).config.whole_timesteps
-    assert not MethodScheduler.from_config(config, method="DPM-Solver-2S").config.whole_timesteps
-    assert not MethodScheduler.from_config(config, timestep_spacing="uniform").config.whole_timesteps
+    """Whatever other settings the configuration has been through."""
+    scheduler = getattr(diffusers, kind)()
+    changes = [{}, {"method": "DPM-Solver-2S"}, {"method": "DDIM"}, {"timestep_spacing": "uniform"}]
+    changes += [{"timestep_spacing": "leading"}, {"use_karras_sigmas": True}]
+    for settings, whole in zip(changes, [True, False, True, False, True, False], strict=True):
+        scheduler = MethodScheduler.from_config(scheduler.config, **settings)
+        scheduler.set_timesteps(7)
+        assert (scheduler.timesteps.dtype == torch.int64) == whole
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
@@ -321,9 +326,132 @@ def test_what_a_source_leaves_to_its_class():
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas is True"),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "sigma_min": 0.03}, "sigma_min is 0.03"),
+        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, "interpolation_type is 'log_linear'"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
+            "lambda_min_clipped is -5.1 in the configuration of DPMSolverMultistepScheduler: set_timesteps takes times",
+        ),
     ],
 )
 def test_sources_that_make_no_sense(source, settings, said):
     config = source if isinstance(source, dict) else scheduler_of(source, **settings).config
     with pytest.raises(InputError, match=said):
         MethodScheduler.from_config(config, method="DDIM")
+
+
+class TestSettingsOnTop:
+    def test_in_the_words_of_the_source(self):
+        flow = scheduler_of("UniPCMultistepScheduler", use_flow_sigmas=True, flow_shift=3.0).config
+        for config in (flow, MethodScheduler.from_config(flow, method="DDIM").config):
+            assert MethodScheduler.from_config(config, method="DDIM").config.shift == 3.0
+            assert MethodScheduler.from_config(config, method="DDIM", flow_shift=5.0).config.shift == 5.0
+            assert MethodScheduler.from_config(config, method="DDIM", shift=2.0).config.shift == 2.0
+        plain = diffusers.UniPCMultistepScheduler().config
+        told = MethodScheduler.from_config(plain, method="DDIM", use_flow_sigmas=True, flow_shift=4.0)
+        assert told.flow and told.config.shift == 4.0
+        assert not MethodScheduler.from_config(plain, final_sigmas_type="sigma_min").config.set_alpha_to_one
+
+    @pytest.mark.parametrize("more, said", [({"use_lu_lambdas": True}, "use_lu_lambdas"), ({"methd": "DDIM"}, "methd")])
+    @pytest.mark.parametrize("own", [True, False])
+    def test_what_cannot_be_followed_is_refused(self, own, more, said):
+        config = (MethodScheduler() if own else diffusers.UniPCMultistepScheduler()).config
+        with pytest.raises(InputError, match=said):
+            MethodScheduler.from_config(config, **more)
+
+    def test_arguments_of_loading_are_none_of_its_settings(self):
+        assert (
+            MethodScheduler.from_config(MethodScheduler().config, torch_dtype=torch.float16).config.method == "F-PNDM"
+        )
+
+
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler"])
+def test_sources_that_end_at_noise(name):
+    theirs = scheduler_of(name)
+    mine = MethodScheduler.from_config(theirs.config)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    torch.testing.assert_close(mine.sigmas[-1], theirs.sigmas[-1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["UnCLIPScheduler", "RePaintScheduler"])
+def test_sources_without_a_setting_for_their_times(name):
+    theirs = scheduler_of(name)
+    mine = MethodScheduler.from_config(theirs.config, method="DDIM")
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    assert mine.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+class TestNothingLeftAtTheEnd:
+    """rescale_betas_zero_snr."""
+
+    @pytest.mark.parametrize("spacing", ["karras", "logsnr"])
+    def test_equal_steps_of_noise_begin_where_there_is_signal(self, spacing):
+        config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": spacing}
+        scheduler = MethodScheduler(**config, method="DPM-Solver++2M")
+        scheduler.set_timesteps(20)
+        assert scheduler.sigmas[0] == pytest.approx(4096, rel=1e-3)
+        assert (scheduler.timesteps < 900).sum() >= 10
+
+    def test_epsilon_is_no_use_there(self):
+        scheduler = MethodScheduler(rescale_betas_zero_snr=True, method="DDIM", timestep_spacing="trailing")
+        scheduler.set_timesteps(10)
+        x = noise(2, 3, 4, 4)
+        with pytest.raises(ValueError, match=r"^prediction_type epsilon says nothing of the image at t = 999"):
+            scheduler.step(x, 999, x)
+        scheduler.set_timesteps(10)
+        scheduler.set_begin_index(5)  # image to image
+        assert scheduler.step(x, scheduler.timesteps[5], x).prev_sample.isfinite().all()
+
+
+class TestToldTimes:
+    """Noise levels, and times that the network is told."""
+
+    def test_noise_is_that_of_the_levels(self):
+        scheduler = MethodScheduler(method="DDIM")
+        scheduler.set_timesteps(sigmas=[10, 3, 1, 0.1], timesteps=[999, 700, 400, 100])
+        one = torch.ones(1, 1)
+        found = scheduler.add_noise(0 * one, one, scheduler.timesteps[1:2])
+        assert found.item() == pytest.approx(3 / 10**0.5, rel=1e-4)
+
+    @pytest.mark.parametrize("times", [[5000, -3], [100, 900]])
+    def test_they_fall_in_the_range(self, times):
+        with pytest.raises(ValueError, match="timesteps must fall from 999 at most"):
+            MethodScheduler(method="DDIM").set_timesteps(sigmas=[2, 1], timesteps=times)
+
+
+def test_a_step_that_failed_can_be_repeated():
+    x, scheduler = noise(3, 1, 4, 4), begun(method="DDIM")
+    twins = [torch.Generator().manual_seed(i) for i in range(3)]
+    with pytest.raises(ValueError, match=r"^generator has 2 for 3 images$"):
+        scheduler.step(x, scheduler.timesteps[0], x, eta=0.5, generator=twins[:2])
+    found = scheduler.step(x, scheduler.timesteps[0], x, eta=0.5, generator=twins).prev_sample
+    twins = [torch.Generator().manual_seed(i) for i in range(3)]
+    fresh = begun(method="DDIM")
+    assert torch.equal(fresh.step(x, fresh.timesteps[0], x, eta=0.5, generator=twins).prev_sample, found)
+
+
+@pytest.mark.parametrize("index", [-1, 10, 1.5, "a"])
+def test_where_a_run_cannot_begin(index):
+    with pytest.raises(ValueError, match=r"^begin_index is "):
+        begun(method="DDIM").set_begin_index(index)
+
+
+def test_a_timestep_is_a_number():
+    x = noise(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"^timestep is None, it must be a number$"):
+        begun().step(x, None, x)
+
+
+def test_many_times_of_ones_own_are_taken_quickly(monkeypatch):
+    """The steps that a list of calls may stand for are found by bisection, not by trying all numbers."""
+    scheduler, runs, calls = begun(250, method="F-PNDM"), [], Span.calls
+    listed = scheduler.timesteps.tolist()
+    monkeypatch.setattr(Span, "calls", lambda span, schedule: runs.append(span) or calls(span, schedule))
+    scheduler.set_timesteps(timesteps=listed)
+    assert scheduler.num_inference_steps == 250 and scheduler.timesteps.tolist() == listed
+    scheduler.set_timesteps(timesteps=range(900, 500, -1))
+    assert scheduler.num_inference_steps == 400
+    assert len(runs) < 40

@@ -113,9 +113,10 @@ def test_features_of_a_run_are_those_it_was_measured_with(tiny, cli, tmp_path):
     assert status == 0 and out.startswith("Fréchet distance on pixels: ")
     assert cli("--runner", "stats", "--config", tiny.config, "--out", tmp_path / "s.npz")[0] == 0
     shutil.rmtree(tmp_path / "1")
-    (tmp_path / "0" / "result.json").unlink()
-    status, out, _ = cli("--runner", "fid", tmp_path / "0", tmp_path / "s.npz")
-    assert status == 0 and out.startswith("Fréchet distance on pixels: ")
+    for damaged in ('{"frechet": {"features": ["x"]}}', "[]", "{"):
+        (tmp_path / "0" / "result.json").write_text(damaged)
+        status, out, _ = cli("--runner", "fid", tmp_path / "0", tmp_path / "s.npz")
+        assert status == 0 and out.startswith("Fréchet distance on pixels: ")
 
 
 def test_features_can_be_set_by_their_key(tmp_path, cli):
@@ -141,7 +142,11 @@ def test_features_can_be_set_by_their_key(tmp_path, cli):
         (["{large}", "{a}", "--set", "Sample.features=none"], "compared at one size only"),
         (["{a}", "{tmp}/other.npz"], "other.npz: dimensions 5, to be compared with 192"),
         (["{a}", "{tmp}/named.npz"], "named.npz: features inception, to be compared with pixels"),
-        (["{tmp}/other.npz", "{tmp}/named.npz"], "other.npz: dimensions 5, to be compared with 192"),
+        (["{tmp}/named.npz", "{tmp}/named.npz"], "named.npz: features inception, to be compared with pixels"),
+        (
+            ["{tmp}/other.npz", "{tmp}/named.npz", "--features", "inception"],
+            "other.npz: dimensions 5, to be compared with 192",
+        ),
         (["{a}", "{tmp}/nan.npz"], "nan.npz: mu and sigma are not finite"),
         (["{a}", "{tmp}/indefinite.npz"], "indefinite.npz: sigma has negative eigenvalues"),
         (["{a}", "{tmp}/empty.npy"], "empty.npy: holds uint8 (0, 8, 8, 3)"),

@@ -52,6 +52,7 @@ def test_the_slope_is_that_of_the_level(t):
         ({"sigma_min": 2, "sigma_max": 1}, "must be below"),
         ({"diffusion_step": 1}, "whole number from 2"),
         ({"diffusion_step": 2.5}, "whole number from 2"),
+        ({"sigma_min": 1e-6, "diffusion_step": 10**6}, "sigma_min 1e-06 is too small for 1000000 steps"),
     ],
 )
 def test_wrong_levels_are_named(arguments, said):
