@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 
 from pndm.config.errors import InputError
@@ -31,6 +32,13 @@ def aside(path):
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+def remove_left(folder):
+    """Remove from a folder, a Path, the files that `aside` of a killed process has left there."""
+    for left in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", left.name) and left.is_file():
+            left.unlink()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Databases of encoded images in LMDB's format."""
 
+import contextlib
 import os
 
 from pndm.config.errors import InputError
@@ -7,8 +8,9 @@ from pndm.config.errors import InputError
 _ENVIRONMENTS: dict = {}  # path → LMDB; one may be open once in a process
 
 
+@contextlib.contextmanager
 def transaction(path):
-    """A transaction of LMDB's, for reading the database in the folder `path`. Raises InputError."""
+    """A transaction of LMDB's, for reading the database in the folder `path` while inside. Raises InputError."""
     try:
         import lmdb
     except ImportError:
@@ -16,10 +18,21 @@ def transaction(path):
     name = str(path.resolve())
     try:
         if name not in _ENVIRONMENTS:
-            _ENVIRONMENTS[name] = lmdb.open(name, readonly=True, lock=False, readahead=False, meminit=False)
-        return _ENVIRONMENTS[name].begin()
+            _ENVIRONMENTS[name] = _opened(lmdb, name)
+        with _ENVIRONMENTS[name].begin() as opened:
+            yield opened
     except lmdb.Error as error:
         raise InputError(f"{path}: not a readable LMDB ({error})") from None
+
+
+def _opened(lmdb, name):
+    """A database; raises lmdb.Error where its file is too short, since reading beyond its end ends the process."""
+    found = lmdb.open(name, readonly=True, lock=False, readahead=False, meminit=False)
+    whole = (found.info()["last_pgno"] + 1) * found.stat()["psize"]
+    if os.path.getsize(os.path.join(name, "data.mdb")) < 0.99 * whole:  # the last pages may never have been written
+        found.close()
+        raise lmdb.Error(f"cut short: data.mdb should have {whole:,} bytes")
+    return found
 
 
 def read(path, recipe, key):

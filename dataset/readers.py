@@ -63,6 +63,8 @@ class Recipe:
         name = name or file
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):  # of no known range
+                    raise ValueError("32 bits a channel; 8 and 16 can be read")
                 image = ImageOps.exif_transpose(image) if self.upright else image
                 grey = self.channels == 1 if self.channels else image.mode in ("1", "L", "LA") or image.mode[0] == "I"
                 if image.mode[0] == "I":  # 16 bits a pixel, which Pillow would cut off at 255
@@ -183,7 +185,10 @@ def ffhq(section):
             )
         return Images(files, recipe.decode, record)
     with database.transaction(root) as transaction:
-        count = int(transaction.get(b"length") or 0)
+        length = transaction.get(b"length") or b"0"
+    if not length.isdigit():
+        raise InputError(f"{root}: not FFHQ's database: its length is {length[:20]!r}")
+    count = int(length)
     keys = np.array([f"{section.image_size}-{i:05d}".encode() for i in range(count)])
     return Images(keys, partial(database.read, root, recipe), record)
 

@@ -20,7 +20,7 @@ from pndm.arguments import KEYS, count, minutes, overrides_of
 from pndm.config.errors import InputError
 from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, place_of
-from pndm.places import CONFIG, image_path, search_path
+from pndm.places import CONFIG, TRAINING, image_path, search_path
 from pndm.runner.solver.events import NotFinite
 
 Arguments: TypeAlias = argparse.Namespace
@@ -85,7 +85,7 @@ def parser() -> Parser:
         metavar="P",
         help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS, temp/reproduce/TABLE)",
     )
-    add("--train_path", metavar="T", help="folder of the training run (default temp/train)")
+    add("--train_path", metavar="T", help=f"folder of the training run (default {TRAINING})")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
     add("--minutes", type=minutes, metavar="M", help="train: stop after M minutes, with a checkpoint")
     add("--timeout", type=minutes, metavar="M", help="minutes that one process waits for another (default 30)")
@@ -263,7 +263,7 @@ def dispatch(args: Arguments) -> int:
     else:
         from pndm.runner import train
 
-        folder = args.train_path or "temp/train"
+        folder = args.train_path or TRAINING
         train.run(resolved, start(args), folder, bool(args.restart), args.timeout, args.minutes)
     return 0
 
@@ -278,7 +278,9 @@ def main(argv: list[str] | None = None) -> int:
         return attempt(args)
     except KeyboardInterrupt:  # also one that comes while an error is told
         if not rank():
-            how = {"train": "--restart"} | dict.fromkeys(("sample", "reproduce", "fetch"), "the same command")
+            how = dict.fromkeys(("sample", "reproduce", "fetch"), "the same command")
+            if any(Path(args.train_path or TRAINING).glob("train-*.ckpt")):
+                how["train"] = "--restart"
             kept = f"; what was finished is kept, {how[args.runner]} continues" if args.runner in how else ""
             print(f"{PROGRAM}: interrupted{kept}", file=sys.stderr)
         return 130

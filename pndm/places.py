@@ -9,7 +9,7 @@ from pndm.config.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "digits.yml"
+CONFIG, TRAINING = "digits.yml", "temp/train"  # in place of --config and --train_path
 
 
 def device(name: str) -> "torch.device":

@@ -23,6 +23,16 @@ def all_clipped(clip, norm, steps):
     )
 
 
+def attention_nowhere(model):
+    """Say so if a `Model` section asks for attention at sizes that its network does not have."""
+    sizes = [model.image_size // 2**i for i in range(len(getattr(model, "ch_mult", ())))]
+    if sizes and (lost := set(model.attn_resolutions) - set(sizes)):
+        say(
+            f"Model.attn_resolutions has {', '.join(map(str, sorted(lost)))}, but the network's sizes are "
+            f"{', '.join(map(str, sizes))}"
+        )
+
+
 def say(text):
     """Print a line on stderr."""
     print(f"note: {text}", file=sys.stderr)

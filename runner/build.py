@@ -21,6 +21,7 @@ from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.model.guidance import Conditional, Guided
+from pndm.model.trained import check_training
 from pndm.runner import fetch
 from pndm.runner.random import Ahead, generator, noise
 from pndm.runner.solver.events import Method, NotFinite
@@ -287,7 +288,7 @@ def read_network(experiment):
     if kept not in (None, digest):
         raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was downloaded; delete it")
     check_solver(experiment, digest)
-    check_prediction(source)
+    check_training(source, experiment, schedule_of(experiment))
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network
         record["file"] = str(path)
@@ -299,14 +300,6 @@ def check_solver(experiment, digest):
     s = experiment.Sample
     if s.solver is not None and not s.any_network:
         solver_of(experiment).check_network(digest, s.solver, "Sample.any_network takes it all the same")
-
-
-def check_prediction(source):
-    """Raise InputError unless the network of a `Checkpoint` predicts ε, as far as its folder says."""
-    training = diffusers.training_of(source.path)
-    if training and training.prediction != "epsilon":
-        message = f"{source.path}: the network predicts {training.prediction}, not ε; PNDMPipeline can sample from it"
-        raise InputError(message, "Sample.model_path")
 
 
 def network_key(experiment, device):

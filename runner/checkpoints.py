@@ -6,20 +6,24 @@ network of the last checkpoint, `best.safetensors` the average with the least di
 """
 
 import contextlib
+import os
 import re
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 
 from pndm.config.errors import InputError
-from pndm.config.files import alone, aside, made
+from pndm.config.files import alone, aside, made, remove_left
 from pndm.config.schema import fingerprint, keys
 from pndm.dataset import to_picture
 from pndm.model import checkpoint
 from pndm.runner.processes import torchrun
 
 LOCK = "train.lock"  # says who trains, or has trained last
+OWN = (LOCK, "events.out.tfevents.*", "grid.png", "best.safetensors", "ema.safetensors")  # beside the checkpoints
 KEEP = 3  # checkpoints
 CHECKPOINT = re.compile(r"train-(\d{8,})\.ckpt")
 
@@ -51,6 +55,9 @@ class TrainFolder:
         self.checkpoints = checkpoints_in(self.path)
         if self.checkpoints and not restart:
             raise InputError(f"{self.path} holds a training run; restart continues it", "train_path", "restart")
+        if not self.checkpoints and not restart and (self.path / "ema.safetensors").exists():
+            message = f"{self.path} holds a trained network, ema.safetensors, and no checkpoint; choose another folder"
+            raise InputError(message, "train_path")
         if restart and not self.checkpoints:
             raise InputError(f"there is no train-STEP.ckpt in {self.path} to continue from", "restart", "train_path")
 
@@ -66,15 +73,15 @@ class TrainFolder:
             if checkpoints_in(self.path) != self.checkpoints:
                 raise InputError(f"{self.path}: another process has trained in this folder meanwhile", "train_path")
             lock.write_text(torchrun(), encoding="utf-8")
-            for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink()
+            remove_left(self.path)
             before = set(self.path.iterdir()) - {lock}
             try:
                 yield
             except BaseException:
                 if not checkpoints_in(self.path):
                     for file in set(self.path.iterdir()) - before:
-                        file.unlink()
+                        if any(map(file.match, OWN)):
+                            file.unlink()
                 raise
 
     def save(self, state):
@@ -82,6 +89,7 @@ class TrainFolder:
         with aside(self.path / f"train-{state['step']:08d}.ckpt") as file, open(file, "wb") as handle:
             try:
                 torch.save(state, handle)
+                os.fsync(handle)  # on the disk before the old ones go
             except RuntimeError as error:  # what PyTorch's writer makes of an error of the file's, a full disk say
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         for old in checkpoints_in(self.path)[KEEP:]:
@@ -98,10 +106,14 @@ class TrainFolder:
         weights = "EMA" if experiment.Train.ema else "raw"
         checkpoint.save(self.path / name, network.state_dict(), {"weights": weights, "step": step, **sections})
 
-    def load(self, experiment, take):
-        """Call take(state) with the newest checkpoint that is whole. Raises InputError when there is none."""
+    def load(self, experiment, take, first=True):
+        """Call take(state) with the newest checkpoint that is whole. Raises InputError when there is none.
+
+        first: whether this process says what is damaged.
+        """
         for file in self.checkpoints:
             try:
+                _check_sums(file)
                 state = checkpoint.unpickle(file)
                 different = _difference(state["experiment"], experiment)
                 if not different:
@@ -112,10 +124,22 @@ class TrainFolder:
                     error = InputError(f"{file}: not a checkpoint of a training run, or damaged")
                 if file == self.checkpoints[-1]:
                     raise error from None
-                print(f"{error}; the run continues from the checkpoint before it", file=sys.stderr)
+                if first:
+                    print(f"{error}; the run continues from the checkpoint before it", file=sys.stderr)
             else:
                 name, ours, theirs = different
                 raise InputError(f"{name} is {ours!r}, {file} was trained with {theirs!r}", name, "restart")
+
+
+def _check_sums(file):
+    """Raise InputError where what a checkpoint holds is not what was written: PyTorch stores sums, and checks none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        damaged = file
+    if damaged:
+        raise InputError(f"{file}: damaged or cut short")
 
 
 def _difference(theirs, experiment):

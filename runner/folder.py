@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from pndm.config.errors import InputError
-from pndm.config.files import alone, aside, load_json, made, save_json
+from pndm.config.files import alone, aside, load_json, made, remove_left, save_json
 from pndm.config.schema import difference
 from pndm.dataset import from_picture, to_picture
 
@@ -40,8 +40,7 @@ def open_folder(path, identity, team, keep=None):
             stack.enter_context(made(path))
             stack.enter_context(alone(path, "image_path"))
             check_owner(path, identity)  # again: of two runs that begin together one comes first
-            for left in path.glob(".*.tmp"):
-                left.unlink()
+            remove_left(path)
             if not holds_images(path):
                 save_json(path / "run.json", identity)
         try:

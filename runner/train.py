@@ -25,9 +25,11 @@ from pndm.model.backend import compiled, tf32
 from pndm.model.ema import EMA
 from pndm.model.engine import resolve
 from pndm.model.settings import settings_of
+from pndm.model.trained import check_training
 from pndm.model.unet import UNet
+from pndm.runner.advice import attention_nowhere
 from pndm.runner.batches import batches
-from pndm.runner.build import check_prediction, checkpoint_path, schedule_of
+from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.checkpoints import TrainFolder, begun_by_this_torchrun
 from pndm.runner.preview import Preview, check, comparable
 from pndm.runner.processes import processes
@@ -70,7 +72,7 @@ def weights_of(experiment, schedule):
     """The state of the network in Train.start, a path or a published name. Raises InputError."""
     try:
         source = checkpoint.read(checkpoint_path(experiment.Train.start))
-        check_prediction(source)
+        check_training(source, experiment, schedule)
         return load_model(experiment.Model, source, schedule=schedule).state_dict()
     except InputError as error:
         raise InputError(str(error), "Train.start") from None
@@ -85,6 +87,8 @@ class Trainer:
         train, n = experiment.Train, experiment.Dataset.batch_size
         self.schedule = schedule_of(experiment)
         check(experiment)
+        if team.first and not restart:
+            attention_nowhere(experiment.Model)
         self.precision = resolve(train.precision, self.device, key="Train.precision")
         self.images = open_dataset(experiment.Dataset)
         self.steps = steps_of(experiment, len(self.images))
@@ -104,7 +108,7 @@ class Trainer:
         self.optimizer = _optimizer(self.network, experiment.Optim)
         self.done, self.best = 0, float("inf")
         if restart:
-            self.folder.load(experiment, self._take)
+            self.folder.load(experiment, self._take, team.first)
         self.parallel = compiled(self.network, self.device, "Train.compile") if train.compile else self.network
         if team.size > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # those of 1×1 convolutions are arbitrary

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 import time
 from itertools import pairwise
 
@@ -54,17 +55,27 @@ class Log:
         self.folder, self.team, self.progress, self.writer, self.said = folder, team, progress, None, ""
         self.batch, self.pixels = data.batch_size, data.channels * data.image_size**2
         self.since, self.counted = time.monotonic(), done
-        self.end, self.advised = math.inf, not team.first
+        self.end, self.advised, self.trained = math.inf, not team.first, bool(experiment.Train.start)
 
     def expect(self, steps, end):
         """The run ends after `steps` steps in all, or when the clock (`time.monotonic`) is at `end`."""
         self.end = end
-        if self.team.first and not self.counted:
+        if self.team.first and not (self.counted or self.trained):
             few_images(steps * self.batch, f"{steps:,} steps of {self.batch} images")
 
     def close(self):
         if self.writer:
-            self.writer.close()
+            with self._named():
+                self.writer.close()
+
+    @contextlib.contextmanager
+    def _named(self):
+        """An error of writing, such as of a full disk, is given the folder's name."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.folder)
+            raise
 
     def scalars(self, step, meter, norm, rate, clipped):
         """Log what was seen since the last time: a mean over those steps; `norm` and `rate` are of step `step`.
@@ -99,7 +110,7 @@ class Log:
     def _advise(self, step, speed, values, steps):
         """After the first steps: say what they already tell of the rest."""
         self.advised = True
-        if self.end < math.inf:
+        if self.end < math.inf and not self.trained:
             seen = step * self.batch + speed * (self.end - self.since)
             few_images(round(max(seen, 0)), f"--minutes at {speed:.0f} images/s")
         if values["clipped"] == 1:
@@ -107,11 +118,14 @@ class Log:
 
     def write(self, step, values, grid=None):
         """Write numbers by their names, and a grid, uint8 (3, H, W). The first of them makes the events file."""
-        self.writer = self.writer or SummaryWriter(self.folder, purge_step=step)
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        if grid is not None:
-            self.writer.add_image("sample", grid, step)
+        with self._named():
+            if self.writer is None:
+                threading.excepthook = _told_later
+                self.writer = SummaryWriter(self.folder, purge_step=step)
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+            if grid is not None:
+                self.writer.add_image("sample", grid, step)
 
     @contextlib.contextmanager
     def busy(self):
@@ -120,6 +134,12 @@ class Log:
         yield
         self.since += time.monotonic() - begun
         self.progress.add(extra=self.said)
+
+
+def _told_later(failure):
+    """Of a thread that failed to write: TensorBoard raises its error again at the next write."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _gpu_busy(device):

@@ -24,7 +24,7 @@ from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner import fetch
 
-OWN = "no experiment of config/, but the arguments in the file itself"
+OWN = "no experiment of config/, but what the file itself says"
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,8 +63,8 @@ def examine(file, to=None, rounded=False):
     source = checkpoint.read(file)
     digest = checkpoint.sha256(source.path)
     candidates = [compare(path.name, load(path).Model, source) for path in files()]
-    if "EDM" in source.format and not any(not candidate.differences for candidate in candidates):
-        candidates.append(compare(OWN, model_section(source.record["Model"]), source))
+    if (own := source.record.get("Model")) and all(candidate.differences for candidate in candidates):
+        candidates.append(compare(OWN, model_section(own), source))
     fitting = [candidate.experiment for candidate in candidates if not candidate.differences]
     best = min(candidates, key=lambda candidate: len(candidate.differences))
 

@@ -78,8 +78,11 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=14, help="passes over the training images; default 14")
     parser.add_argument("--path", help="folder of Fashion-MNIST's files; default as for training")
     args = parser.parse_args(argv)
-    if not Path(args.to).resolve().parent.is_dir():
-        parser.error(f"{args.to} cannot be written: its folder is not there")
+    to = Path(args.to).resolve()
+    if to.suffix != ".safetensors" or to.is_dir() or not to.parent.is_dir():
+        parser.error(f"--to {args.to} must be a .safetensors file in a folder that exists")
+    if args.epochs < 1:
+        parser.error(f"--epochs is {args.epochs}, it must be at least 1")
     try:
         images, tests = data("train", args.path), data("test", args.path)
     except (InputError, OSError) as error:

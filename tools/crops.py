@@ -31,10 +31,16 @@ def main(argv=None):
     parser.add_argument("folder", type=Path, help="for the images; must not exist yet")
     parser.add_argument("--count", type=int, default=500, help="number of images (500)")
     args = parser.parse_args(argv)
+    problem = "" if args.count > 0 else f"--count is {args.count}, it must be at least 1"
     try:
-        args.folder.mkdir(parents=True)
+        if not problem:
+            args.folder.mkdir(parents=True)
     except FileExistsError:
-        print(f"crops.py: {args.folder} is there already; choose another folder", file=sys.stderr)
+        problem = f"{args.folder} is there already; choose another folder"
+    except OSError as error:
+        problem = f"{args.folder}: {error.strerror}"
+    if problem:
+        print(f"crops.py: {problem}", file=sys.stderr)
         return 2
     for i, image in enumerate(crops(args.count)):
         Image.fromarray(image).save(args.folder / f"{i:04d}.png")

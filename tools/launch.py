@@ -24,6 +24,9 @@ def main(argv=None):
             return failure.exitcode
         print(f"launch.py: process {rank} was ended by {failure.signal_name()}", file=sys.stderr)
         return 128 - failure.exitcode
+    except (ValueError, RuntimeError) as error:  # of torchrun's own flags
+        print(f"launch.py: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return 2
     except SignalException as stop:
         return 128 + stop.sigval
     return 0

@@ -69,26 +69,33 @@ def main(argv=None):
     parser.add_argument("--to", type=Path, help="file of the picture; default: none")
     args = parser.parse_args(argv)
     try:
+        if args.images < 1:
+            raise InputError(f"--images is {args.images}, it must be at least 1")
+        if args.to and (args.to.is_dir() or not args.to.resolve().parent.is_dir()):
+            raise InputError(f"--to {args.to} must be a file in a folder that exists")
         experiment = load(args.config)
         files = image_files(args.folder)[: args.images]
         if not files:
             raise InputError(f"{args.folder} has no images")
-        images = torch.stack([read_image(file) for file in files])
+        read = [read_image(file) for file in files]
         data, section = open_dataset(experiment.Dataset), experiment.Dataset
-        if images[0].shape != data[0].shape:
-            shapes = f"images of {tuple(images[0].shape)}, {section.dataset} of {tuple(data[0].shape)}"
-            raise InputError(f"{args.folder} has {shapes}; --config names another data set")
+        for file, image in zip(files, read, strict=True):
+            if image.shape != data[0].shape:
+                shapes = f"{tuple(image.shape)}, {section.dataset} has images of {tuple(data[0].shape)}"
+                raise InputError(f"{file} is {shapes}; --config may name another data set")
+        images = torch.stack(read)
         views = views_of(experiment, images[0].shape)
         sides = {f"{len(images)} samples": images}
         if section.dataset in KNOWN:
             new = open_dataset(section.model_copy(update={"split": "test"}))
-            sides[f"{len(images)} test images"] = torch.stack([new[i] for i in range(len(images))])
+            count = min(len(images), len(new))
+            sides[f"{count} test images"] = torch.stack([new[i] for i in range(count)])
     except InputError as error:
         print(f"neighbours.py: {error}", file=sys.stderr)
         return 2
     found = nearest(torch.cat(list(sides.values())), data, views)
     for name, (distances, _) in found.items():
-        for side, values in zip(sides, distances.split(len(images)), strict=True):
+        for side, values in zip(sides, distances.split([*map(len, sides.values())]), strict=True):
             print(f"{side}, {name}: median {values.median():.4f}, least {values.min():.4f}")
     if args.to:
         shown = [places[: len(images)] for _, places in found.values()]

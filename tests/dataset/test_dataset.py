@@ -378,6 +378,16 @@ def test_lsun_wrong(tmp_path):
         open_dataset(section("LSUN", tmp_path, 256, category="kitchen"))
 
 
+@pytest.mark.parametrize("pages", [2, 5])
+def test_a_database_that_is_cut_short_is_one_line(tmp_path, pages):
+    """Reading behind its end would end the process."""
+    folder = tmp_path / "tower_train_lmdb"
+    database(folder, {b"%d" % i: encoded(tmp_path, picture(i, 64, 64), ".png") for i in range(20)})
+    os.truncate(folder / "data.mdb", pages * 4096)
+    with pytest.raises(InputError, match=r"tower_train_lmdb: not a readable LMDB \(cut short: data.mdb should have "):
+        open_dataset(section("LSUN", tmp_path, 64, category="tower"))
+
+
 def test_lsun_without_lmdb(tmp_path, monkeypatch):
     real = builtins.__import__
 
@@ -407,6 +417,17 @@ def test_ffhq_database_without_its_length(tmp_path):
     database(tmp_path, {b"32-00000": encoded(tmp_path, picture(0, 32, 32), ".png")})
     with pytest.raises(InputError, match="FFHQ: there are no images in it"):
         open_dataset(section("FFHQ", tmp_path, 32))
+    close_databases()
+    database(tmp_path, {b"length": b"many"})
+    with pytest.raises(InputError, match="not FFHQ's database: its length is b'many'"):
+        open_dataset(section("FFHQ", tmp_path, 32))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_no_known_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.arange(64, dtype=dtype).reshape(8, 8)).save(tmp_path / "0.tif")
+    with pytest.raises(InputError, match=r"0\.tif: not a readable image \(32 bits a channel; 8 and 16 can be read\)"):
+        open_dataset(section("FOLDER", tmp_path, 8, 1))
 
 
 @pytest.mark.parametrize("name", ["FFHQ", "FOLDER"])

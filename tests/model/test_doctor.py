@@ -131,3 +131,12 @@ def test_codes_for_the_terminal_are_not_printed(doctor, file):
     assert (status, errors) == (1, "") and lines["weights"] == "EMA [31m"
     assert lines["extra"] == "[2Jextra"
     other.unlink()
+
+
+def test_a_network_of_ones_own_is_known_by_its_own_record(doctor, tiny, tmp_path):
+    model = load(str(tiny.config)).Model
+    save(tmp_path / "own.safetensors", tiny.network.state_dict(), {"Model": model.model_dump(), "weights": "EMA"})
+    status, lines, errors = doctor(tmp_path / "own.safetensors", "--to", tmp_path / "again.safetensors")
+    assert (status, errors) == (0, "")
+    assert lines["fits"] == "no experiment of config/, but what the file itself says"
+    assert doctor(tmp_path / "again.safetensors")[0] == 0

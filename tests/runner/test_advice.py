@@ -25,6 +25,16 @@ def test_too_few_images_are_said_before_the_first_step(tiny, cli, tmp_path):
     assert out.splitlines()[0] == "10 steps of 64 images"
 
 
+def test_a_network_that_is_trained_already_needs_no_many_images(tiny, cli, tmp_path):
+    more = [f"--set=Train.start={tiny.model}", "--set=Optim.grad_clip=1e9"]
+    assert cli(*train(tiny, tmp_path / "run", 10, *more))[2] == ""
+
+
+def test_attention_at_a_size_that_no_level_has_is_said(tiny, cli, tmp_path):
+    err = cli(*train(tiny, tmp_path / "run", 10, "--set=Model.attn_resolutions=[3]", "--set=Optim.grad_clip=1e9"))[2]
+    assert "note: Model.attn_resolutions has 3, but the network's sizes are 8\n" in err
+
+
 def test_the_plan_says_it_too(tiny, cli, tmp_path):
     assert "note: 10 steps of 64 images: the network will see 640" in cli(*train(tiny, tmp_path, 10, "--plan"))[2]
     assert "note" not in cli(*train(tiny, tmp_path, 1000, "--plan"))[2]

@@ -237,6 +237,12 @@ def test_the_launcher_adds_nothing_to_that_line(tiny, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_the_launchers_own_flags_that_are_wrong_are_one_line():
+    command = [sys.executable, ROOT / "tools" / "launch.py", "--nproc_per_node=abc", ROOT / "main.py"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (2, "launch.py: Unsupported nproc_per_node value: abc\n")
+
+
 @pytest.mark.parametrize("when", ["starting", "sampling"])
 def test_processes_whose_torchrun_was_killed_end_too(tiny, tmp_path, when):
     run = torchrun(2, *tiny.flags(tmp_path / "run", "--total_num", 100_000))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pndm import cli as main
 from pndm.config.load import load
-from pndm.model import load_model
+from pndm.model import checkpoint, load_model
 from pndm.model.ema import EMA
 from pndm.runner import checkpoints, train
 from pndm.runner.batches import augment, draw, image_order
@@ -98,8 +100,6 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def straight(tiny, tmp_path_factory):
     """A run of 12 steps, undisturbed."""
-    from pndm import cli as main
-
     folder = tmp_path_factory.mktemp("straight")
     assert main.main([str(flag) for flag in flags(tiny, folder, 4)]) == 0
     return folder
@@ -529,3 +529,81 @@ def test_weights_to_begin_with_that_are_missing_or_do_not_fit_are_one_line(tiny,
     assert line in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_removes_what_is_its_own(tmp_path):
+    (tmp_path / ".mine.tmp").write_text("mine")
+    (tmp_path / ".grid.png.123.tmp").write_text("left by a process that was killed")
+    with pytest.raises(KeyError), TrainFolder(tmp_path).locked():
+        for name in ("notes.txt", "grid.png", "best.safetensors", "events.out.tfevents.1"):
+            (tmp_path / name).touch()
+        (tmp_path / "plots").mkdir()
+        raise KeyError
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "notes.txt", "plots"}
+
+
+def test_a_trained_network_without_its_checkpoints_is_not_overwritten(tiny, straight, cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(straight / "ema.safetensors", tmp_path / "run")
+    status, _, err = cli(*quick(tiny, tmp_path / "run", 1))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "holds a trained network, ema.safetensors, and no checkpoint; choose another folder" in err
+
+
+def test_a_checkpoint_whose_data_were_lost_gives_way_to_the_one_before(tiny, straight, cli, tmp_path):
+    """As a machine that loses its power may leave a file: as long as it was, with zeros in it."""
+    shutil.copytree(straight, tmp_path / "run")
+    with zipfile.ZipFile(newest(tmp_path / "run")) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+    with open(newest(tmp_path / "run"), "r+b") as file:
+        file.seek(entry.header_offset + 200)
+        file.write(bytes(entry.file_size // 2))
+    status, _, err = cli(*flags(tiny, tmp_path / "run", 4, "--restart"))
+    assert (status, err.count("\n")) == (0, 1)
+    assert "damaged or cut short; the run continues from the checkpoint before it" in err
+    assert_same(state(tmp_path / "run")["model"], state(straight)["model"])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("Schedule.type=cosine", "Schedule.type is 'cosine', but the network of "),
+        ("Schedule.beta_end=0.03", "Schedule.beta_end is 0.03, but the network of "),
+        ("Dataset.rescaled=false", "Dataset.rescaled is False, but the network of "),
+    ],
+)
+def test_a_network_is_used_as_it_was_trained(tiny, straight, cli, tmp_path, change, line):
+    network = straight / "ema.safetensors"
+    for command in (
+        tiny.flags(tmp_path / "images", "--model_path", network),
+        flags(tiny, tmp_path / "run", 1, "--set", f"Train.start={network}"),
+    ):
+        status, _, err = cli(*command, "--set", change)
+        assert (status, err.count("\n")) == (2, 1)
+        assert line in err and f"{network} was trained with " in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_without_an_average_are_called_raw(tiny, cli, tmp_path):
+    assert cli(*quick(tiny, tmp_path, 1, "--set", "Train.ema=false"))[0] == 0
+    assert [checkpoint.read(file).weights for file in (newest(tmp_path), tmp_path / "ema.safetensors")] == ["raw"] * 2
+
+
+def test_a_disk_that_is_full_for_the_log_is_one_line(tiny, tmp_path):
+    few = ["--set", "Train.checkpoint_interval=1000", "--set", "Train.log_interval=1"]
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, quick(tiny, tmp_path / "run", 60, *few))]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert f"main.py: {tmp_path / 'run'}: File too large" in run.stderr
+
+
+def test_what_is_kept_of_an_interrupted_run_is_what_there_is(tiny, straight, cli, tmp_path, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "dispatch", interrupted)
+    assert cli(*flags(tiny, tmp_path, 1)) == (130, "", "main.py: interrupted\n")
+    kept = "main.py: interrupted; what was finished is kept, --restart continues\n"
+    assert cli(*flags(tiny, straight, 1)) == (130, "", kept)

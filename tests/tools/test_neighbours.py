@@ -33,12 +33,21 @@ def test_a_copy_is_found_at_no_distance_and_a_changed_pixel_at_its_own(digits, t
 
 
 def test_images_of_another_size_are_one_line(tmp_path, capsys):
-    Image.new("L", (28, 28)).save(tmp_path / "000000.png")
+    Image.new("L", (8, 8)).save(tmp_path / "000000.png")
+    Image.new("L", (28, 28)).save(tmp_path / "000001.png")
     assert neighbours.main([str(tmp_path)]) == 2
-    assert "images of (1, 28, 28), DIGITS of (1, 8, 8)" in capsys.readouterr().err
+    assert "000001.png is (1, 28, 28), DIGITS has images of (1, 8, 8)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "line"), [(["none"], "none has no images"), ([".", "--config", "x"], "no file x")])
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["none"], "none has no images"),
+        ([".", "--config", "x"], "no file x"),
+        ([".", "--images", "0"], "--images is 0, it must be at least 1"),
+        ([".", "--to", "nowhere/x.png"], "--to nowhere/x.png must be a file in a folder that exists"),
+    ],
+)
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch, capsys, flags, line):
     monkeypatch.chdir(tmp_path)
     assert neighbours.main(flags) == 2

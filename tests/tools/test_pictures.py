@@ -80,3 +80,7 @@ def test_crops_are_of_the_size_of_the_experiment_and_all_of_both_photographs(tmp
     assert all(np.array_equal(image, again) for image, again in zip(images, crops.crops(6), strict=True))
     assert crops.main([str(tmp_path / "crops")]) == 2
     assert "is there already" in capsys.readouterr().err
+    assert crops.main([str(tmp_path / "none"), "--count", "0"]) == 2
+    assert crops.main([str(tmp_path / "crops" / next(iter(made)) / "below")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]

@@ -1,0 +1,39 @@
+"""Whether a network was trained for what an experiment does with it."""
+
+import numpy as np
+
+from pndm.config.errors import InputError
+from pndm.model import diffusers
+from pndm.runner.solver.schedule import Schedule
+
+
+def check_training(source, experiment, schedule):
+    """Raise InputError unless a `Checkpoint`'s network predicts ε, and has learned the experiment's noise and pixels.
+
+    As far as its file says it, or its folder of diffusers. schedule: the experiment's.
+    """
+    training, kind = diffusers.training_of(source.path), experiment.Schedule.type
+    if training and training.prediction != "epsilon":
+        message = f"{source.path}: the network predicts {training.prediction}, not ε; PNDMPipeline can sample from it"
+        raise InputError(message, "Sample.model_path")
+    if training and not _alike(Schedule(**training.schedule), schedule):
+        message = f"{source.path}: the network has learned another noise schedule; its scheduler_config.json says which"
+        raise InputError(message, "Sample.model_path")
+    names = ["Schedule.type", "Dataset.rescaled", "Dataset.logit_transform"]
+    if kind != "edm":  # EDM's network is told σ, whatever the others are
+        names += ["Schedule.diffusion_step"]
+    if kind in ("linear", "quad"):
+        names += ["Schedule.beta_start", "Schedule.beta_end"]
+    for name in names:
+        section, key = name.split(".")
+        ours = getattr(getattr(experiment, section), key)
+        held = source.record.get(section)
+        if isinstance(held, dict) and held.get(key, ours) != ours:
+            message = f"{name} is {ours!r}, but the network of {source.path} was trained with {held[key]!r}"
+            raise InputError(message, name, "Sample.model_path")
+
+
+def _alike(one, other):
+    """Whether two schedules have the same ᾱ."""
+    a, b = one.alphas_cumprod, other.alphas_cumprod
+    return a.shape == b.shape and np.allclose(a, b, rtol=1e-6, atol=0)
