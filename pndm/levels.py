@@ -33,7 +33,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         value, beyond = config[name], f" and below {most:g}" if most < math.inf else ""
         if value is None and name == "shift_terminal":
             continue
-        if not isinstance(value, numbers.Real) or not 0 < value < most:
+        if not isinstance(value, numbers.Real) or not 0 < float(value) < most:
             raise ValueError(f"{name} is {value!r}, it must be a number above 0{beyond}")
 
 

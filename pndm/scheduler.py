@@ -175,7 +175,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
             self._grid = [*nodes, self._end]
         calls = calls_of(self._method, self._grid, self.schedule)
-        told = [call.t for call in calls]
+        told = [float(call.t) for call in calls]
         if timesteps is not None and sigmas is not None:
             told = told_times(timesteps, len(calls), self.schedule)
         counts = not self.flow and all(t == int(t) for t in told)
@@ -252,7 +252,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             left = behind(spans(self._method, self._grid), self.schedule, self.step_index or 0)
             self.run = Run(left, x / self._scale(left[0].grid[0]))
             query = self.run.query(self.schedule, **options)
-            check_start(self.config, query.level)
+            check_start(self.config, float(query.level))
             return query, query.x
         query = self.run.query(self.schedule, **options)
         if query.x.shape != sample.shape:
