@@ -1,7 +1,8 @@
 """What keys are made of: types with their ranges, what a key decides, and `Section`, which knows its keys."""
 
 import difflib
-from typing import Annotated, Any, ClassVar, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -36,7 +37,6 @@ Count = Annotated[int, Field(ge=1, le=2**16)]
 Times = Annotated[list[float], BeforeValidator(_split)]
 Metrics = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(_split)]
 
-NUMBERS = (int, float, int | None, float | None)
 # Ranges, as `key` takes them.
 POSITIVE = {"ge": 1, "le": 10**9}
 SIDE = {"ge": 1, "le": 2**13}  # pixels
@@ -64,6 +64,20 @@ def needed(meaning, decides="", **limits) -> Any:
     return key(..., meaning, decides, **limits)
 
 
+def _holds_bool(value):
+    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_bool, value)))
+
+
+def _of_numbers(annotation):
+    """Whether a type has numbers in it, and not yes and no."""
+    leaves, left = [], [annotation]
+    while left:
+        parts = get_args(part := left.pop())
+        left += parts
+        leaves += [] if parts else [part]
+    return bool not in leaves and any(leaf in (int, float) or isinstance(leaf, int) for leaf in leaves)
+
+
 class Section(BaseModel):
     """One section of an experiment.
 
@@ -80,7 +94,7 @@ class Section(BaseModel):
     def _numbers(cls, data):
         for name, item in cls.model_fields.items():
             value = data.get(name) if isinstance(data, dict) else None
-            if isinstance(value, bool) and item.annotation in NUMBERS:
+            if _holds_bool(value) and _of_numbers(item.annotation):
                 raise Contradiction(f"{name} is {value}; it must be a number, not yes or no", name)
         return data
 
@@ -95,6 +109,10 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _known(self):
         for name, value in (self.model_extra or {}).items():
+            try:
+                json.dumps(value)  # as the record of a run keeps it
+            except (TypeError, ValueError, RecursionError):
+                raise Contradiction(f"{name} is no text, number, list or mapping of these", name) from None
             if name in self.fixed:
                 if value != self.fixed[name]:
                     raise Contradiction(f"{name} is {value!r}; only {self.fixed[name]!r} is possible here", name)

@@ -27,7 +27,7 @@ MANIFEST = FOLDER / "published.yml"  # no experiment
 def load(name: str | Path, overrides: Mapping[str, tuple[str, Any]] | None = None) -> Experiment:
     """The experiment in file `name`, a path or a file of config/, with `overrides`.
 
-    overrides: "Section.key" → (the flag or file that it comes from, value).
+    overrides: "Section.key" → (the flag or file that it comes from, value); None: it follows from another flag.
     Returns an `Experiment`. Raises InputError that begins with the file or the flag that is wrong.
 
         >>> from pndm import load_experiment
@@ -50,7 +50,8 @@ def validate(tree, path, overrides=None):
         if not isinstance(held := tree.get(section) or {}, dict):
             raise InputError(f"{path}: {section} is {held!r}; a section is a mapping of keys")
         tree[section] = {**held, name: value}
-        places[target] = place
+        if place:
+            places[target] = place
     try:
         return checked(Experiment.model_validate, tree)
     except InputError as error:
@@ -61,6 +62,8 @@ def words_of(overrides, **flags):
     """The words of a command line that sets overrides, as `load` takes them, and other flags; None leaves one out."""
     words = []
     for target, (flag, value) in overrides.items():
+        if flag is None:  # another flag sets it
+            continue
         if flag == "--set":
             words += [flag, f"{target}={json.dumps(value, ensure_ascii=False)}"]
         elif value is True:

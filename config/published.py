@@ -33,7 +33,7 @@ def _address(text):
 
 def _below(text):
     path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
+    if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or not text.isprintable():
         raise ValueError("it must be FOLDER/NAME, below temp/")
     return text
 

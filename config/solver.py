@@ -15,13 +15,14 @@ from pndm.config.schema import ScheduleSection
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
 
+MOST_CALLS = 1000  # network calls of a solver file
 SEARCHED = "searched"  # the method of a file with a table of weights
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Solver(Section):
     method: str = needed(f"{SEARCHED}, whose weights are in the file, or a name in METHODS")
-    calls: int = needed("network calls an image", ge=1, le=1000)
+    calls: int = needed("network calls an image", ge=1, le=MOST_CALLS)
     times: list[float] = needed("times of the noise levels; they fall, and a last −1 is clean data")
     weights: list[list[float]] | None = key(None, f"{SEARCHED}: of every step those of the ε's so far, newest first")
     told: list[float] | None = key(None, f"{SEARCHED}: the time that the network is told in each call")

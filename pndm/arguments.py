@@ -50,9 +50,9 @@ def minutes(text: str) -> float:
     return value
 
 
-def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
+def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str | None, Any]]:
     """What the flags set in the experiment, as `load` takes it. Raises InputError."""
-    overrides = {}
+    overrides: dict[str, tuple[str | None, Any]] = {}
     for item in args.set:
         target, value = parse_set(item)
         overrides[target] = ("--set", value)
@@ -72,16 +72,16 @@ def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
     given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in chosen]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other", *given)
-    replaced: tuple[str, ...] = ()
+    replaced: dict[str, Any] = {}
     if "Sample.solver" in chosen:
         for target in ("Sample.method", "Sample.profile", "Sample.spacing", *given):
             if target in chosen:
                 raise InputError(f"Sample.solver and {target} exclude each other", target)
-        replaced = "Sample.nfe", "Sample.times"
+        replaced = {"Sample.nfe": None, "Sample.times": None, "Sample.spacing": "uniform", "Sample.profile": "exact"}
     elif given:
-        replaced = "Sample.nfe", "Sample.times", "Sample.solver"
+        replaced = dict.fromkeys(("Sample.nfe", "Sample.times", "Sample.solver"))
     elif "Sample.method" in chosen:
-        replaced = ("Sample.solver",)
+        replaced = {"Sample.solver": None}
     if args.runner == "reproduce":  # a table has steps, calls and methods of its own
         return overrides
-    return dict.fromkeys(replaced, ("--set", None)) | overrides
+    return {name: (None, value) for name, value in replaced.items()} | overrides

@@ -150,7 +150,7 @@ def place(args: Arguments, keys: tuple[str, ...]) -> str:
     """What stands in front of an error about `keys`: the flag that set one of them, or the experiment's file."""
     file = "" if args.runner == "reproduce" else args.config or CONFIG
     try:
-        places = {target: flag for target, (flag, value) in overrides_of(args).items() if value is not None}
+        places = {target: flag for target, (flag, value) in overrides_of(args).items() if flag and value is not None}
     except InputError:
         places, file = {}, ""
     chosen = [key for key in keys if "." not in key and (key, args.device) != ("device", "auto")]

@@ -9,10 +9,7 @@ imported when a download begins. Nothing that is downloaded is executed or unpac
 
 import contextlib
 import errno
-import os
-import shutil
 import sys
-from email.utils import formatdate
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,15 +18,10 @@ from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, made
 from pndm.model import diffusers
+from pndm.runner.servers import Failed, drive, http, size_of
 
-TIMEOUT = 60  # seconds without a byte after which a server counts as stalled
-BLOCK = 1 << 16  # bytes at a time: what a cut loses at most
 LIBRARIES = {"drive": "gdown", "hub": "huggingface_hub"}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class Failed(Exception):
-    """One address did not give the file; the next may."""
 
 
 def fetch(name: str) -> Path:
@@ -143,7 +135,7 @@ def download(entry, address):
         if not file.is_file():
             announce(entry, address)
             part = file.with_name(f".{file.name}.{_tag(address)}.part")
-            transfer = _drive if address.startswith("drive:") else _http
+            transfer = drive if address.startswith("drive:") else http
             try:
                 _whole(entry, address, part, transfer)
                 _keep(part, file)
@@ -153,7 +145,7 @@ def download(entry, address):
                 error.filename = str(file)
                 raise
             finally:
-                if part.exists() and not _size(part):
+                if part.exists() and not size_of(part):
                     part.unlink()
             for other in file.parent.glob(f".{file.name}.*.part*"):
                 other.unlink()
@@ -173,7 +165,7 @@ def _whole(entry, address, part, transfer):
     """Bring the whole file to `part`. One that was resumed and is wrong is downloaded anew once. Raises Failed."""
     resumed = any(part.parent.glob(f"{part.name}*"))
     transfer(address, part, entry)
-    if wrong := complaint(entry, part):
+    if wrong := complaint(entry, part) or ("" if size_of(part) else "it is empty"):
         _remove(part)
         if not resumed:
             raise Failed(wrong)
@@ -239,112 +231,3 @@ def _remove(part):
 def _tag(address):
     """Names the part of an address, so that what two addresses gave is never joined."""
     return sha256(address.encode()).hexdigest()[:8]
-
-
-def _size(path):
-    return path.stat().st_size if path.exists() else 0
-
-
-def _http(address, part, entry):
-    """Download a plain address to `part`, from where it was cut on, as long as more comes. Raises Failed."""
-    import pooch
-    import requests
-
-    while True:
-        start = _size(part)
-        answer = Answer(part, start, entry)
-        headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers |= {
-                "Range": f"bytes={start}-",
-                "If-Unmodified-Since": formatdate(part.stat().st_mtime, usegmt=True),
-            }
-        downloader = pooch.HTTPDownloader(
-            sys.stderr.isatty(), BLOCK, headers=headers, timeout=TIMEOUT, hooks={"response": answer}
-        )
-        try:
-            with part.open("ab") as file:
-                downloader(address, file, None)
-            reason = "it ended early" if _size(part) < answer.total else ""
-        except requests.RequestException as error:
-            status = getattr(error.response, "status_code", None)
-            if status == 416 and start and (entry.hash or entry.size):  # nothing is left; they tell whether it is whole
-                return
-            if status in (412, 416) and start:  # it has changed since it was cut
-                os.truncate(part, 0)
-                continue
-            reason = f"status {status}" if status else _said(error)
-        if not reason:
-            return
-        if _size(part) <= max(start, answer.kept):
-            raise Failed(reason)
-
-
-class Answer:
-    """Looks at a server's answer before its content is read: a hook of requests.
-
-    total: the bytes that the file will have, 0 where the server does not say. kept: those of the part that stay.
-    """
-
-    def __init__(self, part, start, entry):
-        self.part, self.kept, self.entry, self.total = part, start, entry, 0
-
-    def __call__(self, response, **_):
-        if response.status_code not in (200, 206):
-            return
-        headers = response.headers
-        if "text/html" in headers.get("Content-Type", ""):
-            raise Failed("it answers with a page, not with the file")
-        if response.status_code == 206 and not headers.get("Content-Range", "").startswith(f"bytes {self.kept}-"):
-            os.truncate(self.part, 0)
-            raise Failed("it does not go on where it was asked to")
-        if response.status_code == 200:  # it does not resume
-            os.truncate(self.part, 0)
-            self.kept = 0
-        length = int(headers.get("Content-Length") or 0)
-        self.total = length and self.kept + length
-        size, known = self.entry.size, self.entry.size or self.entry.hash
-        if size and self.total and self.total != size:
-            raise Failed(f"it has {self.total:,} bytes, not {size:,}")
-        if not (known or length or "chunked" in headers.get("Transfer-Encoding", "")):
-            raise Failed("it does not say how long the file is")
-        if length > (free := shutil.disk_usage(self.part.parent).free):
-            said = f"{length / 1e6:,.0f} MB do not fit on the disk, which has {free / 1e6:,.0f} MB free"
-            raise OSError(errno.ENOSPC, said)
-
-
-def _drive(address, part, entry):
-    """Download from Google Drive to `part` by gdown, which knows Drive's pages and resumes. Raises Failed."""
-    import gdown
-
-    quiet, (folder, _, name) = not sys.stderr.isatty(), address.partition(":")[2].partition("/")
-    how = {"quiet": quiet, "use_cookies": False, "timeout": TIMEOUT}
-    try:
-        if name:
-            there = gdown.download_folder(id=folder, skip_download=True, **how)
-            found = [file.id for file in there if Path(file.path).name == name]
-            if not found:
-                raise Failed(f"the folder has no {name}, but {', '.join(file.path for file in there) or 'nothing'}")
-            folder = found[0]
-        if not part.exists():  # it is there whole if the last run was killed before it could verify it
-            gdown.download(id=folder, output=str(part), resume=True, retries=3, **how)
-    except Failed:
-        raise
-    except Exception as error:  # gdown's own, of requests, of what it reads pages with
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise Failed(_said(error)) from None
-
-
-SAID = {
-    "timed out": "it stalled",
-    "IncompleteRead": "it was cut",
-    "resol": "its name is not known here",
-    "refused": "it refuses connections",
-}
-
-
-def _said(error):
-    """An error of a library in a few words."""
-    text = " ".join(str(error).split())
-    return next((meaning for word, meaning in SAID.items() if word in text), (text or type(error).__name__)[:120])

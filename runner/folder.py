@@ -27,12 +27,12 @@ DELETE = "delete the folder, or choose another folder"
 
 
 @contextlib.contextmanager
-def open_folder(path, identity, team, keep=None):
+def open_folder(path, identity, team, keep=None, shape=None):
     """The `Folder` at `path` (a Path) for a run; at the end every image handed to it is on the disk, by any process.
 
     identity: the fingerprint of the run's images. team: the processes. keep: only images numbered below it are written;
-    None: all. An error leaves no folder without images. Raises InputError when the folder holds another run's images,
-    or another run is at work in it.
+    None: all. shape: (C, H, W) of the images. An error leaves no folder without images. Raises InputError when the
+    folder holds another run's images, or another run is at work in it.
     """
     check_owner(path, identity)
     with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ def open_folder(path, identity, team, keep=None):
             team.wait()
             path.mkdir(parents=True, exist_ok=True)  # a folder that another machine made may not show yet
             with ThreadPoolExecutor(2) as pool:
-                folder = Folder(path, pool, keep)
+                folder = Folder(path, pool, keep, shape)
                 yield folder
                 folder.settle(0)
             team.wait()
@@ -60,8 +60,8 @@ def open_folder(path, identity, team, keep=None):
 class Folder:
     """The images in a folder: `read` those that were there, `write` those that were not."""
 
-    def __init__(self, path, pool, keep=None):
-        self.path, self.pool, self.pending = path, pool, deque()
+    def __init__(self, path, pool, keep=None, shape=None):
+        self.path, self.pool, self.pending, self.shape = path, pool, deque(), shape
         self.keep = math.inf if keep is None else keep
         self.present = {entry.name for entry in os.scandir(path) if entry.name.endswith(".png")}
 
@@ -73,7 +73,7 @@ class Folder:
         """Images `ids`: uint8 (n, C, H, W). Raises InputError where one is damaged or of another size."""
         images = [read_image(self.path / name_of(i)) for i in ids]
         for i, image in zip(ids, images, strict=True):
-            if image.shape != images[0].shape:
+            if image.shape != (self.shape or images[0].shape):
                 raise InputError(f"{self.path / name_of(i)}: not of this run's image size; delete it and run again")
         return torch.stack(images)
 
@@ -144,10 +144,13 @@ def finished(folder, fingerprint, total, kept):
         record = load_json(folder / "result.json")
     except (OSError, ValueError):
         return None
-    if (images := record.get("images", 0)) > total:
+    images, held, card = (record.get(key, ...) for key in ("images", "fingerprint", "frechet"))
+    if not isinstance(images, int) or not isinstance(held, dict) or not isinstance(card, dict | None):
+        return None  # damaged
+    if images > total:
         raise InputError(f"{folder} already holds the record of {images:,} images of this run", "total_num")
     whole = all((folder / name_of(i)).exists() for i in range(kept))
-    return record if whole and not difference(record.get("fingerprint", {}), fingerprint) else None
+    return record if whole and not difference(held, fingerprint) else None
 
 
 def holds_images(folder):

@@ -107,7 +107,8 @@ def complete(sampler, folder, measurement=None, progress=None):
 
 def make(sampler, folder, measurement=None, progress=None):
     """Make the sampler's images that are missing in `folder`, show them all to `measurement`; returns a `Folder`."""
-    with open_folder(folder, sampler.identity, sampler.team, sampler.experiment.Sample.keep) as target:
+    keep, shape = sampler.experiment.Sample.keep, sampler.sampling.shape
+    with open_folder(folder, sampler.identity, sampler.team, keep, shape) as target:
         for ids, images, features in target.write(sampler.images(target, progress)):
             if measurement:
                 measurement.update(ids, images, features)

@@ -12,6 +12,7 @@ FLOORS = [
     ["runner/solver"],
     ["config"],
     ["model", "dataset", "runner/processes.py"],
+    ["runner/servers.py"],
     ["runner/fetch.py"],
     ["runner/measure"],
     ["runner/build.py", "runner/folder.py", "runner/random.py", "runner/progress.py"],

@@ -200,7 +200,8 @@ class Artist:
             if not (sampling.adaptive or sampling.solver):
                 sampling = replace(sampling, steps=steps_within(sampling, calls))
             for other in made.values():
-                if other.row == row and other.images is not None and other.steps == sampling.steps:
+                same = other.row == row and other.images is not None and other.steps == sampling.steps
+                if same and not row.files:  # each solver file is a sampler of its own
                     return replace(other, asked=calls)
             sampling = Mixed(**vars(sampling), other=noise.other, share=noise.share)
             return self.drawn(Cell(row, calls, sampling=sampling), self.loaded(experiment), noise.images, stop, watch)

@@ -56,6 +56,11 @@ for i, image in enumerate(images):
 """
 
 
+# Keys of Sample that a cell's command says itself.
+SAID = {"method", "solver", "spacing", "sample_speed", "nfe", "times", "seed", "total_num", "batch_size", "precision"}
+SAID |= {"features", "metrics"}
+
+
 @dataclass(frozen=True)
 class Origin:
     """What the page was opened with. config: the experiment's name or path. overrides: "Section.key" → value."""
@@ -91,7 +96,8 @@ def shell(cell, noise, origin):
     flags |= {"precision": cell.precision, "features": "none"}
     flags["image_path"] = f"temp/demo/{cell.row.method}_{cell.row.spacing}_{how}_seed{noise.seed}_{noise.images}"
     parts = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
-    parts += [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in origin.overrides.items()]
+    more = {name: value for name, value in origin.overrides.items() if name.removeprefix("Sample.") not in SAID}
+    parts += [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in more.items()]
     return " \\\n    ".join(["python main.py --runner sample", *parts]) + "\n"
 
 

@@ -78,6 +78,8 @@ def request_of(methods, spacings, calls, seed=0, images=4, other=1, share=0.0, l
         _whole("second seed", other, 0, SEEDS, "other"),
         _share(share),
     )
+    if noise.share and noise.other == noise.seed:
+        raise InputError(f"the second seed is {noise.other}, as the first; a mixture needs two", "other")
     cost = noise.images * sum(ADAPTIVE if row.adaptive else sum(columns) for row in rows)
     if cost > limit:
         raise InputError(f"this asks for {cost:,} images × calls; at most {limit:,} are drawn at once", "calls")

@@ -20,7 +20,7 @@ import torch
 from pndm.config.errors import InputError
 from pndm.config.files import aside, made, save_json
 from pndm.config.load import replaced, words_of
-from pndm.config.solver import SEARCHED, Solver, save_solver
+from pndm.config.solver import MOST_CALLS, SEARCHED, Solver, save_solver
 from pndm.dataset import decode
 from pndm.runner import sample
 from pndm.runner.build import load_network, schedule_of
@@ -62,6 +62,8 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
     s, folder = experiment.Sample, Path(folder)
     if s.nfe is None:
         raise InputError("a search needs a number of network calls", "nfe")
+    if s.nfe > MOST_CALLS:
+        raise InputError(f"{s.nfe:,} network calls are more than a solver file has, {MOST_CALLS:,}", "nfe")
     names = tuple(METHODS) if methods is None else tuple(name.strip() for name in methods.split(","))
     if unknown := [word for word in names if word not in METHODS]:
         raise InputError(f"{unknown[0]!r} is not one of {', '.join(METHODS)}", "methods")
@@ -269,7 +271,7 @@ class Search:
     def write(self, winner, measured, noises, held_out):
         """Write the winner's solver file and search.json; the first process returns the `Solver`."""
         builtin = next(c for c in by_distance(measured) if c.name != SEARCHED and c.grid in SPACINGS)
-        frechet = {c.label: self.frechet(c) for c in (builtin, winner)}
+        frechet = {label: self.frechet(c) for label, c in {c.label: c for c in (builtin, winner)}.items()}
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
             "command": self.command,

@@ -1,7 +1,7 @@
 """What a table is made of: cells. Each cell is one sampling run, by one method, number of steps, profile and seed."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from pndm.config.errors import InputError
@@ -105,7 +105,29 @@ def cells_of(table, path, overrides):
                         found[cell.name] = cell
     if not found:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
-    return list(found.values()), left_out
+    cells, least = list(found.values()), {}
+    for cell in cells:  # one row for all seeds of the same calls
+        if cell.budget:
+            least.setdefault((cell.label, cell.profile, cell.budget.calls), []).append(cell.budget.asked)
+    for i, cell in enumerate(cells):
+        if cell.budget and cell.budget.unit != "steps":
+            asked = min(least[cell.label, cell.profile, cell.budget.calls])
+            cells[i] = replace(cell, budget=replace(cell.budget, asked=asked))
+    _check_alike(cells, path)
+    return cells, left_out
+
+
+def _check_alike(cells, path):
+    """Raise InputError where the distances of cells cannot be compared: other features, or other reference images."""
+    keys = "Sample.features", "Dataset.dataset", "Dataset.category", "Dataset.split", "Sample.statistics"
+    first = None
+    for cell in cells:
+        mine = [getattr(getattr(cell.experiment, section), name) for section, name in (key.split(".") for key in keys)]
+        first = first or (cell.label, mine)
+        for key, ours, theirs in zip(keys, mine, first[1], strict=True):
+            if ours != theirs:
+                found = f"{theirs!r} in {first[0]} and {ours!r} in {cell.label}"
+                raise InputError(f"{path}: {key} is {found}; the distances of a table are of one kind")
 
 
 def by_file(experiment, key, number):
@@ -126,7 +148,7 @@ def methods_of(table, path, overrides):
     for entry in table.methods:
         values = {"method": entry} if isinstance(entry, str) else dict(entry)
         network = str(values.pop("experiment", table.experiment))
-        label = str(values.pop("label", values.get("method", "")))
+        label = values.pop("label", values.get("method", ""))
         _check(label, values, table, path)
         if label in found:
             raise InputError(f"{path}: two methods are called {label}; give one another `label`")
@@ -141,8 +163,10 @@ def _check(label, values, table, path):
     """Raise InputError where a label or a key of a method will not do."""
     if not label:
         raise InputError(f"{path}: methods: an entry has neither `method` nor `label`")
-    if label[0] == "_" or not {"|", "$", "\\"}.isdisjoint(label) or not label.isprintable():
-        raise InputError(f"{path}: label {label!r}: it must be printable, without | $ \\, and not begin with _")
+    if not isinstance(label, str):
+        raise InputError(f"{path}: label {label!r}: it must be a text")
+    if label[0] == "_" or not {"|", "$", "\\", ","}.isdisjoint(label) or not label.isprintable():
+        raise InputError(f"{path}: label {label!r}: it must be printable, without , | $ \\, and not begin with _")
     if not all(isinstance(name, str) for name in values):
         raise InputError(f"{path}: {label}: a key of Sample must be a name")
     for name in OF_THE_TABLE:

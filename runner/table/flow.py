@@ -4,6 +4,7 @@ The exact flow is the solution of the probability flow equation from the noise o
 """
 
 import copy
+import hashlib
 import json
 import math
 import sys
@@ -107,7 +108,7 @@ def flow_distances(cells, bench, images):
     known = _kept(file, images)
     groups = {}
     for cell in chosen:
-        if known.get(cell.name, {}).get("checkpoint") != bench.loaded(cell).record["sha256"]:
+        if known.get(cell.name, {}).get("run") != _run(cell, bench):
             sampling = sampling_of(cell.experiment)
             key = network_key(cell.experiment, bench.team.device), sampling.span, sampling.label, sampling.guidance
             groups.setdefault(key, []).append(cell)
@@ -142,6 +143,11 @@ def _kept(file, images):
         return {}
 
 
+def _run(cell, bench):
+    """A digest of all that the cell's images depend on."""
+    return hashlib.sha256(json.dumps(bench.identity(cell)[0], sort_keys=True).encode()).hexdigest()
+
+
 def _measured(group, bench, images, progress):
     """The entries of cells that have the network, the first and the last time in common: one flow serves all."""
 
@@ -172,5 +178,5 @@ def _measured(group, bench, images, progress):
             "rms": distance_to_flow(cell.experiment, network, device, ends),
             "images": images,
             "tolerance": tolerance,
-            "checkpoint": bench.loaded(cell).record["sha256"],
+            "run": _run(cell, bench),
         }

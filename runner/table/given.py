@@ -5,6 +5,7 @@ python main.py --runner reproduce --table fashion --cells docs/results-fashion/c
 
 import ast
 import csv
+import math
 
 from pndm.config.errors import InputError
 from pndm.config.schema import difference
@@ -50,7 +51,9 @@ def fit(record, fingerprint, measurement, place):
     """
     try:
         numbers = [record[key] for key in NUMBERS] + ([record["frechet"]["value"]] if record["frechet"] else [])
-        if not all(isinstance(number, int | float) for number in numbers):
+        if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+            raise TypeError
+        if not all(record[key] for key in NUMBERS):  # 0
             raise TypeError
         held = {key: _at(record["config"], key) for key in fingerprint if "." in key}
         held |= {key: record[key] for key in ("steps", "precision")} | {"checkpoint": record["checkpoint"]["sha256"]}

@@ -77,8 +77,10 @@ def summary(done):
 
 
 def seconds_of(record):
-    """Seconds that one process takes for all of a run's images; several may have made them, or only the rest."""
-    return record["seconds"] * record.get("world_size", 1) * record["images"] / record.get("made", record["images"])
+    """Seconds that one process takes for all of a run's batches; several may have made them, or only the rest."""
+    batch = record["config"]["Sample"]["batch_size"]
+    whole = -(-record["images"] // batch) * batch  # `made` counts whole batches, too
+    return record["seconds"] * record.get("world_size", 1) * whole / record.get("made", whole)
 
 
 def best(rows):

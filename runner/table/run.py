@@ -71,8 +71,10 @@ def run(table, path, overrides, device, folder, timeout=None, flow=None, taken=N
             print(f"{folder}: {len(wanted):,} cells, {len(wanted) - len(missing):,} of them finished{from_file}")
         failures = bench.run_all(missing)
         if team.first:
+            done = bench.finished(cells)
+            narrow = narrow if {cell.name for cell, _ in done} <= chosen else {}  # else there were other commands, too
             made_by = command(path, overrides, flow, narrow | {"cells": taken})
-            write(table, path.stem, bench.finished(cells), bench, table.flow if flow is None else flow, made_by)
+            write(table, path.stem, done, bench, table.flow if flow is None else flow, made_by)
     return failures
 
 
@@ -89,7 +91,7 @@ def show_plan(table, path, overrides, device, taken=None, **narrow):
     records = given.read(taken, cells) if taken else {}
     cells = [cell for cell in select(cells, path.stem, **narrow) if cell.name not in records]
     meter, calls = plan.Meter(device), {}
-    wide = 2 + max(len(cell.label) for cell in cells)
+    wide = 2 + max((len(cell.label) for cell in cells), default=0)
     print(f"{'cells':>5}  {'method':<{wide}}{'profile':<11}{'steps':>6}{'calls':>8}{'images':>9}")
     for row, count in Counter(cell.row for cell in cells).items():
         cell = next(cell for cell in cells if cell.row == row)
@@ -98,6 +100,8 @@ def show_plan(table, path, overrides, device, taken=None, **narrow):
         print(f"{count:5}  {cell.label:<{wide}}{cell.profile:<11}{steps:>6}{calls[row] or '?':>8}{images:9,}")
     for reason, names in left_out.items():
         print(f"left out, {', '.join(names)}: {reason}")
+    if records:
+        print(f"taken from {taken}: {len(records):,}; of these only the images that are kept are made again")
     plan.print_totals([(cell.experiment, calls[cell.row]) for cell in cells], meter)
 
 

@@ -78,6 +78,10 @@ def test_logits_are_not_defined_of_levels_with_normal_noise():
         ("Dataset.logit_transform", True, "exclude each other"),
         ("Train.loss_type", "L1", "'linear' or 'square'"),
         ("Optim.lr", 0, "greater than 0"),
+        ("Sample.batch_size", True, "batch_size is True; it must be a number, not yes or no"),
+        ("Model.ch_mult", [True, 2], "ch_mult is [True, 2]; it must be a number"),
+        ("Dataset.channels", True, "channels is True; it must be a number"),
+        ("Sample.mpi4py", {1, 2}, "mpi4py is no text, number, list or mapping"),
     ],
 )
 def test_wrong_values_are_named_with_flag_section_and_key(target, value, said):

@@ -15,7 +15,7 @@ from helpers import process
 
 import pndm
 from pndm.config.errors import InputError
-from pndm.runner import fetch
+from pndm.runner import servers
 
 CONTENT = random.Random(0).randbytes(1_000_000)
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -55,7 +55,7 @@ def test_what_was_cut_is_resumed_by_the_next_call(made_up, server, tenth):
     assert not made_up.exists()
     server.cut = server.answers = None
     assert pndm.fetch("made_up").read_bytes() == CONTENT
-    assert tenth * 100_000 - fetch.BLOCK < server.asked[-1][1] <= tenth * 100_000
+    assert tenth * 100_000 - servers.BLOCK < server.asked[-1][1] <= tenth * 100_000
     assert names(made_up.parent) == ["made_up.bin", "made_up.bin.sha256"]
 
 
@@ -124,6 +124,10 @@ PAGE = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>log in</html>
         (CONTENT + b"x", {"size": len(CONTENT), "hash": MD5}, "it has 1,000,001 bytes, not 1,000,000"),
         (PAGE, {}, "it answers with a page, not with the file"),
         ((403, {}, b""), {}, "status 403"),
+        ((200, {"Content-Type": "Application/XHTML+xml"}, b"<html>log in</html>"), {}, "it answers with a page"),
+        ((203, {}, b"<html>log in</html>"), {}, "status 203, without the file"),
+        ((206, {"Content-Range": "bytes 5-9/100"}, b"12345"), {}, "it does not go on where it was asked to"),
+        ((302, {"Location": "http://[zz/x"}, b""), {}, ""),
     ],
 )
 def test_what_is_not_the_file_is_no_file(publish, server, given, keys, said):
@@ -134,12 +138,28 @@ def test_what_is_not_the_file_is_no_file(publish, server, given, keys, said):
     assert not path.parent.exists() or names(path.parent) == []
 
 
+def test_an_empty_file_is_no_file(publish, server):
+    path, server.length = publish("made_up", f"{server.url}/made_up"), False
+    server.files["/made_up"] = (200, {"Transfer-Encoding": "chunked"}, b"0\r\n\r\n")
+    with pytest.raises(InputError, match="it is empty"):
+        pndm.fetch("made_up")
+    assert not path.exists()
+
+
+def test_a_short_part_is_not_taken_for_the_whole(publish, server):
+    path = publish("made_up", f"{server.url}/made_up")
+    server.files["/made_up"] = (206, {"Content-Range": "bytes 0-99/1000"}, b"x" * 100)
+    with pytest.raises(InputError, match="could not be downloaded"):
+        pndm.fetch("made_up")
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("first", ["404", "page", "wrong", "closed", "stalled"])
 def test_the_next_address_gives_what_the_first_does_not(publish, server, monkeypatch, first):
     server.files |= {"/mirror": CONTENT, "/page": PAGE, "/wrong": CONTENT[::-1]}
     address = "http://127.0.0.1:9/closed" if first == "closed" else f"{server.url}/{first}"
     if first == "stalled":
-        monkeypatch.setattr(fetch, "TIMEOUT", 0.3)
+        monkeypatch.setattr(servers, "TIMEOUT", 0.3)
         server.files["/stalled"] = CONTENT
         server.stalled.clear()
         answer = server.answer
@@ -152,7 +172,7 @@ def test_the_next_address_gives_what_the_first_does_not(publish, server, monkeyp
 
 
 def test_a_server_that_stalls_is_one_line(made_up, server, monkeypatch):
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.3)
+    monkeypatch.setattr(servers, "TIMEOUT", 0.3)
     server.stalled.clear()
     with pytest.raises(InputError, match=r"127.0.0.1:\d+: it stalled"):
         pndm.fetch("made_up")
@@ -220,7 +240,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(made_up, server, tmp_path):
 
 def test_a_file_that_does_not_fit_is_not_begun(made_up, server, cli, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**6, 1, 999_999)
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(servers.shutil, "disk_usage", lambda _: usage)
     status, _, err = cli("--runner", "fetch", "made_up")
     assert status == 2
     assert err.splitlines()[-1].startswith("main.py: temp/models/made_up.bin: 1 MB do not fit on the disk")

@@ -208,6 +208,7 @@ def address(data):
         (({"a": 1}, "uniform", "10"), "methods: none is given"),
         ((["DDIM", ["x"]], "uniform", "10"), "no method ['x']"),
         (("DDIM", "uniform", [True]), "calls is True"),
+        (("DDIM", "uniform", "10", 3, 4, 3, 0.5), "the second seed is 3, as the first; a mixture needs two"),
     ],
 )
 def test_wrong_requests_are_one_line(values, line):

@@ -217,6 +217,12 @@ def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny,
     assert not (tmp_path / "run").exists()
 
 
+def test_calls_that_no_file_can_have_are_refused_at_once(tiny, cli, tmp_path):
+    status, _, err = cli("--runner", "search", "--config", tiny.config, "--nfe", 10**6, "--search_path", tmp_path / "x")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "1,000,000 network calls are more than a solver file has, 1,000" in err
+
+
 def test_more_processes_than_noises_are_refused(tiny, cli, tmp_path, monkeypatch):
     team = types.SimpleNamespace(size=9, first=True)
     monkeypatch.setattr(search, "processes", lambda *_: contextlib.nullcontext(team))

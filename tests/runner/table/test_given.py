@@ -92,6 +92,9 @@ def write(path, lines):
         ("frechet.reference.images", "", "its reference has changed since"),
         ("config.Sample", "5", "damaged, or of another version"),
         ("frechet.value", "much", "damaged, or of another version"),
+        ("frechet.value", "1e999", "damaged, or of another version"),
+        ("frechet.value", "-1.0", "damaged, or of another version"),
+        ("made", "0", "damaged, or of another version"),
         ("seconds", "", "damaged, or of another version"),
     ],
 )
@@ -133,3 +136,11 @@ def test_what_is_no_cells_csv_is_one_line(table, cli, tmp_path, content, says):
     assert says in err
     assert err.count("\n") == 1
     assert not (tmp_path / "taken").exists()
+
+
+def test_the_plan_of_a_table_whose_cells_are_all_given_is_empty(table, cli, tmp_path):
+    keys = {"profiles": ["exact"], "methods": ["DDIM"], "steps": [4], "seeds": 1}
+    assert cli(*table("whole", **keys))[0] == 0
+    status, out, _ = cli(*table("taken", **keys), "--cells", tmp_path / "whole/cells.csv", "--plan")
+    assert status == 0
+    assert "cells.csv: 1; of these only the images that are kept are made again" in out

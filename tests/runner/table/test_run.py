@@ -212,10 +212,11 @@ def test_profiles_are_compared_only_where_they_take_equal_steps_and_calls():
     assert [line for line in table.splitlines() if "FON" in line] == ["| FON | -0.1000 |"]
 
 
-def test_seconds_are_those_of_one_process_and_of_all_images():
-    record = {"seconds": 10.0, "images": 500}
+def test_seconds_are_those_of_one_process_and_of_all_batches():
+    record = {"seconds": 10.0, "images": 500, "config": {"Sample": {"batch_size": 50}}}
     assert results.seconds_of(record) == 10
     assert results.seconds_of(record | {"world_size": 8, "made": 250}) == 160
+    assert results.seconds_of(record | {"images": 460, "made": 500}) == 10  # the last batch is made whole
 
 
 def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
@@ -396,10 +397,34 @@ def test_a_folder_that_another_run_works_in_is_refused(table, cli, undrawn, tmp_
 
 
 def test_the_page_names_the_command_that_made_it(table, cli, tmp_path):
-    cli(*table(methods=["DDIM"], seeds=1, more=[], images=2), "--set", "Sample.batch_size=2", "--steps", "4")
-    page = (tmp_path / "table/report.html").read_text(encoding="utf-8")
-    assert "--set Sample.batch_size=2 --steps 4</dd>" in page
+    flags = [*table(methods=["DDIM"], seeds=1, more=[], images=2), "--set", "Sample.batch_size=2", "--steps"]
+    for steps in ("4", "5"):
+        cli(*flags, steps)
+        page = (tmp_path / "table/report.html").read_text(encoding="utf-8")
+        # The second part alone would not make what the page shows.
+        assert f"--set Sample.batch_size=2{' --steps 4' if steps == '4' else ''}</dd>" in page
     assert "<dt>written</dt><dd>20" in page
+
+
+def test_all_seeds_of_equal_calls_are_one_row(table, cli):
+    """Heun makes 19 calls for 20 and for 19, and the seeds of both numbers are of one row."""
+    more = [{"nfe": [18, 19]}]
+    flags = table(methods=["DDIM", "Heun"], steps=[], nfe=[20], profiles=["exact"], seeds=2, more=more)
+    out = cli(*flags, "--plan")[1]
+    assert [line.split()[:2] for line in out.splitlines() if "Heun" in line and line.split()[4] == "19"] == [
+        ["2", "Heun"]
+    ]
+
+
+def test_a_distance_to_the_flow_is_of_the_cell_that_has_the_name(table, cli, undrawn, tmp_path):
+    for method, error in (("DDIM", None), ("F-PNDM", None)):
+        changes = {"steps": [4], "profiles": ["exact"], "seeds": 1, "more": [], "flow": 2}
+        assert cli(*table(methods=[{"label": "mine", "method": method}], **changes))[0] == 0
+        [error] = json.loads((tmp_path / "table/flow.json").read_text())
+        shutil.rmtree(tmp_path / "table/cells")
+        if method == "DDIM":
+            before = error
+    assert (before["nfe"], error["nfe"]) == (4, 13) and before["rms"] != error["rms"]
 
 
 def test_cells_from_a_reference_that_has_changed_are_refused(table, tiny, cli, undrawn, tmp_path):
@@ -496,7 +521,17 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"methods": [{}]}, "methods"),
         ({"methods": [{"eta": 0.5}]}, "methods: an entry has neither `method` nor `label`"),
         ({"sample": {"seed": 3}}, "DDIM: seed is not a key of a method"),
-        ({"methods": [{"method": "DDIM", "label": "$DDIM"}]}, "label '$DDIM': it must be printable, without | $"),
+        ({"methods": [{"method": "DDIM", "label": "$DDIM"}]}, "label '$DDIM': it must be printable, without , | $"),
+        (
+            {"methods": [{"method": "DDIM", "label": "DDIM, quad"}]},
+            "label 'DDIM, quad': it must be printable, without ,",
+        ),
+        ({"methods": [{"method": "DDIM", "label": 5}]}, "label 5: it must be a text"),
+        (
+            {"methods": ["DDIM", {"label": "clothes", "method": "DDIM", "experiment": "fashion.yml"}]},
+            "Sample.features is 'pixels' in DDIM and 'fashion' in clothes; the distances of a table are of one kind",
+        ),
+        ({"steps": [True]}, "steps"),
         ({"methods": [{"method": "DDIM", 3: 4}]}, "DDIM: a key of Sample must be a name"),
         ({"sample": {"batch_size": "auto"}}, "batch_size auto does not go with a table"),
         ({"nfe": [5]}, "steps and nfe exclude each other in a table"),
