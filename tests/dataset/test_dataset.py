@@ -24,7 +24,7 @@ from pndm.config.errors import InputError
 from pndm.config.files import alone
 from pndm.config.load import load
 from pndm.config.schema import DatasetSection
-from pndm.dataset import batches, count_images, open_dataset
+from pndm.dataset import batches, count_images, encode, open_dataset
 from pndm.dataset.database import close_databases
 from pndm.dataset.readers import Recipe, array, fashion_labels, plain_folder
 
@@ -550,3 +550,10 @@ def test_digits_are_those_of_scikit_learn():
 
     images = torch.stack(list(open_dataset(load("digits.yml").Dataset)))
     assert torch.equal(images[:, 0], torch.from_numpy(np.rint(load_digits().images * (255 / 16)).astype(np.uint8)))
+
+
+def test_black_and_white_are_the_ends_of_what_the_network_sees():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    for rescaled, ends in ((True, [-1, 1]), (False, [0, 1])):
+        seen = encode(images, section("DIGITS", ".", 8, 1, rescaled=rescaled))
+        assert seen.flatten().tolist() == ends

@@ -33,9 +33,11 @@ def train_state(folder):
 def training(tiny, folder, epochs):
     """A training run of `epochs` × 3 steps.
 
-    SGD, since Adam turns the rounding noise of weights without effect (a bias before its group norm) into whole steps.
+    Without clipping, which hides the scale of a gradient. SGD, since Adam turns the rounding noise of weights without
+    effect (a bias before its group norm) into whole steps.
     """
-    sgd = f"--batch_size 32 --set Optim.optimizer=sgd --set Optim.lr=1e-4 --set Train.epoch={epochs}".split()
+    sgd = f"--batch_size 32 --set Optim.optimizer=sgd --set Optim.lr=1e-5 --set Train.epoch={epochs}".split()
+    sgd += ["--set", "Optim.grad_clip=null"]
     return [*TRAIN, "--config", tiny.config, *tiny.few_images, *sgd, "--train_path", folder]
 
 

@@ -27,6 +27,7 @@ from pndm.runner.batches import augment, draw, image_order
 from pndm.runner.checkpoints import TrainFolder
 from pndm.runner.preview import Preview
 from pndm.runner.processes import Processes
+from pndm.runner.solver.schedule import Schedule
 from pndm.runner.train import Trainer
 from pndm.runner.trainlog import Meter
 
@@ -156,9 +157,12 @@ def test_loss_is_the_formula(tiny, tmp_path, kind, monkeypatch):
 
     monkeypatch.setattr(run.network, "forward", zero)
     assert loss_of(run) == pytest.approx(64 * (1.0 if kind == "square" else np.sqrt(2 / np.pi)), rel=0.1)
-    assert seen["x"].shape == (64, 1, 8, 8)
     times = seen["t"]
     assert torch.equal(times[33:], 999 - times[:31])  # antithetic
+    batch = draw(run.images[:64], run.experiment.Dataset, 0, 0, range(64), 1000)
+    alpha = torch.from_numpy(Schedule().alphas_cumprod)[times].view(-1, 1, 1, 1)
+    wanted = alpha.sqrt() * batch.x0 + (1 - alpha).sqrt() * batch.eps
+    torch.testing.assert_close(seen["x"].double(), wanted, rtol=0, atol=1e-5)
 
 
 def test_training_lowers_the_loss(tiny, tmp_path):
@@ -167,13 +171,31 @@ def test_training_lowers_the_loss(tiny, tmp_path):
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
-def test_learning_rate_warms_up(tiny, tmp_path):
+def test_learning_rate_warms_up(tiny, tmp_path, monkeypatch):
     run = trainer(tiny, tmp_path, Train_warmup=4, Optim_lr=0.1)
-    rates = []
+    rates, step = [], run.optimizer.step
+    monkeypatch.setattr(run.optimizer, "step", lambda: rates.append(run.optimizer.param_groups[0]["lr"]) or step())
     for _ in range(6):
         loss_of(run)
-        rates.append(run.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+def test_the_optimizer_is_told_its_settings(tiny, tmp_path):
+    values = {"beta1": 0.7, "eps": 1e-5, "weight_decay": 0.1, "amsgrad": True}
+    run = trainer(tiny, tmp_path, **{f"Optim_{name}": value for name, value in values.items()})
+    found = run.optimizer.param_groups[0]
+    assert found["betas"] == (0.7, 0.999)
+    assert [found[name] for name in ("eps", "weight_decay", "amsgrad")] == [1e-5, 0.1, True]
+
+
+def test_dropout_is_another_in_every_step_and_the_same_in_the_same(tiny, tmp_path):
+    losses = []
+    for done in (0, 0, 1):
+        run = trainer(tiny, tmp_path, Model_dropout=0.5)
+        run.done = done
+        run.step(draw(run.images[:64], run.experiment.Dataset, 0, 0, range(64), 1000))
+        losses.append(run.meter.result(run.team)[0])
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_average_follows_its_formula():
@@ -207,7 +229,12 @@ def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization)
     assert 0.4 < flipped.float().mean() < 0.6
     straightened = torch.where(flipped[:, None, None, None], x.flip(3), x)
     deviation = straightened - plain
-    assert 0 < deviation.std() < 0.03
+    if dequantization == "gaussian":
+        assert deviation.std() == pytest.approx(0.02, rel=0.05)
+    else:  # uniform over a grey level
+        share = (straightened + 1) * 128 - images
+        assert share.min() > -1e-3 and share.max() < 1 + 1e-3
+        assert share.std() == pytest.approx(12**-0.5, rel=0.05)
     assert abs(deviation.mean()) < 0.005
 
 
@@ -229,7 +256,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tiny, straight, cli, more, said)
 
 def test_wrong_input_is_named(tiny, cli, tmp_path):
     for more, said in (
-        (["--restart"], "no "),
+        (["--restart"], "there is no train-STEP.ckpt in "),
         (["--batch_size", "1798"], "above the 1797 images"),
         (["--nfe", "10"], "9 in 3 steps or 13 in 4 steps"),
         (["--total_num", "5"], "--total_num does not go with --runner train"),

@@ -272,6 +272,13 @@ def test_a_table_takes_files_as_a_method(tiny, searched, cli, tmp_path):
     assert records["searched_nfe4_exact_seed0"]["nfe"] == 4
     flow = {entry["label"]: entry["rms"] for entry in json.loads((folder / "flow.json").read_text())}
     assert np.isfinite(flow["searched"])
+    file = yaml.safe_load(searched.read_text()) | {"network": "0" * 64}
+    (tmp_path / "other_nfe4.yml").write_text(yaml.safe_dump(file))
+    table["methods"] = ["DDIM", {"label": "searched", "solver": str(tmp_path / "other_nfe{nfe}.yml")}]
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(table))
+    status, _, err = cli(*run[:-4], "--image_path", tmp_path / "refused", "--device", "cpu")
+    assert (status, err.count("main.py: ")) == (2, 1)
+    assert "another network" in err
 
 
 def test_a_fit_has_settled_when_a_whole_round_of_minibatches_is_hardly_better_than_the_one_before():

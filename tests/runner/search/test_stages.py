@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pndm.runner.search import rank
 from pndm.runner.search.grid import cheapest, grids
 from pndm.runner.search.guard import judged
-from pndm.runner.search.problem import better
+from pndm.runner.search.problem import better, rms
 from pndm.runner.search.rank import Candidate
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS
@@ -81,7 +81,19 @@ def test_the_guard_refuses_what_is_better_by_less_than_its_error(problem):
         errors = [candidate.measured(problem, held_out).errors for candidate in (before, after)]
         winner, _, refused = judged(problem, held_out, [[before], [after]])
         assert (winner.label == after.label) == better(errors[1], errors[0]) == (not refused)
-    assert not better(errors[0], errors[0])
+
+
+def test_better_is_by_more_than_two_standard_errors():
+    others = np.linspace(1.0, 2.0, 16)
+    spread = np.tile([-1.0, 1.0], 8)  # mean 0, standard error 1.0328 / 4
+    for gain, enough in ((1.0, False), (1.9, False), (2.1, True), (3.0, True)):
+        assert better(others - (gain * np.std(spread, ddof=1) / 4 + spread), others) == enough
+        assert not better(others, others - (gain * np.std(spread, ddof=1) / 4 + spread))
+
+
+def test_the_error_of_a_root_mean_square():
+    value, error = rms(np.array([1.0, 1.0, 4.0, 4.0]))
+    assert (value, error) == pytest.approx((2.5**0.5, 3**0.5 / 2 / (2 * 2.5**0.5)))
 
 
 def test_a_solver_that_diverges_never_wins():
