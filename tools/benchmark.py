@@ -30,7 +30,6 @@ import scipy.linalg
 import torch
 from torch.profiler import ProfilerActivity
 
-from pndm.config.errors import InputError
 from pndm.config.files import save_json
 from pndm.config.load import load, replaced
 from pndm.config.schema import PRECISIONS
@@ -301,11 +300,11 @@ def main(argv=None):
     command = benchmark(gpu, minutes=(9, "after which no part is begun"))
     command.add_argument("--small", action="store_true", help="every part at reduced size, on any device")
     args = parser.parse_args(argv)
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        parser.error(f"{args.json} cannot be written: its folder is not there")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
+        parser.error(f"{args.json} must be a file in a folder that exists")
     try:
         figures = {"benchmark": args.benchmark, **args.function(args), "machine": machine()}
-    except InputError as error:
+    except ValueError as error:  # also an InputError
         parser.exit(2, f"benchmark.py: {error}\n")
     if args.json:
         save_json(args.json, figures)

@@ -58,6 +58,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=16, help="how many (default 16)")
     args = parser.parse_args(argv)
+    if args.images < 1:
+        parser.error(f"--images is {args.images}, it must be at least 1")
     experiment, schedule = load("digits.yml"), Schedule("linear")
     network = load_model(experiment.Model, checkpoint_path(experiment.Sample.model_path)).double()
     noise = torch.randn(args.images, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -212,8 +212,8 @@ def main(argv=None):
     try:
         for name in args.names or WITHOUT_MORE:
             PICTURES[name](args)
-    except (OSError, KeyError, ValueError) as error:
-        print(f"pictures.py: {error}", file=sys.stderr)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # of files that are missing or damaged
+        print(f"pictures.py: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,6 +22,10 @@ def put(folder, page):
     text = page.read_text(encoding="utf-8")
     if not text.find(BEGIN) < text.find(END) or BEGIN not in text:
         raise ValueError(f"{page}: {BEGIN.strip()} and {END.strip()} do not stand in it")
+    found = (folder / "table.md").read_text(encoding="utf-8").split("\n", 2)
+    if len(found) < 3:
+        raise ValueError(f"{folder / 'table.md'}: cut short")
+    tables = found[2]
     beside = page.with_suffix("")
     beside.mkdir(exist_ok=True)
     shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
@@ -32,7 +36,6 @@ def put(folder, page):
         figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")
         shutil.copyfile(figure, beside / figure.name)
         lines += [f"![{png.stem.replace('_', ' against ')}]({beside.name}/{figure.name})", ""]
-    tables = (folder / "table.md").read_text(encoding="utf-8").split("\n", 2)[2]
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     with aside(page) as file:
         file.write_text(f"{before}{BEGIN}\n{tables}\n" + "\n".join(lines) + f"\n{END}{after}", encoding="utf-8")
