@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "published.yml"  # no experiment
 
 
-def load(name: str | Path, overrides: Mapping[str, tuple[str, Any]] | None = None) -> Experiment:
+def load(name: str | Path, overrides: Mapping[str, tuple[str | None, Any]] | None = None) -> Experiment:
     """The experiment in file `name`, a path or a file of config/, with `overrides`.
 
     overrides: "Section.key" → (the flag or file that it comes from, value); None: it follows from another flag.

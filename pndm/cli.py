@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -132,7 +133,7 @@ def start(args: Arguments) -> Any:
     return device(args.device)
 
 
-def refuse_missing(overrides: dict[str, tuple[str, Any]]) -> None:
+def refuse_missing(overrides: Mapping[str, tuple[str | None, Any]]) -> None:
     """A published file's place that is given by hand is not downloaded, as the same place in an experiment is."""
     from pndm.config.published import find
 
