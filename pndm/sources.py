@@ -16,8 +16,8 @@ SPACED = {
     "UnCLIPScheduler": "linspace",
     "RePaintScheduler": "leading",
 }
-WORDS = {"flow_shift", "final_sigmas_type"}  # of theirs, for shift and set_alpha_to_one
 NOISY_ENDS = {"DEISMultistepScheduler", "SASolverScheduler"}
+WORDS = {"flow_shift", "final_sigmas_type"}  # of theirs, for shift and set_alpha_to_one
 
 
 def arguments_of(name: str) -> dict[str, inspect.Parameter]:

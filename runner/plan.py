@@ -33,7 +33,7 @@ from pndm.runner.train import steps_of
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes
-BESIDE_PIXELS = 100  # bytes of a PNG file that are no pixels, beside one a row and those of its blocks
+BESIDE_PIXELS = 68  # bytes of a PNG file that are no pixels, beside one a row and those of its blocks
 
 
 class Line(NamedTuple):
@@ -189,7 +189,7 @@ def print_totals(runs, meter):
         print(f"memory            {_size(memory)}" + " of the GPU" * (meter.device.type == "cuda"))
     if missing:
         print(f"time, memory      not calibrated for {missing} of {len(runs)} runs" if known else "not calibrated")
-    disk = sum(sample.kept(e.Sample) * _file(e) for e, _ in runs)
+    disk = sum(sample.kept(e.Sample) * file_size(e) for e, _ in runs)
     print(f"disk              {_size(disk)} at most")
 
 
@@ -216,10 +216,10 @@ def _pixels(experiment):
     return data.channels * data.image_size**2
 
 
-def _file(experiment):
+def file_size(experiment):
     """Bytes of an image's PNG file at most."""
     pixels = _pixels(experiment)
-    return pixels + BESIDE_PIXELS + experiment.Dataset.image_size + 20 * (pixels // 2**14 + 1)
+    return pixels + BESIDE_PIXELS + experiment.Dataset.image_size + 24 * (pixels // 2**14 + 1)
 
 
 def _features(experiment):

@@ -17,6 +17,7 @@ class Failed(Exception):
 
 
 def size_of(path):
+    """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -80,7 +81,7 @@ class Answer:
         if status == 206 and (part is None or int(part[1]) != self.kept or self._changed(headers)):
             os.truncate(self.part, 0)
             raise Failed("it does not go on where it was asked to")
-        if response.status_code == 200:  # it does not resume
+        if status == 200:  # it does not resume
             os.truncate(self.part, 0)
             self.kept = 0
         length = int(headers.get("Content-Length") or 0)

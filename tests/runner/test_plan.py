@@ -1,7 +1,11 @@
 """Plans: what the methods ask for, read off the methods themselves."""
 
+import io
+
+import numpy as np
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 from pndm.config.load import load, load_solver
 from pndm.runner import plan
@@ -124,3 +128,12 @@ def test_the_times_of_a_solver_file_are_those_of_x():
     found = plan.lines(asked)
     assert [line.t for line in found] == starts and [line.s for line in found] == [*starts[1:], end]
     assert sampling_of(asked).begins == starts[0]
+
+
+@pytest.mark.parametrize(("config", "size"), [("digits.yml", 8), ("ddim_cifar10.yml", 32), ("ddim_church.yml", 256)])
+def test_no_image_is_larger_on_the_disk_than_the_plan_says(config, size):
+    experiment, file = load(config), io.BytesIO()
+    shape = (size, size, 3)[: 2 + (experiment.Dataset.channels == 3)]
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    assert 0.8 * plan.file_size(experiment) < len(file.getvalue()) <= plan.file_size(experiment)
