@@ -4,7 +4,6 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
@@ -73,8 +72,7 @@ class Solver(Section):
 
     def check_schedule(self, schedule, name):
         """Raise InputError unless the solver is of this `Schedule`; name: of the file."""
-        ours, theirs = self.noise_schedule.alphas_cumprod, schedule.alphas_cumprod
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-6):
+        if not self.noise_schedule.alike(schedule):
             raise InputError(f"{name} is of another noise schedule than the network's", "Sample.solver")
 
     def check_network(self, digest, name, remedy):

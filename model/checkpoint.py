@@ -272,11 +272,11 @@ def _find_weights(content, container, path):
         case {"model": _, "ema": tensors, **rest} if _is_state(tensors):
             kind, weights = "training checkpoint", "EMA"
             match rest:
-                case {"experiment": {"Model": model, **others} as record}:
+                case {"experiment": {"Model": model} as record}:
                     settings = _settings_of(model, where)
-                    match others:
-                        case {"Train": {"ema": False}}:
-                            weights = "raw"
+            match record:
+                case {"Train": {"ema": False}}:
+                    weights = "raw"
         case dict() if wrapper := next((key for key in WRAPPERS if _is_state(content.get(key))), None):
             kind, weights, tensors = "training checkpoint", WRAPPERS[wrapper], content[wrapper]
         case [_, _, _, _, tensors] if _is_state(tensors):

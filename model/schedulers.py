@@ -49,7 +49,7 @@ def check_class(name: str) -> None:
         raise InputError(f"the methods cannot sample with a network of {name}: {why}")
 
 
-def check_settings(name: str, found: Mapping[str, Any]) -> None:
+def check_followed(name: str, found: Mapping[str, Any]) -> None:
     """Raise InputError for settings of a class that change what is sampled, and that no method here follows."""
     by_sigma = bool(found.get("use_karras_sigmas") or found.get("use_exponential_sigmas"))
     followed = {"interpolation_type": "linear"} | dict.fromkeys(("sigma_min", "sigma_max") if by_sigma else ())

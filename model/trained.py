@@ -1,7 +1,5 @@
 """Whether a network was trained for what an experiment does with it."""
 
-import numpy as np
-
 from pndm.config.errors import InputError
 from pndm.model import diffusers
 from pndm.runner.solver.schedule import Schedule
@@ -16,7 +14,7 @@ def check_training(source, experiment, schedule):
     if training and training.prediction != "epsilon":
         message = f"{source.path}: the network predicts {training.prediction}, not ε; PNDMPipeline can sample from it"
         raise InputError(message, "Sample.model_path")
-    if training and not _alike(Schedule(**training.schedule), schedule):
+    if training and not schedule.alike(Schedule(**training.schedule)):
         message = f"{source.path}: the network has learned another noise schedule; its scheduler_config.json says which"
         raise InputError(message, "Sample.model_path")
     names = ["Schedule.type", "Dataset.rescaled", "Dataset.logit_transform"]
@@ -31,9 +29,3 @@ def check_training(source, experiment, schedule):
         if isinstance(held, dict) and held.get(key, ours) != ours:
             message = f"{name} is {ours!r}, but the network of {source.path} was trained with {held[key]!r}"
             raise InputError(message, name, "Sample.model_path")
-
-
-def _alike(one, other):
-    """Whether two schedules have the same ᾱ."""
-    a, b = one.alphas_cumprod, other.alphas_cumprod
-    return a.shape == b.shape and np.allclose(a, b, rtol=1e-6, atol=0)

@@ -70,19 +70,17 @@ def show(args: argparse.Namespace) -> int:
     if args.export is None:
         require_gradio()
     early.prepare()
-    from pndm.model import backend
     from pndm.runner.demo.cells import Artist
     from pndm.runner.demo.commands import Origin
     from pndm.runner.demo.request import LIMIT, listed, request_of
 
-    backend.start()
     if args.port > PORTS:
         raise InputError(f"{args.port} is not a port; ports go up to {PORTS}", "port")
     overrides = {target: ("--set", value) for target, value in map(parse_set, args.set)}
     if args.model_path is not None:
         overrides["Sample.model_path"] = ("--model_path", args.model_path)
     cli.refuse_missing(overrides)
-    experiment, device = load(args.config, overrides), places.device(args.device)
+    experiment, device = load(args.config, overrides), cli.start(args)
     limit = LIMIT if args.limit is None else args.limit
     names = ("methods", "spacings", "calls", "seed", "images", "other", "share")
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names}

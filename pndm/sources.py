@@ -8,7 +8,7 @@ import diffusers
 
 from pndm.config.errors import InputError
 from pndm.config.keys import resembling
-from pndm.model.schedulers import ALPHAS, FLOWS, WHY, check_class, check_settings
+from pndm.model.schedulers import ALPHAS, FLOWS, WHY, check_class, check_followed
 
 # The times of classes that have no setting for them, and classes that end at the noise of t = 0.
 SPACED = {
@@ -55,7 +55,7 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any], known: It
     for key in given:
         if key not in {*known, *found, *WORDS} and (meant := resembling(key, known)):
             raise InputError(f"MethodScheduler has no setting {key}{meant}")
-    check_settings(name or "MethodScheduler", wanted)
+    check_followed(name or "MethodScheduler", wanted)
     said = wanted if name else given  # a configuration of `MethodScheduler` was translated before
     if "flow_shift" in said and wanted.get("use_flow_sigmas"):
         found["shift"] = wanted["flow_shift"]

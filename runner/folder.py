@@ -27,7 +27,7 @@ DELETE = "delete the folder, or choose another folder"
 
 
 @contextlib.contextmanager
-def open_folder(path, identity, team, keep=None, shape=None):
+def open_folder(path, identity, team, keep, shape):
     """The `Folder` at `path` (a Path) for a run; at the end every image handed to it is on the disk, by any process.
 
     identity: the fingerprint of the run's images. team: the processes. keep: only images numbered below it are written;
@@ -60,7 +60,7 @@ def open_folder(path, identity, team, keep=None, shape=None):
 class Folder:
     """The images in a folder: `read` those that were there, `write` those that were not."""
 
-    def __init__(self, path, pool, keep=None, shape=None):
+    def __init__(self, path, pool, keep, shape):
         self.path, self.pool, self.pending, self.shape = path, pool, deque(), shape
         self.keep = math.inf if keep is None else keep
         self.present = {entry.name for entry in os.scandir(path) if entry.name.endswith(".png")}
@@ -73,7 +73,7 @@ class Folder:
         """Images `ids`: uint8 (n, C, H, W). Raises InputError where one is damaged or of another size."""
         images = [read_image(self.path / name_of(i)) for i in ids]
         for i, image in zip(ids, images, strict=True):
-            if image.shape != (self.shape or images[0].shape):
+            if image.shape != self.shape:
                 raise InputError(f"{self.path / name_of(i)}: not of this run's image size; delete it and run again")
         return torch.stack(images)
 

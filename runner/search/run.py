@@ -271,7 +271,8 @@ class Search:
     def write(self, winner, measured, noises, held_out):
         """Write the winner's solver file and search.json; the first process returns the `Solver`."""
         builtin = next(c for c in by_distance(measured) if c.name != SEARCHED and c.grid in SPACINGS)
-        frechet = {label: self.frechet(c) for label, c in {c.label: c for c in (builtin, winner)}.items()}
+        compared = {c.label: c for c in (builtin, winner)}  # they may be the same
+        frechet = {label: self.frechet(c) for label, c in compared.items()}
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
             "command": self.command,

@@ -68,6 +68,11 @@ class Schedule:
         rises = spline(np.linspace(-1, self.diffusion_step - 1, 8 * self.diffusion_step + 1), nu=1).max() > 0
         return PchipInterpolator(times, values) if rises else spline
 
+    def alike(self, other: "Schedule") -> bool:
+        """Whether another schedule has the same ᾱ, but for rounding."""
+        ours, theirs = self.alphas_cumprod, other.alphas_cumprod
+        return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
+
     def alpha_cumprod(self, t: Any) -> Any:
         """ᾱ at real t in [−1, N−1] (a number or an array of them), float64; ᾱ(−1) = 1."""
         whole = np.asarray(t).astype(int)

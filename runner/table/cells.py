@@ -75,7 +75,7 @@ def cells_of(table, path, overrides):
     out. overrides: as `load` takes them; they go over every cell.
     Returns (cells, what was left out: reason → names). Raises InputError.
     """
-    found, left_out = {}, {}
+    found, left_out, least = {}, {}, {}
     methods = methods_of(table, path, overrides)
     for group in (table, *table.more):
         for profile, (label, experiment) in product(group.profiles, methods.items()):
@@ -96,37 +96,36 @@ def cells_of(table, path, overrides):
                     left_out.setdefault(str(error), []).append(f"{label} {number or ''}".strip())
                     continue
                 budget = Budget("network calls" if key == "nfe" else "steps", number, calls) if key else None
+                if key == "nfe":
+                    least[label, profile, calls] = min(number, least.get((label, profile, calls), number))
                 for seed in range(group.seeds):
                     cell = Cell(label, profile, seed, budget, replaced(given, seed=seed))
                     held = found.setdefault(cell.name, cell)
                     if held.label != label:
                         raise InputError(f"{path}: cells of {held.label} and {label} would share folders; rename one")
-                    if budget and budget.asked < held.budget.asked:
-                        found[cell.name] = cell
     if not found:
         raise InputError(f"{path}: there is nothing to run ({'; '.join(left_out) or 'no steps are given'})")
-    cells, least = list(found.values()), {}
-    for cell in cells:  # one row for all seeds of the same calls
-        if cell.budget:
-            least.setdefault((cell.label, cell.profile, cell.budget.calls), []).append(cell.budget.asked)
-    for i, cell in enumerate(cells):
-        if cell.budget and cell.budget.unit != "steps":
-            asked = min(least[cell.label, cell.profile, cell.budget.calls])
-            cells[i] = replace(cell, budget=replace(cell.budget, asked=asked))
+    cells = [_of_the_least(cell, least) for cell in found.values()]
     _check_alike(cells, path)
     return cells, left_out
+
+
+def _of_the_least(cell, least):
+    """The cell with the least number that was asked for its calls, in any group: one row for all seeds of them."""
+    budget = cell.budget
+    asked = budget and least.get((cell.label, cell.profile, budget.calls))
+    return replace(cell, budget=replace(budget, asked=asked)) if asked else cell
 
 
 def _check_alike(cells, path):
     """Raise InputError where the distances of cells cannot be compared: other features, or other reference images."""
     keys = "Sample.features", "Dataset.dataset", "Dataset.category", "Dataset.split", "Sample.statistics"
-    first = None
-    for cell in cells:
-        mine = [getattr(getattr(cell.experiment, section), name) for section, name in (key.split(".") for key in keys)]
-        first = first or (cell.label, mine)
-        for key, ours, theirs in zip(keys, mine, first[1], strict=True):
-            if ours != theirs:
-                found = f"{theirs!r} in {first[0]} and {ours!r} in {cell.label}"
+    for key in keys:
+        section, name = key.split(".")
+        values = [getattr(getattr(cell.experiment, section), name) for cell in cells]
+        for cell, value in zip(cells, values, strict=True):
+            if value != values[0]:
+                found = f"{values[0]!r} in {cells[0].label} and {value!r} in {cell.label}"
                 raise InputError(f"{path}: {key} is {found}; the distances of a table are of one kind")
 
 
