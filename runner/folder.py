@@ -1,16 +1,19 @@
 """The folder of a sampling run: knows whose images it holds, gives back those there are, takes new ones whole.
 
 It holds the images `000000.png` …, `run.json` (the fingerprint: what the images depend on), `result.json` (the record
-of the finished run) and `grid.png`.
+of the finished run) and `grid.png`. Of a run that does not keep all its images, `features/` holds those of the batches
+that are done, until the run is finished: with them a killed run goes on.
 """
 
 import contextlib
 import math
 import os
 import re
+import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import pad
@@ -23,16 +26,18 @@ from pndm.dataset import from_picture, to_picture
 GRID = 100  # images in grid.png
 PAPER = 236  # grey level between them
 IMAGE = re.compile(r"\d{6,}\.png")
+FEATURES = "features"  # the folder of the features of an unfinished run
 DELETE = "delete the folder, or choose another folder"
 
 
 @contextlib.contextmanager
-def open_folder(path, identity, team, keep, shape):
+def open_folder(path, identity, team, keep, shape, features=None):
     """The `Folder` at `path` (a Path) for a run; at the end every image handed to it is on the disk, by any process.
 
     identity: the fingerprint of the run's images. team: the processes. keep: only images numbered below it are written;
-    None: all. shape: (C, H, W) of the images. An error leaves no folder without images. Raises InputError when the
-    folder holds another run's images, or another run is at work in it.
+    None: all. shape: (C, H, W) of the images. features: the name of those that are kept in the place of images; None:
+    none are. An error leaves no folder without images. Raises InputError when the folder holds another run's images, or
+    another run is at work in it.
     """
     check_owner(path, identity)
     with contextlib.ExitStack() as stack:
@@ -47,7 +52,7 @@ def open_folder(path, identity, team, keep, shape):
             team.wait()
             path.mkdir(parents=True, exist_ok=True)  # a folder that another machine made may not show yet
             with ThreadPoolExecutor(2) as pool:
-                folder = Folder(path, pool, keep, shape)
+                folder = Folder(path, pool, keep, shape, features)
                 yield folder
                 folder.settle(0)
             team.wait()
@@ -58,16 +63,42 @@ def open_folder(path, identity, team, keep, shape):
 
 
 class Folder:
-    """The images in a folder: `read` those that were there, `write` those that were not."""
+    """The images in a folder: `read` those that were there, `write` those that were not.
 
-    def __init__(self, path, pool, keep, shape):
+    In the place of images that are not kept it has the features of their batch.
+    """
+
+    def __init__(self, path, pool, keep, shape, features=None):
         self.path, self.pool, self.pending, self.shape = path, pool, deque(), shape
         self.keep = math.inf if keep is None else keep
         self.present = {entry.name for entry in os.scandir(path) if entry.name.endswith(".png")}
+        self.features = features and path / FEATURES / features
+        self.described = set(os.listdir(self.features)) if features and self.features.is_dir() else set()
 
     def has(self, ids):
-        """Whether the images of all `ids` were there at the start."""
-        return all(name_of(i) in self.present for i in ids)
+        """Whether the images of all `ids`, a batch, were there at the start, or their features and those to be kept."""
+        kept = [i for i in ids if i < self.keep] if batch_name(ids) in self.described else ids
+        return all(name_of(i) in self.present for i in kept)
+
+    def read_features(self, ids):
+        """Features (n, d) of a batch, if they were there at the start, else None. Raises InputError."""
+        if batch_name(ids) not in self.described:
+            return None
+        path = self.features / batch_name(ids)
+        try:
+            features = torch.from_numpy(np.load(path, allow_pickle=False))
+            if features.ndim == 2 and len(features) == len(ids):
+                return features
+        except Exception:  # a damaged file may fail in any way
+            pass
+        raise InputError(f"{path}: damaged; delete it and run again")
+
+    def save_features(self, ids, features):
+        """Keep features (n, d) of a batch, if this run keeps any and they are not there."""
+        if self.features and batch_name(ids) not in self.described:
+            self.features.mkdir(parents=True, exist_ok=True)
+            with aside(self.features / batch_name(ids)) as other, open(other, "wb") as file:
+                np.save(file, features.numpy())
 
     def read(self, ids):
         """Images `ids`: uint8 (n, C, H, W). Raises InputError where one is damaged or of another size."""
@@ -80,7 +111,7 @@ class Folder:
     def write(self, stream):
         """Pass (ids, images, features) on; images that are not there are written meanwhile, by threads."""
         for ids, images, features in stream:
-            for i, image in zip(ids, images, strict=True):
+            for i, image in zip(ids, images, strict=True) if images is not None else ():
                 if i < self.keep and name_of(i) not in self.present:
                     self.pending.append(self.pool.submit(self.save, name_of(i), to_picture(image)))
             self.settle(2 * len(ids))
@@ -95,6 +126,11 @@ class Folder:
         """Write grid.png of the first `count` images."""
         if count:
             self.save("grid.png", to_picture(grid(self.read(range(count)))))
+
+    def finish(self, record):
+        """Write result.json, the end of the run."""
+        save_json(self.path / "result.json", record)
+        shutil.rmtree(self.path / FEATURES, ignore_errors=True)
 
     def settle(self, most):
         """Wait until at most `most` images are unwritten; raises what writing raised."""
@@ -154,13 +190,19 @@ def finished(folder, fingerprint, total, kept):
 
 
 def holds_images(folder):
-    """Whether a folder holds images, or the record of images that were not kept."""
-    return folder.is_dir() and any(IMAGE.fullmatch(e.name) or e.name == "result.json" for e in os.scandir(folder))
+    """Whether a folder holds images, or the features or the record of images that were not kept."""
+    others = FEATURES, "result.json"
+    return folder.is_dir() and any(IMAGE.fullmatch(e.name) or e.name in others for e in os.scandir(folder))
 
 
 def name_of(i):
     """The file of image i."""
     return f"{i:06d}.png"
+
+
+def batch_name(ids):
+    """The file of the features of a batch, a range."""
+    return f"{ids.start:06d}-{ids.stop - 1:06d}.npy"
 
 
 def read_image(path):

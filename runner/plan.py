@@ -33,6 +33,7 @@ from pndm.runner.train import steps_of
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes
+NPY_HEAD = 128  # bytes
 BESIDE_PIXELS = 68  # bytes of a PNG file that are no pixels, beside one a row and those of its blocks
 
 
@@ -190,6 +191,7 @@ def print_totals(runs, meter):
     if missing:
         print(f"time, memory      not calibrated for {missing} of {len(runs)} runs" if known else "not calibrated")
     disk = sum(sample.kept(e.Sample) * file_size(e) for e, _ in runs)
+    disk += max(features_size(e) for e, _ in runs)
     print(f"disk              {_size(disk)} at most")
 
 
@@ -220,6 +222,15 @@ def file_size(experiment):
     """Bytes of an image's PNG file at most."""
     pixels = _pixels(experiment)
     return pixels + BESIDE_PIXELS + experiment.Dataset.image_size + 24 * (pixels // 2**14 + 1)
+
+
+def features_size(experiment):
+    """Bytes on the disk of the features of a run that does not keep all its images, until it is finished."""
+    s = experiment.Sample
+    if sample.kept(s) == s.total_num:
+        return 0
+    files = -(-s.total_num // s.batch_size)
+    return s.total_num * _features(experiment) * (8 if s.features == "pixels" else 4) + NPY_HEAD * files
 
 
 def _features(experiment):

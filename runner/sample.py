@@ -19,7 +19,6 @@ import PIL
 import torch
 
 from pndm.config.errors import InputError
-from pndm.config.files import save_json
 from pndm.config.load import replaced
 from pndm.config.schema import fingerprint
 from pndm.model.backend import deterministic
@@ -101,17 +100,18 @@ def complete(sampler, folder, measurement=None, progress=None):
     with team.at_work():
         target.save_grid(min(kept(s), GRID))
         record = sampler.record(calls, made, seconds, measurement)
-    save_json(folder / "result.json", record)
+    target.finish(record)
     return record
 
 
 def make(sampler, folder, measurement=None, progress=None):
     """Make the sampler's images that are missing in `folder`, show them all to `measurement`; returns a `Folder`."""
-    keep, shape = sampler.experiment.Sample.keep, sampler.sampling.shape
-    with open_folder(folder, sampler.identity, sampler.team, keep, shape) as target:
+    s, shape = sampler.experiment.Sample, sampler.sampling.shape
+    features = measurement.extractor.identity if measurement and kept(s) < s.total_num else None
+    with open_folder(folder, sampler.identity, sampler.team, s.keep, shape, features) as target:
         for ids, images, features in target.write(sampler.images(target, progress)):
             if measurement:
-                measurement.update(ids, images, features)
+                target.save_features(ids, measurement.update(ids, images, features))
             sampler.team.beat()
     return target
 
@@ -149,7 +149,9 @@ class Sampler:
             self.loaded.network.prepare(batch, self.team.device)
 
     def images(self, target, progress=None):
-        """(ids, uint8 images, features or None) of this process's batches: read where `target` has them, else made.
+        """(ids, uint8 images, features) of this process's batches: read where `target` has them, else made.
+
+        Where the features are read, there are no images, and there need be no features of images.
 
         One batch is made in any case, since the network calls of the record are counted, not computed. A GPU is given
         the next batch before the last one is asked for, so that it never waits for files.
@@ -164,7 +166,8 @@ class Sampler:
         ahead, under_way = AHEAD.get(self.team.device.type, 0), deque()
         for ids in self.team.deal(batches):
             if ids in there:
-                yield ids, target.read(ids), None
+                features = target.read_features(ids)
+                yield ids, target.read(ids) if features is None else None, features
                 continue
             under_way.append((ids, self.make(ids, size, progress), progress))
             if len(under_way) > ahead:

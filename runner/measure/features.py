@@ -35,6 +35,11 @@ class Extractor:
     resize: str | None
     function: Callable
 
+    @property
+    def identity(self):
+        """A file name that only equal features have."""
+        return "-".join([self.name, f"{self.dimension}", (self.hash or "")[:16]]).strip("-")
+
     def __call__(self, images):
         """Features of uint8 images (n, C, H, W): float64 (n, dimension), on the CPU."""
         return self.describe(images).cpu().double()

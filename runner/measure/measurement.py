@@ -13,7 +13,7 @@ from pndm.runner import fetch
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
 from pndm.runner.measure.features import TITLES, inception_file, is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
-from pndm.runner.measure.statistics import ALONE, Moments, Statistics
+from pndm.runner.measure.statistics import ALONE, Moments, Statistics, smallest
 
 # A distance from fewer images is marked weak: its bias falls as one over their number. A data set's whole split has
 # no more images to offer, so it never counts as few.
@@ -93,14 +93,18 @@ class Measurement:
         self.statistics, self.kept = Statistics(self.extractor.dimension, device=self.device), []
 
     def update(self, ids, images, features=None):
-        """Take in uint8 images (n, C, H, W) of those numbers; features (n, d): theirs, where they are known."""
-        features = self.extractor(images) if features is None else features.double()
+        """Take in uint8 images (n, C, H, W) of those numbers; features (n, d): theirs, where they are known.
+
+        Returns their features.
+        """
+        features = smallest(self.extractor(images) if features is None else features)
         if self.behind:
             self.behind.call(self.statistics.update, features, ids)
         else:
             self.statistics.update(features, ids)
         if self.metrics:
             self.kept.append((torch.as_tensor(ids), features.float()))
+        return features
 
     def gather(self, team):
         """Put together what all processes (`Processes`) have seen; all call this, then the first calls `card`."""

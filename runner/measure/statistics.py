@@ -94,7 +94,7 @@ class Statistics:
     def update(self, features, ids):
         """Take in features (n, dimension) of the images numbered `ids` (n). Raises InputError if one is not finite."""
         refuse_infinite(features, ids)
-        self._wait(torch.as_tensor(ids), _smallest(features.cpu()))
+        self._wait(torch.as_tensor(ids), smallest(features.cpu()))
         while sum(len(ids) for ids, _ in self.waiting.get(self.block, ())) == ROWS * len(self.parts):
             self._add(self.block)
             self.block += 1
@@ -268,7 +268,7 @@ def _check_record(record):
             raise ValueError(f"its record says {name} {value!r}; a text is needed, or null")
 
 
-def _smallest(features):
+def smallest(features):
     """float32 where that holds the same values, as for features of a float32 network."""
     if features.dtype == torch.float32:
         return features

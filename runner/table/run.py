@@ -207,7 +207,7 @@ class Bench:
         if cell.name in self.taken:
             target = sample.make(self.sampler(self.first_images(cell), watch), self.path(cell))
             target.save_grid(min(sample.kept(cell.experiment.Sample), GRID))
-            save_json(self.path(cell) / "result.json", self.taken[cell.name])
+            target.finish(self.taken[cell.name])
         else:
             measurement = self.measurements[_measurement_key(cell)]
             if measurement:

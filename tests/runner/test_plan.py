@@ -130,6 +130,13 @@ def test_the_times_of_a_solver_file_are_those_of_x():
     assert sampling_of(asked).begins == starts[0]
 
 
+def test_the_features_of_an_unfinished_run_take_the_disk_that_the_plan_says(tmp_path):
+    np.save(tmp_path / "batch.npy", np.zeros((250, 64), np.float64))  # digits: 8×8 grey levels, batches of 250
+    some = {"Sample.total_num": ("test", 500), "Sample.keep": ("test", 16)}
+    assert plan.features_size(load("digits.yml", some)) == 2 * (tmp_path / "batch.npy").stat().st_size
+    assert plan.features_size(load("digits.yml")) == 0
+
+
 @pytest.mark.parametrize(("config", "size"), [("digits.yml", 8), ("ddim_cifar10.yml", 32), ("ddim_church.yml", 256)])
 def test_no_image_is_larger_on_the_disk_than_the_plan_says(config, size):
     experiment, file = load(config), io.BytesIO()

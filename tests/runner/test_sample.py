@@ -318,6 +318,71 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
     assert not list((tmp_path / "run").glob(".*"))
 
 
+def distance_of(folder):
+    return json.loads((folder / "result.json").read_text())["frechet"]
+
+
+def test_a_killed_run_that_keeps_few_images_goes_on_to_the_same_distance(tiny, cli, tmp_path, undisturbed):
+    flags = tiny.flags(tmp_path / "run", *STOPPED, "--keep", 6)
+    run = process(*flags)
+    while len(list(tmp_path.glob("run/features/*/*.npy"))) < 3 and run.poll() is None:
+        time.sleep(0.01)
+    run.kill()
+    run.communicate()
+    there = len(list(tmp_path.glob("run/features/*/*.npy")))
+    assert 3 <= there < 20
+    assert not (tmp_path / "run/result.json").exists()
+    assert cli(*flags)[0] == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["made"] == 80 - 4 * there
+    assert cli(*tiny.flags(tmp_path / "whole", *STOPPED))[0] == 0
+    assert distance_of(tmp_path / "run") == distance_of(tmp_path / "whole")
+    files = image_files(tmp_path / "run")
+    assert len(files) == 6 and files.items() <= undisturbed.items()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*files, "grid.png", "run.json", "result.json"}
+
+
+@pytest.fixture
+def stopped(tiny, cli, tmp_path, monkeypatch):
+    """The flags of a run of 12 images that keeps none, and was stopped after the first two of its three batches."""
+    flags = tiny.flags(tmp_path / "run", "--total_num", 12, "--keep", 0)
+    make = sample.Sampler.make
+
+    def stop(self, wanted, size, progress=None):
+        if wanted.start == 8:
+            raise KeyboardInterrupt
+        return make(self, wanted, size, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sample.Sampler, "make", stop)
+        assert cli(*flags)[0] == 130
+    assert len(list(tmp_path.glob("run/features/*/*.npy"))) == 2
+    return flags
+
+
+def test_features_of_an_unfinished_run_belong_to_its_images(stopped, cli, tmp_path):
+    status, _, err = cli(*stopped, "--method", "DDIM")
+    assert status == 2 and "holds images of another run (Sample.method is F-PNDM there and DDIM here" in err
+    assert len(list(tmp_path.glob("run/features/*/*.npy"))) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"no array", "of one image"])
+def test_damaged_features_of_an_unfinished_run_are_named(stopped, cli, tmp_path, damage):
+    file = sorted(tmp_path.glob("run/features/*/*.npy"))[1]
+    file.write_bytes(damage) if isinstance(damage, bytes) else np.save(file, np.load(file)[:1])
+    status, _, err = cli(*stopped)
+    assert status == 2 and err == f"main.py: {file}: damaged; delete it and run again\n"
+    file.unlink()
+    assert cli(*stopped)[0] == 0
+
+
+def test_an_unfinished_run_is_measured_anew_on_other_features(stopped, cli, tmp_path):
+    status, _, err = cli(*stopped, "--features", "none")
+    assert (status, err) == (0, "")
+    record = json.loads((tmp_path / "run/result.json").read_text())
+    assert (record["frechet"], record["made"]) == (None, 12)
+    assert not (tmp_path / "run/features").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change, said",
