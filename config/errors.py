@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The one exception that means "the user's input is wrong"; what other errors say, in one line."""
 
 
 class InputError(ValueError):
@@ -20,3 +20,8 @@ class InputError(ValueError):
         printable = "".join(c if c.isprintable() else " " for c in str(message))
         super().__init__(" ".join(printable.split()))
         self.keys = keys
+
+
+def first_line(error):
+    """The first line of what an error says, 200 characters at most; the name of its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

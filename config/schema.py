@@ -84,6 +84,11 @@ class DatasetSection(Section):
     gaussian_dequantization: bool = key(False, "training: add normal noise of deviation 0.01", "training")
     num_workers: int = key(0, "processes that read training images", ge=0, le=1024)
 
+    @property
+    def shape(self):
+        """(C, H, W) of an image."""
+        return self.channels, self.image_size, self.image_size
+
     @model_validator(mode="after")
     def _consistent(self):
         if self.rescaled and self.logit_transform:

@@ -23,7 +23,7 @@ def open_dataset(section):
     images = READERS[section.dataset](section)
     if not len(images):
         raise InputError(f"Dataset.dataset {section.dataset}: there are no images in it", "Dataset.path")
-    shape, wanted = tuple(images[0].shape), (section.channels, section.image_size, section.image_size)
+    shape, wanted = tuple(images[0].shape), section.shape
     if shape != wanted:
         raise InputError(f"Dataset: {section.dataset} has images of {shape}, the experiment says {wanted}")
     return images
@@ -65,7 +65,7 @@ def batches(images, size):
     pending = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(images), size):
-            ids = range(first, min(first + size, len(images)))
+            ids = range(len(images))[first : first + size]
             pending.append((ids, pool.map(images.__getitem__, ids)))
             if len(pending) > 2:
                 yield stack(*pending.popleft())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.config.files import alone, made
 from pndm.config.published import offline
 from pndm.dataset import database
@@ -76,7 +76,7 @@ class Recipe:
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises nearly anything for a damaged file
-            raise InputError(f"{name}: not a readable image ({(str(error) or repr(error)).splitlines()[0]})") from None
+            raise InputError(f"{name}: not a readable image ({first_line(error)})") from None
         if self.crop:
             image = image.crop(self.crop)
         if self.size and image.size != (self.size, self.size):
@@ -318,7 +318,7 @@ def _root(section):
 
 
 def _missing(section, files, error=None):
-    why = f" ({str(error).splitlines()[0]})" if error else ""
+    why = f" ({first_line(error)})" if error else ""
     return InputError(
         f"Dataset.dataset {section.dataset}: its files are not in {_root(section)}{why}; what belongs there is "
         f"{files}; Dataset.path names another folder"

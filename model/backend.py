@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.model.machine import physical_cores
 
 
@@ -167,6 +167,6 @@ class Graphs:
             try:
                 self.held[shapes] = self.capture(self.network, x, t)
             except RuntimeError as error:  # slower, not wrong
-                warnings.warn(f"no CUDA graph of the network: {str(error).splitlines()[0]}", stacklevel=2)
+                warnings.warn(f"no CUDA graph of the network: {first_line(error)}", stacklevel=2)
                 self.largest = 0
         return self.held.get(shapes, self.network)(x, t)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.config.files import aside
 from pndm.model import diffusers, persistence
 from pndm.model.families import families_of, layout
@@ -195,7 +195,7 @@ def _read_safetensors(path):
             record = json.loads((file.metadata() or {}).get("record", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged safetensors file: {_first_line(error)}") from None
+        raise InputError(f"{path}: damaged safetensors file: {first_line(error)}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path}: damaged safetensors file: its record is not a mapping")
     settings = _settings_of(record["Model"], path) if record.get("Model") is not None else None
@@ -208,7 +208,7 @@ def _check_zip(path):
     try:
         entries = zipfile.ZipFile(path).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: damaged or cut short: {_first_line(error)}") from None
+        raise InputError(f"{path}: damaged or cut short: {first_line(error)}") from None
     if (claimed := sum(entry.file_size for entry in entries)) > size:
         raise InputError(f"{path}: its entries claim {claimed:,} bytes, the file has {size:,}")
     names = {entry.filename.rpartition("/")[2] for entry in entries}
@@ -254,7 +254,7 @@ def unpickle(path, mmap=False):
         if isinstance(error, pickle.UnpicklingError) and asked:
             reason = f"could only be read by executing code in it ({asked.strip()})"
         else:
-            reason = f"damaged: {_first_line(error)}"
+            reason = f"damaged: {first_line(error)}"
         raise InputError(f"{path}: {reason}") from None
 
 
@@ -316,7 +316,7 @@ def _settings_of(model, path):
     try:
         return settings_of(model)
     except (InputError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: its own Model section is damaged: {_first_line(error)}") from None
+        raise InputError(f"{path}: its own Model section is damaged: {first_line(error)}") from None
 
 
 def _describe(content):
@@ -324,10 +324,6 @@ def _describe(content):
         names = [name if isinstance(name, str) else type(name).__name__ for name in content]
         return f"a dict of {', '.join(names[:5])}" if names else "an empty dict"
     return f"a {type(content).__name__}" + (f" of {len(content)}" if isinstance(content, (list, tuple)) else "")
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def save(path, tensors, metadata):

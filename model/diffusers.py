@@ -8,10 +8,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pndm.config import published
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.config.files import load_json
 from pndm.model.schedulers import FLOWS, check_class
 from pndm.model.settings import Settings
+from pndm.runner.solver.schedule import betas_of
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"  # of weights that are cut into several files
@@ -144,7 +145,7 @@ def without_signal(alphas_cumprod):
     root = np.sqrt(alphas_cumprod)
     alpha = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     alpha[-1] = NOTHING_LEFT
-    return 1 - alpha / np.concatenate([[1.0], alpha[:-1]])
+    return betas_of(alpha)
 
 
 def _object(path):
@@ -286,6 +287,5 @@ def download(name):
             if any(folder.glob(f"**/{weights[0]}")):
                 return folder
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name}: no such file, and huggingface_hub cannot get it: {reason}") from None
+        raise InputError(f"{name}: no such file, and huggingface_hub cannot get it: {first_line(error)}") from None
     raise InputError(f"{name}: no weights are in {folder}")

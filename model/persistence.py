@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
+from pndm.model.precondition import BETA_D, BETA_MIN, STEPS
 
 REFUSED = "a plain pickle, which could only be read by executing code in it"
 # Those opcodes of pickle that EDM's files consist of: containers, numbers, texts, and the names that `NAMES` replaces.
@@ -198,7 +199,7 @@ def read(path: Path):
     except Exception as error:  # a damaged pickle can end in any exception there is
         if isinstance(error, OSError) and error.filename:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         refused = isinstance(error, pickle.UnpicklingError) and "asks for" in reason
         raise InputError(f"{path}: {REFUSED} ({reason})" if refused else f"{path}: damaged pickle: {reason}") from None
 
@@ -257,7 +258,7 @@ ARCHITECTURES = {
     ("SongUNet", "fourier", 2, "residual", "standard", (1, 3, 3, 1)): "NCSN++",
     ("DhariwalUNet", "positional", 1, "standard", "standard", (1, 1)): "ADM",
 }
-DEFAULTS = {  # of EDM's arguments; None: there is none
+DEFAULTS = {  # of EDM's arguments
     "SongUNet": {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]},
     "DhariwalUNet": {
         "model_channels": 192,
@@ -266,7 +267,7 @@ DEFAULTS = {  # of EDM's arguments; None: there is none
         "attn_resolutions": [32, 16, 8],
     },
 }
-FIXED = {"channel_mult_emb": 4, "beta_d": 19.9, "beta_min": 0.1, "M": 1000}
+FIXED = {"channel_mult_emb": 4, "beta_d": BETA_D, "beta_min": BETA_MIN, "M": STEPS}
 OURS = {"image_size": "img_resolution", "in_channels": "img_channels", "labels": "label_dim"}
 # What changes no image: how it was trained, and the range of σ that EDM's sampler takes by default.
 ASIDE = {"augment_dim", "label_dropout", "use_fp16", "sigma_min", "sigma_max", "epsilon_t", "model_type"}

@@ -29,67 +29,34 @@ if TYPE_CHECKING:
     from pndm.runner.solver.transfer import Classical, Data, Pseudo
     from pndm.scheduler import MethodScheduler
 
-# Public name → its module, and its name there.
-_PLACES = {
-    "METHODS": ("pndm.runner.solver.methods", "METHODS"),
-    "OPTIONS": ("pndm.runner.solver.options", "OPTIONS"),
-    "Classical": ("pndm.runner.solver.transfer", "Classical"),
-    "Data": ("pndm.runner.solver.transfer", "Data"),
-    "Draw": ("pndm.runner.solver.events", "Draw"),
-    "InputError": ("pndm.config.errors", "InputError"),
-    "Method": ("pndm.runner.solver.events", "Method"),
-    "MethodScheduler": ("pndm.scheduler", "MethodScheduler"),
-    "Multistep": ("pndm.runner.solver.multistep", "Multistep"),
-    "NotFinite": ("pndm.runner.solver.events", "NotFinite"),
-    "Option": ("pndm.runner.solver.options", "Option"),
-    "PNDMPipeline": ("pndm.pipeline", "PNDMPipeline"),
-    "PipelineOutput": ("pndm.pipeline", "PipelineOutput"),
-    "Pseudo": ("pndm.runner.solver.transfer", "Pseudo"),
-    "Query": ("pndm.runner.solver.events", "Query"),
-    "Schedule": ("pndm.runner.solver.schedule", "Schedule"),
-    "SigmaSchedule": ("pndm.runner.solver.sigma", "SigmaSchedule"),
-    "Singlestep": ("pndm.runner.solver.singlestep", "Singlestep"),
-    "State": ("pndm.runner.solver.solve", "State"),
-    "Step": ("pndm.runner.solver.events", "Step"),
-    "fetch": ("pndm.runner.fetch", "fetch"),
-    "frechet_distance": ("pndm.runner.measure.distance", "frechet_distance"),
-    "load_experiment": ("pndm.config.load", "load"),
-    "load_model": ("pndm.model", "load_model"),
-    "solve": ("pndm.runner.solver.solve", "solve"),
-    "trajectory": ("pndm.runner.solver.solve", "trajectory"),
+# Module → its public names. `load_experiment` is `load` there.
+_MODULES = {
+    "pndm.config.errors": "InputError",
+    "pndm.config.load": "load_experiment",
+    "pndm.model": "load_model",
+    "pndm.pipeline": "PNDMPipeline PipelineOutput",
+    "pndm.runner.fetch": "fetch",
+    "pndm.runner.measure.distance": "frechet_distance",
+    "pndm.runner.solver.events": "Draw Method NotFinite Query Step",
+    "pndm.runner.solver.methods": "METHODS",
+    "pndm.runner.solver.multistep": "Multistep",
+    "pndm.runner.solver.options": "OPTIONS Option",
+    "pndm.runner.solver.schedule": "Schedule",
+    "pndm.runner.solver.sigma": "SigmaSchedule",
+    "pndm.runner.solver.singlestep": "Singlestep",
+    "pndm.runner.solver.solve": "State solve trajectory",
+    "pndm.runner.solver.transfer": "Classical Data Pseudo",
+    "pndm.scheduler": "MethodScheduler",
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = [
-    "METHODS",
-    "OPTIONS",
-    "Classical",
-    "Data",
-    "Draw",
-    "InputError",
-    "Method",
-    "MethodScheduler",
-    "Multistep",
-    "NotFinite",
-    "Option",
-    "PNDMPipeline",
-    "PipelineOutput",
-    "Pseudo",
-    "Query",
-    "Schedule",
-    "SigmaSchedule",
-    "Singlestep",
-    "State",
-    "Step",
-    "fetch",
-    "frechet_distance",
-    "load_experiment",
-    "load_model",
-    "solve",
-    "trajectory",
-]
+    "METHODS", "OPTIONS", "Classical", "Data", "Draw", "InputError", "Method", "MethodScheduler", "Multistep",
+    "NotFinite", "Option", "PNDMPipeline", "PipelineOutput", "Pseudo", "Query", "Schedule", "SigmaSchedule",
+    "Singlestep", "State", "Step", "fetch", "frechet_distance", "load_experiment", "load_model", "solve", "trajectory",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, inner = _PLACES[name]
-    return getattr(import_module(module), inner)
+    return getattr(import_module(_PLACES[name]), "load" if name == "load_experiment" else name)

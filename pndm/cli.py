@@ -23,6 +23,7 @@ from pndm.config.keys import nearest
 from pndm.config.load import load, load_table, place_of
 from pndm.places import CONFIG, TRAINING, image_path, search_path
 from pndm.runner.solver.events import NotFinite
+from pndm.runner.solver.methods import METHODS
 
 Arguments: TypeAlias = argparse.Namespace
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
@@ -242,8 +243,9 @@ def dispatch(args: Arguments) -> int:
     if args.runner == "reproduce":
         return reproduce(args)
     resolved = experiment(args)
-    if resolved.Sample.method == "PF" and args.sample_speed and not rank():
-        print(f"{PROGRAM}: PF chooses its own steps; --sample_speed has no effect", file=sys.stderr)
+    method = resolved.Sample.method
+    if METHODS[method].adaptive and args.sample_speed and not rank():
+        print(f"{PROGRAM}: {method} chooses its own steps; --sample_speed has no effect", file=sys.stderr)
     if args.plan or args.runner == "plan":
         from pndm.runner import plan
 

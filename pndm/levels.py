@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pndm.model.diffusers import BETA_SCHEDULES, schedule_of, without_signal
 from pndm.runner.solver.flow import FlowSchedule
-from pndm.runner.solver.schedule import PREDICTIONS, Schedule
+from pndm.runner.solver.schedule import PREDICTIONS, Schedule, betas_of
 from pndm.runner.solver.solve import whole
 from pndm.times import NAMES
 
@@ -57,7 +57,7 @@ def schedule_from(config: Mapping[str, Any], flow: bool) -> Schedule:
         return schedule
     alpha = schedule.alphas_cumprod
     alpha = alpha / (scale + (1 - scale) * alpha)
-    return Schedule(betas=without_signal(alpha) if zero else 1 - alpha / np.concatenate([[1.0], alpha[:-1]]))
+    return Schedule(betas=without_signal(alpha) if zero else betas_of(alpha))
 
 
 def sigmas_at(schedule: Schedule, times: Sequence[float]) -> NDArray[np.float64]:
@@ -70,7 +70,7 @@ def sigmas_at(schedule: Schedule, times: Sequence[float]) -> NDArray[np.float64]
 def factors_at(schedule: Schedule, times: NDArray[np.float64]) -> tuple[Any, Any]:
     """What image and noise are multiplied by at each time. Raises ValueError for times that no network knows."""
     flow = isinstance(schedule, FlowSchedule)
-    last = schedule.diffusion_step - (not flow)
+    last = schedule.last
     if not np.all((times >= 0) & (times <= last)):
         raise ValueError(f"timesteps must be in 0 … {last}, not {times.min():g} … {times.max():g}")
     if flow:

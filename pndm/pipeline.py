@@ -109,9 +109,8 @@ class PNDMPipeline:
         given = experiment and schedule_of(experiment)
         network = load_model(experiment and experiment.Model, weights, schedule=given).float()
         if experiment is not None:
-            data, schedule = experiment.Dataset, given
-            shape = (data.channels, data.image_size, data.image_size)
-            decoded: dict[str, Any] = {"decode": partial(to_unit, section=data)}
+            shape, schedule = experiment.Dataset.shape, given
+            decoded: dict[str, Any] = {"decode": partial(to_unit, section=experiment.Dataset)}
         elif training is not None and training.size is not None:
             shape, schedule = (network.settings.in_channels, *training.size), Schedule(**training.schedule)
             decoded = {}

@@ -33,6 +33,7 @@ def device(name: str) -> "torch.device":
 
 def image_path(args: argparse.Namespace, settings: Any) -> Path:
     """Default folder of a sampling run: its name has what people compare."""
+    from pndm.runner.solver.methods import METHODS
     from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 
     if settings.solver:
@@ -40,7 +41,7 @@ def image_path(args: argparse.Namespace, settings: Any) -> Path:
         return Path("temp/sample") / f"{Path(args.config or CONFIG).stem}_{Path(settings.solver).stem}{seed}"
     steps = f"{len(settings.times) - 1}times" if settings.times else settings.sample_speed
     parts = [Path(args.config or CONFIG).stem, settings.method]
-    if settings.method != "PF":
+    if not METHODS[settings.method].adaptive:
         parts.append(f"nfe{settings.nfe}" if settings.nfe else str(steps))
     parts += [value for value in (settings.spacing, settings.profile) if value not in ("uniform", "exact")]
     for name, option in (GRID_OPTIONS | OPTIONS).items():

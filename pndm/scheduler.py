@@ -18,7 +18,6 @@ import torch
 from pndm.config.load import load_solver
 from pndm.levels import check_settings, check_shapes, check_start, factors_at, schedule_from, sigmas_at, time_of
 from pndm.runner.solver.events import Query
-from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.run import Run, behind, spans
 from pndm.runner.solver.schedule import eps_from
 from pndm.runner.solver.solve import whole
@@ -273,7 +272,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def _scale(self, t: Any) -> float:
         """What x of the method is multiplied by to be the pipeline's."""
-        return float(self.schedule.scale(t)) if isinstance(self.schedule, FlowSchedule) else 1.0
+        return float(self.schedule.scale(t))
 
     def _shown(self, x: torch.Tensor, t: Any, dtype: torch.dtype) -> torch.Tensor:
         return x.to(dtype, copy=True) if not self.flow else (x * self._scale(t)).to(dtype)

@@ -177,7 +177,7 @@ def step_times(
     else:
         found = nodes_of(config, whole("num_inference_steps", steps), schedule)
         found = rounded(found, config["method"], end, schedule) if takes_whole(config) else found
-    last = total - (not flow)
+    last = schedule.last
     falling = found and sorted(set(found), reverse=True) == found
     if not falling or not 0 <= found[-1] <= found[0] <= last or (flow and found[-1] == 0):
         shown = ", ".join(f"{t:g}" for t in found[:4]) + (", …" if len(found) > 4 else "")
@@ -195,7 +195,7 @@ def told_times(timesteps: Any, count: int, schedule: Schedule) -> list[float]:
     found = floats("timesteps", timesteps)
     if len(found) != count:
         raise ValueError(f"{len(found)} timesteps are given for {count} sigmas")
-    last = schedule.diffusion_step - (not isinstance(schedule, FlowSchedule))
+    last = schedule.last
     if sorted(found, reverse=True) != found or not 0 <= found[-1] <= found[0] <= last:
         raise ValueError(f"timesteps must fall from {last} at most to 0 at least; they are {found}")
     return found

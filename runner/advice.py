@@ -6,13 +6,9 @@ FEW = 20_000  # images, counted once for each time that they are seen; docs/trai
 
 
 def few_images(seen, why):
-    """Say so if a network that sees `seen` images in its training will sample noise; `why`: what decides the number.
-
-    Returns whether it was said.
-    """
+    """Say so if a network that sees `seen` images in its training will sample noise; `why`: what decides the number."""
     if seen < FEW:
         say(f"{why}: the network will see {seen:,} images, and below {FEW:,} samples are mostly noise")
-    return seen < FEW
 
 
 def all_clipped(clip, norm, steps):

@@ -29,6 +29,14 @@ class Batch(NamedTuple):
     t: torch.Tensor  # (n,) int64, training steps 0 … T−1
 
 
+def steps_of(experiment, count):
+    """The number of steps of a training on `count` images. Raises InputError if there is not one batch of them."""
+    size = experiment.Dataset.batch_size
+    if count < size:
+        raise InputError(f"batch_size {size} is above the {count} images", "Dataset.batch_size")
+    return experiment.Train.steps or experiment.Train.epoch * (count // size)
+
+
 def batches(images, section, seed, times, places, device, first, last):
     """The `Batch`es of steps `first` … `last`−1, on `device`. Raises InputError where an image cannot be read.
 

@@ -4,7 +4,7 @@ Below this file nothing knows experiments: it gets the values that it needs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -30,6 +30,9 @@ from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.sigma import SigmaSchedule
 from pndm.runner.solver.solve import nothing, rehearse, solve, steps_for, trajectory
+
+# Keys of Sample that are options of `solve`.
+OF_SOLVE = (*OPTIONS, *GRID_OPTIONS, "spacing", "times")
 
 
 @dataclass(frozen=True)
@@ -206,18 +209,14 @@ def _steps(line, method, nfe, schedule, profile, options):
 def sampling_of(experiment):
     """The experiment's `Sampling`. Raises InputError if the method cannot run as it is told to."""
     s, data, schedule = experiment.Sample, experiment.Dataset, schedule_of(experiment)
-    shape, coding = (data.channels, data.image_size, data.image_size), partial(decode, section=data)
     classes = getattr(experiment.Model, "labels", 0)
+    shared = {"schedule": schedule, "shape": data.shape, "seed": s.seed, "decode": partial(decode, section=data)}
+    shared |= {"classes": classes, "label": s.label, "guidance": s.guidance}
     if s.solver is not None:
         solver = solver_of(experiment)
-        conditions = classes, s.label, s.guidance
         options = {"times": solver.times}
-        return Sampling(
-            solver.line, len(solver.times) - 1, "exact", options, schedule, shape, s.seed, coding, *conditions, solver
-        )
-    options = {name: getattr(s, name) for name in (*OPTIONS, *GRID_OPTIONS, "spacing", "times")}
-    options = {name: value for name, value in options.items() if value != type(s).model_fields[name].default}
-    line = METHODS[s.method]
+        return Sampling(solver.line, len(solver.times) - 1, "exact", options, solver=solver, **shared)
+    options, line = changed(s, OF_SOLVE), METHODS[s.method]
     if s.compile and line.adaptive:
         message = f"{s.method} asks about ever fewer images, and each number of them would be compiled anew"
         raise InputError(message, "Sample.compile", "Sample.method")
@@ -225,33 +224,36 @@ def sampling_of(experiment):
         message = f"{s.method} asks about ever fewer images; it needs one label for all of them"
         raise InputError(message, "Sample.label", "Sample.method")
     steps = s.sample_speed if s.times is None else len(s.times) - 1
+    sampling = Sampling(s.method, None if line.adaptive else steps, s.profile, options, **shared)
     names = [*options, "sample_speed", "nfe", "profile", "method"]
     try:
         if s.nfe is not None:
             trajectory(s.method, nothing(), schedule, 1, s.profile, **options)  # raises what is not about the calls
             names = ["nfe", *names]
             hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
-            if s.nfe % (each := 1 if s.guidance == 1 else Guided.calls):
-                raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {each}")
-            steps = _steps(line, s.method, s.nfe // each, schedule, s.profile, hashable)
-        steps = None if line.adaptive else steps
-        sampling = Sampling(
-            s.method, steps, s.profile, options, schedule, shape, s.seed, coding, classes, s.label, s.guidance
-        )
+            if s.nfe % sampling.each:
+                raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {sampling.each}")
+            steps = _steps(line, s.method, s.nfe // sampling.each, schedule, s.profile, hashable)
+            sampling = replace(sampling, steps=steps)
         sampling.events()
     except ValueError as error:
         raise InputError(str(error), *(f"Sample.{name}" for name in names)) from None
     return sampling
 
 
+def changed(settings, names):
+    """Name → value of the keys in `names` that are not at their default."""
+    fields = type(settings).model_fields
+    return {name: value for name in names if (value := getattr(settings, name)) != fields[name].default}
+
+
 def solver_of(experiment):
     """The `Solver` of the experiment's solver file. Raises InputError if the experiment contradicts it."""
     s = experiment.Sample
     solver = load_solver(s.solver)
-    for name in (*OPTIONS, *GRID_OPTIONS, "spacing", "times", "profile"):
-        if getattr(s, name) != type(s).model_fields[name].default:
-            message = f"a solver file says the method and its times; {name} does not go with {s.solver}"
-            raise InputError(message, f"Sample.{name}", "Sample.solver")
+    for name in changed(s, (*OF_SOLVE, "profile")):
+        message = f"a solver file says the method and its times; {name} does not go with {s.solver}"
+        raise InputError(message, f"Sample.{name}", "Sample.solver")
     if s.nfe not in (None, solver.calls):
         raise InputError(f"{s.solver} makes {solver.calls} network calls, not {s.nfe}", "Sample.nfe", "Sample.solver")
     solver.check_schedule(schedule_of(experiment), s.solver)
@@ -309,8 +311,12 @@ def network_key(experiment, device):
 
 def precision_of(experiment, device):
     """The precision that the experiment's network runs in on `device`. Raises InputError."""
-    s = experiment.Sample
-    return resolve(s.precision, device, smooth=s.solver is not None or not METHODS[s.method].adaptive)
+    return resolve(experiment.Sample.precision, device, smooth=not adaptive(experiment))
+
+
+def adaptive(experiment):
+    """Whether the experiment's method chooses its steps as it goes."""
+    return experiment.Sample.solver is None and METHODS[experiment.Sample.method].adaptive
 
 
 def checkpoint_path(given):

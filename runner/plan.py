@@ -22,14 +22,13 @@ from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner import sample
 from pndm.runner.advice import few_images
-from pndm.runner.build import load_network, network_key, sampling_of
+from pndm.runner.batches import steps_of
+from pndm.runner.build import adaptive, load_network, network_key, sampling_of
 from pndm.runner.checkpoints import KEEP
 from pndm.runner.measure.statistics import GROUPS
 from pndm.runner.preview import check
-from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.published import PublishedSchedule
 from pndm.runner.solver.solve import calls, rehearse, steps_near
-from pndm.runner.train import steps_of
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes
@@ -60,10 +59,6 @@ def lines(experiment):
         levels = (float(schedule.alpha_cumprod(t)) for t in times)
         found.append(Line(*times, *levels, len(asked), step.order))
     return found
-
-
-def adaptive(experiment):
-    return experiment.Sample.solver is None and METHODS[experiment.Sample.method].adaptive
 
 
 class Calibration(NamedTuple):
@@ -116,7 +111,7 @@ def calibrate(network, experiment, device):
     data, measured = experiment.Dataset, []
     n, full = 1, experiment.Sample.batch_size
     while True:
-        x = torch.zeros(n, data.channels, data.image_size, data.image_size, device=device)
+        x = torch.zeros(n, *data.shape, device=device)
         t = torch.full((n,), 500.0, device=device)
         for _ in range(2):  # the first call of a shape does more than a call
             start = time.perf_counter()

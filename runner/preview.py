@@ -76,7 +76,7 @@ class Preview:
 
     def _batches(self, count):
         size = self.experiment.Sample.batch_size
-        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+        return [range(count)[first : first + size] for first in range(0, count, size)]
 
     def _images(self, network, batches):
         """(ids, uint8 images) of each batch, a range of ids. Raises NoImages."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 
 TIMEOUT = 30.0  # minutes that a rank waits for others that do nothing
 GRACE = 30.0  # seconds for a rank to stop by itself after its torchrun has ended
@@ -160,6 +160,9 @@ class Processes:
         return theirs.cpu()
 
 
+ALONE = Processes(torch.device("cpu"))  # this process by itself, for sums on the CPU
+
+
 @contextmanager
 def processes(device: torch.device, timeout: float | None = None) -> Iterator[Processes]:
     """The ranks that torchrun started, joined (NCCL on GPUs, gloo on CPUs); without torchrun, this process alone.
@@ -193,7 +196,7 @@ def processes(device: torch.device, timeout: float | None = None) -> Iterator[Pr
         team.total(torch.zeros(1))  # rank 0 may host the store: no rank ends before all have read it
     except RuntimeError as error:
         if _lost(error):
-            raise InputError(f"another process did not answer ({str(error).splitlines()[0]})") from error
+            raise InputError(f"another process did not answer ({first_line(error)})") from error
         raise
     # Only NCCL's group is taken down, and not after an error, when other ranks may be gone. gloo's teardown sometimes
     # hangs or aborts: there the process ends with the group in place (`pndm.cli.command`).

@@ -63,8 +63,7 @@ def run(experiment, device, folder, timeout=None):
 
 def fitting(experiment, network, team):
     """The batch size that `auto` stands for: what fits every process's memory."""
-    data = experiment.Dataset
-    size = largest_batch(network.plain, (data.channels, data.image_size, data.image_size), team.device)
+    size = largest_batch(network.plain, experiment.Dataset.shape, team.device)
     return int(team.least(torch.tensor(size)))
 
 
@@ -157,7 +156,7 @@ class Sampler:
         the next batch before the last one is asked for, so that it never waits for files.
         """
         total, size = self.experiment.Sample.total_num, self.experiment.Sample.batch_size
-        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        batches = [range(total)[first : first + size] for first in range(0, total, size)]
         there = {ids for ids in batches if target.has(ids)}
         if len(there) == len(batches):
             there.remove(batches[-1])

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.dataset import open_dataset
 from pndm.model import checkpoint, load_model
 from pndm.model.backend import compiled, tf32
@@ -28,7 +28,7 @@ from pndm.model.settings import settings_of
 from pndm.model.trained import check_training
 from pndm.model.unet import UNet
 from pndm.runner.advice import attention_nowhere
-from pndm.runner.batches import batches
+from pndm.runner.batches import batches, steps_of
 from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.checkpoints import TrainFolder, begun_by_this_torchrun
 from pndm.runner.preview import Preview, check, comparable
@@ -56,16 +56,8 @@ def run(experiment, device, folder, restart=False, timeout=None, minutes=None):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            message = f"a process that reads images has ended ({str(error).splitlines()[0]})"
+            message = f"a process that reads images has ended ({first_line(error)})"
             raise InputError(message, "Dataset.num_workers") from error
-
-
-def steps_of(experiment, count):
-    """The number of steps of a training on `count` images. Raises InputError if there is not one batch of them."""
-    size = experiment.Dataset.batch_size
-    if count < size:
-        raise InputError(f"batch_size {size} is above the {count} images", "Dataset.batch_size")
-    return experiment.Train.steps or experiment.Train.epoch * (count // size)
 
 
 def weights_of(experiment, schedule):

@@ -121,8 +121,7 @@ def run(steps=None):
 
 
 def shape_of(config):
-    data = load(config).Dataset
-    return data.channels, data.image_size, data.image_size
+    return load(config).Dataset.shape
 
 
 def contender(name, args, where):

@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 
 import pndm.demo
-from pndm import Query, Schedule, Step, trajectory
+from pndm import Schedule, trajectory
 from pndm.config.files import aside
 from pndm.config.load import load
 from pndm.dataset import open_dataset, to_picture
 from pndm.runner.folder import grid, read_image
+from pndm.runner.solver.solve import nothing, rehearse
 from pndm.runner.table.figures import COLOURS
 
 DOCS = Path("docs")
@@ -76,30 +77,19 @@ def method(args):
     figure, axes = canvas(7.5, 2.4)
     names = [*SHOWN][::-1]
     for height, name in enumerate(names):
-        asked = [event for event in rehearsed(name, 10) if isinstance(event, Query)]
-        steps = {event.t for event in rehearsed(name, 10) if isinstance(event, Step)}
+        steps = list(rehearse(trajectory(name, nothing(), Schedule(), 10)))
+        asked = [query for queries, _ in steps for query in queries]
+        ends = {step.t for _, step in steps}
         twice = {}
         for event in asked:
             lift = twice[event.t] = twice.get(event.t, -1) + 1
-            filled = SHOWN[name] if event.t in {900.0} | steps else "white"
+            filled = SHOWN[name] if event.t in {900.0} | ends else "white"
             axes.plot(event.t, height + 0.18 * lift, "o", color=SHOWN[name], markerfacecolor=filled, markersize=6)
         axes.text(-60, height, f"{len(asked)} calls", va="center")
     axes.set(xlabel="t, from noise to data", xlim=(950, -170), ylim=(-0.4, len(names) - 0.2))
     axes.set_xticks(range(900, -1, -100))
     axes.set_yticks(range(len(names)), names)
     save(figure, "method.svg")
-
-
-def rehearsed(name, steps):
-    """What a method asks and reports in so many steps; the network's answer is 0."""
-    events, answer = trajectory(name, torch.zeros(1, 1), Schedule(), steps), None
-    while True:
-        try:
-            event = events.send(answer)
-        except StopIteration:
-            return
-        answer = torch.zeros(1, 1) if isinstance(event, Query) else None
-        yield event
 
 
 def clothes(args):

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.runner.demo.cells import Stopped
 from pndm.runner.demo.page import EXPLAINED, SCRIPT, STYLE, VIEW, grid
 from pndm.runner.demo.request import IMAGES, LIMIT, methods_with, request_of
@@ -80,7 +80,7 @@ def answer(artist, origin, sessions, limit, files, session, values):
     except (InputError, MemoryError, ArithmeticError) as error:
         yield None, f"not drawn: {error or type(error).__name__}"
     except RuntimeError as error:  # such as of a device that is out of memory
-        yield None, f"not drawn: {str(error).partition(chr(10))[0]}"
+        yield None, f"not drawn: {first_line(error)}"
     finally:
         sessions.end(session)
 
@@ -133,8 +133,8 @@ def build(artist, origin, chosen, facts, limit=LIMIT, files=None):
     return page.queue(max_size=WAITING)
 
 
-def serve(page, host, port, block=True):
-    """Serve a page of `build`; returns its address, at once unless `block`. Raises OSError where the port is taken."""
+def serve(page, host, port):
+    """Serve a page of `build` until it is ended. Raises OSError where the port is taken."""
     head = f"<style>{STYLE}</style><script>{SCRIPT}</script>"
     _, address, _ = page.launch(
         server_name=host,
@@ -151,6 +151,4 @@ def serve(page, host, port, block=True):
         mcp_server=False,
     )
     print(f"{address} shows the page; Ctrl-C ends it", flush=True)
-    if block:
-        page.block_thread()
-    return address
+    page.block_thread()

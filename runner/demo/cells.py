@@ -11,12 +11,11 @@ import torch
 
 from pndm.config.errors import InputError
 from pndm.config.load import replaced
-from pndm.model.engine import tf32
+from pndm.model.backend import tf32
 from pndm.runner.build import Sampling, check_solver, load_network, network_key, read_network, sampling_of
 from pndm.runner.demo.request import ADAPTIVE, Row
 from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.solve import calls as network_calls
-from pndm.runner.solver.solve import steps_near
+from pndm.runner.solver.solve import rehearse, steps_near
 from pndm.runner.table.flow import distance, flow_device, flow_from
 
 STRIP = 10  # predicted images shown of a cell
@@ -45,8 +44,7 @@ class Mixed(Sampling):
         x = super().noise(ids, device)
         if not self.share:
             return x
-        values = {name: value for name, value in vars(self).items() if name not in ("other", "share")}
-        y = Sampling(**values | {"seed": self.other}).noise(ids, device)
+        y = replace(self, seed=self.other, share=0.0).noise(ids, device)
         angle = self.share * math.pi / 2
         return math.cos(angle) * x + math.sin(angle) * y
 
@@ -78,7 +76,7 @@ class Cell:
     @property
     def file(self):
         """The solver file that makes it; None of a method of METHODS."""
-        return self.row.files and self.row.files.replace("{nfe}", str(self.asked))
+        return self.row.file(self.asked)
 
 
 @dataclass
@@ -120,7 +118,7 @@ class Strip:
         self.times, self.held, self.every = [], [], 1
         self.levels = None  # the times of x in all calls, where they are known before; a solver file tells others
         if not sampling.adaptive:
-            asked = [query.level for step in network_calls(sampling.events()) for query in step]
+            asked = [query.level for queries, _ in rehearse(sampling.events()) for query in queries]
             self.levels = np.repeat(asked, sampling.each)
 
     def see(self, x, t, eps):
@@ -189,7 +187,7 @@ class Artist:
         try:
             values = {"nfe": None, "times": None, "solver": None}
             if row.files:
-                values |= {"solver": Cell(row, calls).file, "profile": "exact", "spacing": "uniform"}
+                values |= {"solver": row.file(calls), "profile": "exact", "spacing": "uniform"}
             else:
                 values |= {"method": row.method, "spacing": row.spacing}
             values |= {"seed": noise.seed, "total_num": noise.images, "batch_size": noise.images}

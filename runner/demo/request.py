@@ -27,6 +27,10 @@ class Row:
     spacing: str = "uniform"
     files: str | None = None
 
+    def file(self, calls):
+        """The solver file of so many calls; None of a method of METHODS."""
+        return self.files and self.files.replace("{nfe}", str(calls))
+
     @property
     def label(self):
         """The row's name on the page."""

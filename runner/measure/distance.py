@@ -5,7 +5,8 @@ import math
 import numpy as np
 import torch
 
-from pndm.runner.measure.statistics import ALONE, BLOCK, check_moments, real
+from pndm.runner.measure.statistics import BLOCK, check_moments, real
+from pndm.runner.processes import ALONE
 
 Array = np.ndarray | torch.Tensor
 EPS = 2.0**-52

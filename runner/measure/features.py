@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pndm.config import published
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.config.files import ROOT
 
 MOST_PIXELS = 4096
@@ -121,7 +121,7 @@ def load_inception(path):
     try:
         net.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        message = f"{file}: not the weights of pytorch-fid's Inception ({str(error).splitlines()[0]})"
+        message = f"{file}: not the weights of pytorch-fid's Inception ({first_line(error)})"
         raise InputError(message, "Sample.inception_path") from None
     net.fc = torch.nn.Identity()
     return net, file

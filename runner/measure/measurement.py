@@ -13,7 +13,8 @@ from pndm.runner import fetch
 from pndm.runner.measure.distance import METRICS, NEAREST, frechet_distance, standard_error
 from pndm.runner.measure.features import TITLES, inception_file, is_fid, make_extractor
 from pndm.runner.measure.reference import open_statistics, reference_of
-from pndm.runner.measure.statistics import ALONE, Moments, Statistics, smallest
+from pndm.runner.measure.statistics import Moments, Statistics, smallest
+from pndm.runner.processes import ALONE
 
 # A distance from fewer images is marked weak: its bias falls as one over their number. A data set's whole split has
 # no more images to offer, so it never counts as few.
@@ -69,8 +70,7 @@ class Measurement:
         All processes of `team` call this, and share the work on the reference. Raises InputError when the reference
         cannot be right.
         """
-        shape = (dataset.channels, dataset.image_size, dataset.image_size)
-        extractor = make_extractor(sample.features, shape, device, sample.inception_path)
+        extractor = make_extractor(sample.features, dataset.shape, device, sample.inception_path)
         device = summing_device(device)
         refuse_metrics(sample.metrics, "Sample.total_num", sample.total_num)
         kept = [] if sample.metrics else None

@@ -13,7 +13,8 @@ from pndm.config.errors import InputError
 from pndm.config.files import bundled
 from pndm.dataset import batches, open_dataset
 from pndm.model import checkpoint
-from pndm.runner.measure.statistics import ALONE, ROWS, Moments, Part, mirror, refuse_infinite
+from pndm.runner.measure.statistics import ROWS, Moments, Part, mirror, refuse_infinite
+from pndm.runner.processes import ALONE
 
 BATCH = 64  # images that are read and described at a time
 LANES = 20  # parts of the images that processes share out

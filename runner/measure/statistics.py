@@ -10,12 +10,11 @@ from scipy.linalg.blas import dsyrk
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside
-from pndm.runner.processes import Processes
+from pndm.runner.processes import ALONE
 
 GROUPS = 20  # of the jackknife
 ROWS = 256  # features of a group that are added to its matrix at a time
 SKEW = 1e-5  # relative to the largest value: what may be the rounding of a covariance computed in float32
-ALONE = Processes(torch.device("cpu"))
 BLOCK = 256  # rows and columns of a triangular matrix that are worked on at a time
 LARGEST = 1e100  # above it, products of covariances overflow
 

@@ -115,8 +115,7 @@ class Search:
     def __init__(self, experiment, loaded, team, folder, progress, minutes, command):
         self.experiment, self.loaded, self.team, self.folder = experiment, loaded, team, folder
         self.begun, self.minutes, self.progress, self.command = time.monotonic(), minutes, progress, command
-        data, s = experiment.Dataset, experiment.Sample
-        shape = (data.channels, data.image_size, data.image_size)
+        shape, s = experiment.Dataset.shape, experiment.Sample
         self.calls, self.schedule = s.nfe, schedule_of(experiment)
         self.problem = Problem(loaded.network, self.schedule, shape, s.seed, team, s.batch_size, self.watch)
 
@@ -256,7 +255,7 @@ class Search:
         if measurement is None:
             return None
         for first in self.team.deal(range(0, s.total_num, s.batch_size)):
-            ids = range(first, min(first + s.batch_size, s.total_num))
+            ids = range(s.total_num)[first : first + s.batch_size]
             x = torch.from_numpy(noise(s.seed, ids, self.problem.shape)).to(self.team.device)
             *_, state = solve(candidate.line, self.problem, x, self.schedule, 1, times=candidate.times)
             measurement.update(ids, decode(state.x, data))

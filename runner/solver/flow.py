@@ -24,6 +24,10 @@ class FlowSchedule(Schedule):
     def __init__(self, diffusion_step: int = 1000) -> None:
         self.diffusion_step = diffusion_step
 
+    @property
+    def last(self) -> int:
+        return self.diffusion_step
+
     def sigma(self, t: Any) -> Any:
         """σ = t/N, at most 1 − 1e-8."""
         return np.minimum(np.asarray(t) / self.diffusion_step, NOISE)[()]

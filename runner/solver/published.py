@@ -77,7 +77,6 @@ PUBLISHED: dict[str, Method] = {
     "FON": Multistep(order=4, start=published_runge_kutta, part=PublishedClassical),
     "PF": PublishedAdaptive(),
 }
-RELEASED = tuple(PUBLISHED)
 
 
 def published_counts(total: int) -> list[int]:

@@ -54,6 +54,15 @@ class Schedule:
         if not np.all(np.diff(self.alphas_cumprod, prepend=1.0) < 0):
             raise ValueError(f"β = {self.betas.min():g} is too small: ᾱ does not fall in every step, in float64")
 
+    @property
+    def last(self) -> int:
+        """The greatest t that a network knows."""
+        return self.diffusion_step - 1
+
+    def scale(self, t: Any) -> Any:
+        """What x of the methods is multiplied by to be x of the network."""
+        return 1.0
+
     @cached_property
     def log_alpha_cumprod(self) -> Any:
         """log ᾱ as a function of real t in [−1, N−1], exact at the integers; call with `nu=1` for its slope.
@@ -129,6 +138,11 @@ def _betas(type: str, start: float, end: float, count: int) -> Any:
     if type == "linear":
         return np.linspace(start, end, count, dtype=np.float64)
     return np.square(np.linspace(start**0.5, end**0.5, count, dtype=np.float64))
+
+
+def betas_of(alphas_cumprod: Any) -> Any:
+    """β of every training step (N,), of ᾱ (N,)."""
+    return 1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
 
 
 def eps_from(output: Any, x: Any, signal: Any, noise: Any, prediction: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pndm.runner.solver.schedule import MOST_STEPS, Schedule
+from pndm.runner.solver.schedule import MOST_STEPS, Schedule, betas_of
 
 RHO = 7  # Karras et al. 2022 (arXiv:2206.00364), section 3
 
@@ -43,7 +43,7 @@ class SigmaSchedule(Schedule):
         self.start = self.sigma_min ** (1 / RHO)
         self.slope = (self.sigma_max ** (1 / RHO) - self.start) / (diffusion_step - 1)
         alphas = 1 / (1 + self.sigma(np.arange(diffusion_step)) ** 2)
-        betas = 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
+        betas = betas_of(alphas)
         if not (betas > 0).all():
             raise ValueError(
                 f"sigma_min {sigma_min:g} is too small for {diffusion_step} steps: float64 cannot tell them apart"

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from pndm.runner.solver.events import Method, OneStep, Query, Step, Tensor, Told
+from pndm.runner.solver.events import Draw, Method, OneStep, Query, Step, Tensor, Told
 from pndm.runner.solver.schedule import Schedule
+from pndm.runner.solver.solve import drive
 from pndm.runner.solver.transfer import Pseudo, phi
 from pndm.runner.solver.weights import combine
 
@@ -57,22 +58,17 @@ def tabulate(line: Method, schedule: Schedule, grid: Sequence[float]) -> Tabulat
     unit = torch.eye(steps + 1, dtype=torch.float64)
     states: list[Tensor] = []
     told: list[float] = []
-    reply = None
-    events = line.trajectory(unit[:1], schedule, grid)
-    while True:
-        try:
-            event = events.send(reply)
-        except StopIteration:
-            break
-        reply = None
+
+    def answer(event: Query | Draw) -> Tensor:
+        if isinstance(event, Draw) or len(told) == steps:
+            raise ValueError("not one network call a step, or noise is drawn")
+        states.append(event.x[0])
+        told.append(float(event.t))
+        return unit[len(told)][None]
+
+    for event in drive(line.trajectory(unit[:1], schedule, grid), answer):
         if isinstance(event, Step):
             end = event.x
-        elif isinstance(event, Query) and len(told) < steps:
-            states.append(event.x[0])
-            told.append(float(event.t))
-            reply = unit[len(told)][None]
-        else:
-            raise ValueError("not one network call a step, or noise is drawn")
     rows = []
     for i, ((x, after), (t, s)) in enumerate(zip(pairwise([*states, end[0]]), pairwise(grid), strict=True), 1):
         ratio, weight = (
@@ -82,4 +78,4 @@ def tabulate(line: Method, schedule: Schedule, grid: Sequence[float]) -> Tabulat
         if abs(row[0]) > 1e-6 or told[i - 1] != t:
             raise ValueError("x is not moved by the transfer part φ")
         rows.append(tuple(row[1 : i + 1].flip(0).tolist()))
-    return Tabulated(tuple(rows), tuple(map(float, told)))
+    return Tabulated(tuple(rows), tuple(told))

@@ -8,6 +8,7 @@ from pndm.config.errors import InputError
 from pndm.config.load import find, load, replaced
 from pndm.config.schema import Experiment
 from pndm.runner import plan
+from pndm.runner.build import adaptive
 
 KEEP = 16  # images of a cell that stay as files
 ADAPTIVE = 200  # network calls an image, assumed of an adaptive method that has not run yet
@@ -80,7 +81,7 @@ def cells_of(table, path, overrides):
     for group in (table, *table.more):
         for profile, (label, experiment) in product(group.profiles, methods.items()):
             asked = [("sample_speed", n) for n in group.steps] + [("nfe", n) for n in group.nfe]
-            for key, number in [(None, None)] if plan.adaptive(experiment) else asked:
+            for key, number in [(None, None)] if adaptive(experiment) else asked:
                 try:
                     given = replaced(experiment, profile=profile, **({key: number} if key else {}))
                 except InputError as error:

@@ -8,7 +8,7 @@ from itertools import product
 from operator import attrgetter
 
 from pndm.config.files import aside
-from pndm.runner.solver.published import RELEASED
+from pndm.runner.solver.published import PUBLISHED
 from pndm.runner.table.flow import order
 from pndm.runner.table.pictures import tiles
 from pndm.runner.table.results import best, nearest
@@ -136,7 +136,7 @@ def families(labels):
     found = {}
     for label in labels:
         word = re.split(r"[-\d ]", label)[0]
-        found.setdefault(PAPER if label in RELEASED else word, []).append(label)
+        found.setdefault(PAPER if label in PUBLISHED else word, []).append(label)
     groups = []
     for name, members in found.items():
         fits = [i for i, (other, held) in enumerate(groups) if other != PAPER and len(held) + len(members) <= FAMILY]

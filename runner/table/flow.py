@@ -20,6 +20,7 @@ from pndm.runner.solver.adaptive import Control, dormand_prince, flow_of
 from pndm.runner.solver.analytic import GaussianMixture
 from pndm.runner.solver.events import NotFinite, Step
 from pndm.runner.solver.solve import drive, solve
+from pndm.runner.solver.transfer import phi
 
 STEPS = (25, 50, 100, 200, 400)
 IMAGES = 4  # of the exact flow that are kept for the figures
@@ -93,8 +94,7 @@ def flow_from(x, start, end, schedule, network, tolerance):
                 x = event.x
     if end >= 0:
         return x
-    alpha = float(schedule.alpha_cumprod(0))
-    return (x - (1 - alpha) ** 0.5 * network(x, x.new_zeros(len(x)))) / alpha**0.5
+    return phi(x, network(x, x.new_zeros(len(x))), float(schedule.alpha_cumprod(0)), 1.0)
 
 
 def flow_distances(cells, bench, images):
