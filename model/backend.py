@@ -6,6 +6,7 @@ importing it.
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import threading
@@ -70,33 +71,48 @@ def tf32(allowed):
 
     It is a setting of the process, so one thread is inside at a time.
     """
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    new = (cudnn.conv, cudnn.rnn, matmul) if hasattr(cudnn, "conv") else ()  # of newer versions
     with _ONE:
-        before = [backend.allow_tf32 for backend in backends]
+        before = [*_values("allow_tf32", cudnn, matmul), *_values("fp32_precision", *new)]
+        medium = _readable(torch.get_float32_matmul_precision) == "medium"  # which allow_tf32 does not tell
         try:
-            for backend in backends:
-                backend.allow_tf32 = allowed
+            cudnn.allow_tf32 = matmul.allow_tf32 = allowed
+            for place in new:
+                place.fp32_precision = "tf32" if allowed else "ieee"
             yield
         finally:
-            for backend, value in zip(backends, before, strict=True):
-                backend.allow_tf32 = value
+            for place, name, value in before:
+                setattr(place, name, value)
+            if medium:
+                torch.set_float32_matmul_precision("medium")
+
+
+def _values(name, *places):
+    """(place, name, value) of a setting wherever it can be read."""
+    for place in places:
+        if (value := _readable(functools.partial(getattr, place, name))) is not None:
+            yield place, name, value
+
+
+def _readable(setting):
+    """A setting's value; None where PyTorch refuses: the old ones after the program has set the new ones otherwise."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None
 
 
 def compiled(network, device, key, mode=None):
     """`torch.compile` of a network for the one shape of x that a run has; mode: as of `torch.compile`.
 
-    Every rank compiles alone, and must come to the same kernels: choosing them by timing is turned off, where PyTorch
-    can (`deterministic`). Raises InputError, about the value `key`, where there is no compiler.
+    Raises InputError, about the value `key`, where there is no compiler.
     """
     # Triton compiles the launchers of its kernels in C; kernels for CPUs are compiled in C++.
     language, variable, usual = ("C", "CC", "gcc clang") if device.type == "cuda" else ("C++", "CXX", "g++")
     names = os.environ.get(variable, usual).split()
     if not any(map(shutil.which, names)):
         raise InputError(f"compile needs a {language} compiler, and there is no {' or '.join(names)}", key)
-    from torch._inductor import config
-
-    if deterministic():
-        config.deterministic = True
     return torch.compile(network, dynamic=False, mode=mode)
 
 
@@ -112,9 +128,14 @@ def frozen(network, device, key):
 
     They are laid out once as the convolutions want them ("freezing"). That is a setting of the process: as an option
     of `torch.compile` it is read too late. PyTorch 2.4 fails at it, 2.15 does not.
+
+    Every rank compiles alone, and must come to the same kernels, so that an image is the same by each: choosing them
+    by timing is turned off, where PyTorch can (`deterministic`).
     """
     from torch._inductor import config
 
+    if deterministic():
+        config.deterministic = True
     config.freezing = device.type == "cpu" and torch.__version__ >= "2.15"
     return compiled(network, device, key, "reduce-overhead" if device.type == "cuda" else None)
 
@@ -144,14 +165,14 @@ def capture(function, *inputs):
 
 
 class Graphs:
-    """A network as a CUDA graph for each of the first few shapes that it is called with, for at most `largest` images.
+    """A network as a CUDA graph for each of the first few shapes that it is called with, of at most `largest` pixels.
 
-    A call of few images is some 600 kernels that take a GPU less time than a CPU needs to launch them. The result is
+    A call of few pixels is some 600 kernels that take a GPU less time than a CPU needs to launch them. The result is
     overwritten by the next call of that shape. An adaptive method asks about ever other numbers of images: after
     `most` shapes the network is called as it is, and so it is with labels. capture: see `capture`.
     """
 
-    def __init__(self, network, capture=capture, largest=64, most=4):
+    def __init__(self, network, capture=capture, largest=128 * 32**2, most=4):
         self.network, self.capture, self.largest, self.most = network, capture, largest, most
         self.held = {}
 
@@ -163,7 +184,8 @@ class Graphs:
 
     def _replayed(self, x, t):
         shapes = x.shape, t.shape
-        if shapes not in self.held and len(x) <= self.largest and len(self.held) < self.most:
+        pixels = len(x) * x.shape[2:].numel()
+        if shapes not in self.held and pixels <= self.largest and len(self.held) < self.most:
             try:
                 self.held[shapes] = self.capture(self.network, x, t)
             except RuntimeError as error:  # slower, not wrong

@@ -11,7 +11,7 @@ from pndm.config.errors import InputError
 from pndm.config.schema import PRECISIONS
 from pndm.model.backend import Graphs, frozen, tf32
 from pndm.model.blocks import ResBlock
-from pndm.model.machine import has_bfloat16
+from pndm.model.machine import has_bfloat16, has_tf32
 from pndm.model.settings import Settings
 
 
@@ -23,8 +23,8 @@ def resolve(precision, device, smooth=True, key="Sample.precision"):
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}", key)
-    if precision == "tf32" and (device.type != "cuda" or torch.version.hip):
-        message = f"precision tf32 needs an NVIDIA GPU; {device.type} can do fp32 and bf16"
+    if precision == "tf32" and not has_tf32(device):
+        message = f"precision tf32 needs an NVIDIA GPU since Ampere (2020); {device.type} can do fp32 and bf16"
         raise InputError(message, key, "device")
     if precision != "auto":
         return precision
@@ -87,7 +87,6 @@ class Engine:
         self.network = self.plain = network.to(device, memory_format=torch.channels_last)
         self.network.set_inner(torch.bfloat16 if precision == "bf16" else torch.float32)
         self.precision, self.compiled = precision, compile
-        self.ready = set()
         if compile:
             self.network = frozen(self.network, device, "Sample.compile")
         elif device.type == "cuda":
@@ -100,12 +99,13 @@ class Engine:
             self.network = Graphs(self.plain) if torch.device(device).type == "cuda" else self.plain
 
     @torch.inference_mode()
-    def prepare(self, shape, device):
-        """Compile, if that is asked for, for images of `shape` (n, C, H, W) at one time: before a clock starts."""
-        if self.compiled and shape not in self.ready:
-            self.ready.add(shape)
-            for _ in range(2):  # the second call records the CUDA graph
-                self(torch.zeros(shape, device=device), torch.zeros(1, device=device).expand(1))
+    def prepare(self, shape, device, conditioned=None):
+        """Compile, if that is asked for, for images of `shape` (n, C, H, W) at one time: before a clock starts.
+
+        conditioned: network(x, t) that calls this one, with classes.
+        """
+        for _ in range(2 * self.compiled):  # the second call records the CUDA graph
+            (conditioned or self)(torch.zeros(shape, device=device), torch.zeros(1, device=device).expand(1))
 
     def __call__(self, x, t, labels=None):
         with tf32(self.precision in ("tf32", "bf16")):

@@ -1,11 +1,13 @@
 """Operators for inference where PyTorch's own are slow."""
 
 import functools
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pndm.config.errors import first_line
 from pndm.model.machine import cpu_features
 
 # A processor with AMX, and PyTorch held to older instructions by ATEN_CPU_CAPABILITY.
@@ -39,9 +41,14 @@ def fused(device):
         x = x.view(2, 64, 8, 8).to(memory_format=torch.channels_last)
         ones = torch.ones(64, device=device)
         right = torch.allclose(ours(x, ones, ones, 16, 1e-6, True), F.silu(_plain(x, ones, ones, 16, 1e-6)), atol=1e-4)
-    except Exception:  # a missing compiler and a GPU that Triton does not know raise different errors
-        return None
-    return ours if right else None
+    except Exception as error:  # a missing compiler and a GPU that Triton does not know raise different errors
+        why = first_line(error)
+    else:
+        if right:
+            return ours
+        why = "its result is wrong here"
+    warnings.warn(f"group norm is PyTorch's own, which is slower; Triton's kernel: {why}", stacklevel=2)
+    return None
 
 
 def _plain(x, weight, bias, groups, eps):

@@ -41,6 +41,11 @@ def has_bfloat16(device):
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def has_tf32(device):
+    """Whether float32 convolutions can be rounded to TF32 there: on NVIDIA's GPUs since Ampere."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _cpu_has_bfloat16():
     features = cpu_features()
     known = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64")

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -26,6 +27,7 @@ from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.methods import METHODS
 
 Arguments: TypeAlias = argparse.Namespace
+FULL = "out of memory|ALLOC_FAILED|can't allocate memory|map segment"  # in errors of PyTorch, CUDA, cuBLAS, the loader
 PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
 RUNNERS = {
     "sample": "make images and measure them",
@@ -305,14 +307,20 @@ def attempt(args: Arguments) -> int:
         return complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except (RuntimeError, ImportError) as error:
         text = str(error).partition("\n")[0]
-        if type(error).__name__ == "OutOfMemoryError" or re.search("can't allocate memory|map segment", text):
+        if re.search(FULL, text):
             return complain(out_of_memory(args))
         raise
 
 
 def command() -> None:
     """The installed command `pndm`, and main.py."""
-    status = main()
+    try:
+        status = main()
+    except Exception:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        traceback.print_exc()  # and end, as below: NCCL may hang where the interpreter is torn down
+        status = 1
     try:
         sys.stdout.flush()
     except BrokenPipeError:

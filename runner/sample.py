@@ -143,9 +143,10 @@ class Sampler:
 
     def prepare(self):
         """Compile the network, if that is asked for, before the run's clock starts."""
+        network, device, size = self.loaded.network, self.team.device, self.experiment.Sample.batch_size
         with self.team.at_work():
-            batch = (self.experiment.Sample.batch_size, *self.sampling.shape)
-            self.loaded.network.prepare(batch, self.team.device)
+            conditioned = self.sampling.conditioned(network, range(size), device)
+            network.prepare((size, *self.sampling.shape), device, conditioned)
 
     def images(self, target, progress=None):
         """(ids, uint8 images, features) of this process's batches: read where `target` has them, else made.

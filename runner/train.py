@@ -38,7 +38,7 @@ from pndm.runner.random import generator
 from pndm.runner.trainlog import Log, Meter
 
 FIRST_GRID = 100  # steps before the first grid of images
-POLL = 20  # steps between two looks at whether any process is told to stop, on GPUs
+LOOK = 20, 5.0  # steps, and seconds, at most between two looks at whether a process is told to stop, on several GPUs
 
 
 def run(experiment, device, folder, restart=False, timeout=None, minutes=None):
@@ -87,7 +87,7 @@ class Trainer:
         if n < team.size:
             raise InputError(f"batch_size {n} is below the {team.size} processes", "Dataset.batch_size")
         self.places = range(team.rank * n // team.size, (team.rank + 1) * n // team.size)
-        self.stop = _Stop(team)
+        self.stop = Stop(team)
         self.preview = Preview(experiment, team, self._attend)
 
         torch.manual_seed(train.seed)
@@ -142,8 +142,7 @@ class Trainer:
             for batch in stack.enter_context(contextlib.closing(prepared)):
                 norm = self.step(batch)
                 self.progress.add(int(team.first))
-                asks = self.device.type != "cuda" or team.size == 1 or self.done % POLL == 0
-                stopped = asks and team.any(self.stop.asked or (team.first and time.monotonic() > end))
+                stopped = self.stop.told(team.first and time.monotonic() > end)
                 self._look(log, norm, stopped)
                 if stopped:
                     break
@@ -259,7 +258,7 @@ class Trainer:
             self.best = state["best"]
 
 
-class _Stop:
+class Stop:
     """While in this context, the first SIGINT or SIGTERM sets `asked`, so that the step under way is finished.
 
     A second one ends a process that is alone. One of several may be told twice, by the user and by torchrun.
@@ -267,6 +266,24 @@ class _Stop:
 
     def __init__(self, team):
         self.team, self.asked = team, False
+        self.pause, self.steps, self.looked = 1, 0, time.monotonic()
+
+    def told(self, late):
+        """Whether a process is told to stop, or is `late`. All processes call this after every step.
+
+        A look is an exchange among them, which on GPUs waits for all that is queued. So several of these only look
+        after some steps, fewer where a step takes long.
+        """
+        self.steps += 1
+        if self.steps < self.pause:
+            return False
+        found = self.team.any(self.asked or late)
+        if self.team.size > 1 and self.team.device.type == "cuda":
+            most, seconds = LOOK
+            enough = seconds * self.steps / max(time.monotonic() - self.looked, 1e-9)
+            self.pause = int(self.team.least(torch.tensor(max(1.0, min(most, enough)))))
+        self.steps, self.looked = 0, time.monotonic()
+        return found
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -13,7 +13,6 @@ Each benchmark prints a table and, with --json FILE, writes its figures and what
 """
 
 import argparse
-import operator
 import os
 import platform
 import statistics
@@ -44,7 +43,7 @@ from pndm.runner.measure.measurement import Measurement
 from pndm.runner.measure.reference import moments_of
 from pndm.runner.measure.statistics import Statistics
 from pndm.runner.processes import processes
-from pndm.tools.contenders import Stopwatch, contender, network, random_inception, shape_of
+from pndm.tools.contenders import Stopwatch, contender, network, own_times, random_inception, shape_of
 from pndm.tools.gpu import gpu as every_gpu_figure
 
 
@@ -167,22 +166,24 @@ def profile(args):
     """Where the time of one network call goes, operator by operator (torch.profiler)."""
     where = device("auto")
     loop, network = contender("here", args, where)
+    if not args.compile:
+        network.network = network.plain  # no operator is seen in a CUDA graph
     x = torch.randn(args.batch, *shape_of(args.config), device=where)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")
     with torch.inference_mode():
         loop(network, x, 2)
         with torch.profiler.profile(activities=activities) as profiler:
             loop(network, x, args.repeat)
-    own_time = operator.attrgetter("self_device_time_total" if where.type == "cuda" else "self_cpu_time_total")
-    averages = profiler.key_averages()
-    total = sum(map(own_time, averages))
-    rows = []
-    for event in sorted(averages, key=own_time, reverse=True)[:12]:
-        share = own_time(event) / total
+    events, rows = own_times(profiler, where), []
+    total = sum(own for _, own in events)
+    for event, own in events[:12]:
+        share = own / total
         rows.append({"operator": event.key, "share": share, "calls": event.count / args.repeat})
         print(f"{event.key:45}{100 * share:7.1f} %{event.count / args.repeat:7.0f} times a call")
     # PyTorch calls it once for a convolution, whichever backend then computes it.
-    convolutions = sum(event.count for event in averages if event.key == "aten::convolution") / args.repeat
+    convolutions = (
+        sum(event.count for event in profiler.key_averages() if event.key == "aten::convolution") / args.repeat
+    )
     figures = {"config": args.config, "batch": args.batch, "convolutions": convolutions, "rows": rows}
     return figures | {"milliseconds": total / args.repeat / 1000}
 

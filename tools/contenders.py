@@ -1,5 +1,6 @@
 """The benchmark `network`: three contenders on the same weights, each in a process of its own (tools/benchmark.py)."""
 
+import operator
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -7,6 +8,7 @@ from statistics import median
 from unittest import mock
 
 import torch
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from pndm.config.load import load
@@ -223,14 +225,23 @@ def time_loop(loop, network, x, steps, where):
     return clock(where) - start, watch.seconds()
 
 
-def product_rate(dtype, side, where, repeat=3):
-    """FLOP/s of a product of two square matrices: of `repeat` in a row after a first."""
+def product_rate(dtype, side, where):
+    """FLOP/s of a product of two square matrices: of several in a row after a first; a GPU's clock takes more."""
     a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
     a @ b
-    start = clock(where)
+    repeat, start = 3 if where.type == "cpu" else 100, clock(where)
     for _ in range(repeat):
         a @ b
     return repeat * 2 * side**3 / (clock(where) - start)
+
+
+def own_times(profiler, where):
+    """(event, its own time in µs) of a torch.profiler, most first: kernels on a GPU, else operators."""
+    events = profiler.key_averages()
+    if where.type == "cuda":  # the operators' device time is that of their kernels, which are events, too
+        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    own = operator.attrgetter("self_device_time_total" if where.type == "cuda" else "self_cpu_time_total")
+    return sorted(((event, own(event)) for event in events), key=lambda pair: -pair[1])
 
 
 def random_inception(folder):

@@ -2,10 +2,12 @@
 
     python tools/benchmark.py gpu --json gpu.json
 
-On a bare machine: torch with CUDA, and what requirements.txt names. Weights are random and images are noise, so nothing
-is downloaded. A part that fails or finds no time leaves its reason in place of its figures.
+On a bare machine: torch with CUDA, what requirements.txt names, and for the part `tests` pytest and hypothesis. Weights
+are random and images are noise, so nothing is downloaded. Each part runs in a process of its own, and the file is
+written after each: one that fails, or finds no time, leaves its reason in place of its figures.
 """
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms.functional import to_pil_image
 
 from pndm.config.errors import InputError
-from pndm.config.files import ROOT
+from pndm.config.files import ROOT, save_json
 from pndm.config.load import load, replaced
 from pndm.model import backend, checkpoint, kernels, load_model
 from pndm.model.engine import Engine, peak
@@ -36,17 +38,19 @@ from pndm.runner.processes import Processes
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
 from pndm.runner.train import Trainer
-from pndm.tools.contenders import CALLS, KINDS, clock, flops_of, product_rate, random_inception, shape_of
+from pndm.tools.contenders import CALLS, KINDS, clock, flops_of, own_times, product_rate, random_inception, shape_of
 
 # Networks: (experiment, images a call, precision, how). "eager" is without CUDA graphs, "plain norms" without the
-# Triton kernels; calls of up to 64 images are CUDA graphs otherwise.
+# Triton kernels; calls of few pixels, such as 128 images of 32×32, are CUDA graphs otherwise.
 FULL = SimpleNamespace(
     side=8192,
     calls=10,
     networks=[
         *(("ddim_cifar10.yml", 512, precision, "") for precision in ("fp32", "tf32", "bf16")),
         ("ddim_cifar10.yml", 512, "bf16", "plain norms"),
-        *(("ddim_cifar10.yml", n, "bf16", how) for n in (16, 64) for how in ("", "eager")),
+        *(("ddim_cifar10.yml", n, "bf16", how) for n in (16, 64, 128, 256) for how in ("", "eager")),
+        *(("digits.yml", 250, "bf16", how) for how in ("", "eager")),
+        *(("fashion.yml", 100, "bf16", how) for how in ("", "eager")),
         ("ddim_celeba.yml", 128, "bf16", ""),
         ("ddim_church.yml", 16, "bf16", ""),
         ("ddim_cifar10.yml", 512, "bf16", "compiled"),
@@ -89,20 +93,50 @@ def gpu(args, where):
     if where.type != "cuda" and not args.small:
         raise InputError("gpu needs an NVIDIA GPU; --small runs every part, at reduced size, on a CPU")
     size, end, figures = SMALL if args.small else FULL, time.monotonic() + 60 * args.minutes, {}
-    backend.start()
     with tempfile.TemporaryDirectory() as folder:
         for name, part in PARTS.items():
             begun = time.monotonic()
             try:
-                if begun > end:
-                    raise TimeoutError(f"no time left of {args.minutes} minutes")
-                figures[name] = part(size, where, Path(folder), end)
-            except Exception as error:  # the other parts are worth having
-                figures[name] = {"error": f"{type(error).__name__}: {error}"}
+                figures[name] = apart(part, size, where, Path(folder), end - begun)
+            except TimeoutError:
+                figures[name] = {"error": f"no time left of {args.minutes} minutes"}
             show(name, figures[name], time.monotonic() - begun)
-            if where.type == "cuda":
-                torch.cuda.empty_cache()
+            if args.json:
+                save_json(args.json, figures)
     return figures
+
+
+def apart(part, size, where, folder, seconds):
+    """What a part returns, in a process of its own: after some errors of CUDA a process can do nothing more.
+
+    Raises TimeoutError when the seconds are over.
+    """
+    if seconds < 0:
+        raise TimeoutError
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(part, size, where, folder, seconds, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if not mine.poll(seconds):
+            raise TimeoutError
+        return mine.recv()
+    except EOFError:
+        process.join()
+        return {"error": f"its process ended with status {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def answer(part, size, where, folder, seconds, to):
+    """Send what a part returns, or its error, through the pipe `to`."""
+    backend.start()
+    try:
+        to.send(part(size, where, folder, time.monotonic() + seconds))
+    except Exception as error:  # the other parts are worth having
+        to.send({"error": f"{type(error).__name__}: {error}"})
 
 
 def show(name, found, seconds):
@@ -141,6 +175,7 @@ def networks(size, where, folder, end):
     for config, n, precision, how in size.networks:
         if rows and time.monotonic() > end - 180:  # the parts that follow are worth more
             break
+        engine = x = None  # the one before takes memory
         if where.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -179,12 +214,11 @@ def random_network(config):
 
 def profiled(engine, x, where):
     """The operators (kernels, on a GPU) that take most of two calls, and their shares."""
-    kind = "device" if where.type == "cuda" else "cpu"
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "device")) as profiler:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")) as profiler:
         run(engine, x, 2)
-    own = {event.key: getattr(event, f"self_{kind}_time_total") for event in profiler.key_averages()}
-    total = sum(own.values()) or 1
-    return {key: value / total for key, value in sorted(own.items(), key=lambda item: -item[1])[:12]}
+    events = own_times(profiler, where)
+    total = sum(seconds for _, seconds in events) or 1
+    return {event.key: seconds / total for event, seconds in events[:12]}
 
 
 def measuring(size, where, folder, end):

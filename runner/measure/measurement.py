@@ -28,7 +28,8 @@ class Behind:
     """
 
     def __init__(self, device):
-        self.stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+        # Of high priority: PyTorch shares out the others in turn, and a CUDA graph may be captured on any of these.
+        self.stream = torch.cuda.Stream(device, priority=-1) if torch.device(device).type == "cuda" else None
         self.pool, self.pending = ThreadPoolExecutor(1), deque()
 
     def call(self, function, *arguments):

@@ -75,19 +75,24 @@ def derivatives(problem, parameters, vector, x, ends, scale=np.inf):
     scale: c of the loss, which the weights W follow from; without, they are 1.
     """
     end, answers = problem.run(*parameters.solver(vector), x)
-    residuals = (end - ends).double().flatten(1)
+    residuals = exact(end - ends).flatten(1)
     weights = (1 / (1 + residuals.square().mean(1, keepdim=True) / scale**2)).expand_as(residuals).flatten()
     columns = []
     for k, calls in enumerate(parameters.before):
         nudged = parameters.nudged(vector, k)
         if nudged is None:  # between two times that almost meet: it stays
-            columns.append(torch.zeros(end.numel(), dtype=torch.float64, device=end.device))
+            columns.append(residuals.new_zeros(end.numel()))
             continue
         solver, step = nudged
         moved, _ = problem.run(*solver, x, answers[:calls])
-        columns.append((moved - end).double().flatten() / step)
+        columns.append(exact(moved - end).flatten() / step)
     jacobian = torch.stack(columns)
     return ((jacobian * weights) @ jacobian.T).cpu(), (jacobian @ (weights * residuals.flatten())).cpu()
+
+
+def exact(x):
+    """x in float64: where it is, or on the CPU if its device may have no float64, as Apple's GPUs."""
+    return (x if x.device.type in ("cpu", "cuda") else x.cpu()).double()
 
 
 def loss(problem, parameters, vector, minibatches, scale):

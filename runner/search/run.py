@@ -162,7 +162,7 @@ class Search:
         name = f"flow_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{self.team.rank}of{self.team.size}.pt"
         path = self.folder.parent / name
         try:
-            kept = torch.load(path, weights_only=True)
+            kept = torch.load(path, weights_only=True, map_location="cpu")
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
             kept = None
         if not self.team.least(torch.tensor(float(kept is not None))):  # the processes follow a flow together

@@ -228,3 +228,45 @@ def test_attention_works_with_pytorch_held_to_older_instructions():
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "pass",
+        "torch.set_float32_matmul_precision('medium')",
+        "backends.cuda.matmul.allow_tf32 = True",
+        "backends.fp32_precision = 'tf32'",
+        "backends.cuda.matmul.fp32_precision = 'tf32'",
+        "backends.cudnn.fp32_precision = 'ieee'",
+    ],
+)
+def test_tf32_takes_a_program_as_it_is_and_leaves_it_so(setting):
+    """PyTorch refuses to read its old settings where the new ones were set otherwise."""
+    if "fp32_precision" in setting and not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("a setting of newer versions")
+    code = f"""
+import torch
+from torch import backends
+from pndm.model.backend import tf32
+
+def settings():
+    places = [getattr(backends.cudnn, name, backends.cudnn) for name in ("conv", "rnn")] + [backends.cuda.matmul]
+    for place in [*places, backends.cudnn]:
+        for name in ("fp32_precision", "allow_tf32"):
+            try:
+                yield getattr(place, name, None)
+            except RuntimeError:
+                yield "refused"
+
+{setting}
+before = list(settings())
+for allowed in (True, False):
+    with tf32(allowed):
+        assert backends.cuda.matmul.allow_tf32 == backends.cudnn.allow_tf32 == allowed
+        if hasattr(backends.cudnn, "conv"):
+            assert backends.cudnn.conv.fp32_precision == ("tf32" if allowed else "ieee")
+assert all(b in (a, "refused") for a, b in zip(settings(), before, strict=True))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

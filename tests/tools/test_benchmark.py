@@ -1,6 +1,7 @@
 """The benchmarks run, and their figures are of the same thing."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -78,15 +79,21 @@ def test_every_part_of_gpu(figures, capsys):
 
 
 def test_a_part_of_gpu_that_fails_leaves_the_others(figures, monkeypatch):
-    def breaks(*_):
-        raise RuntimeError("no kernel image is available")
-
-    monkeypatch.setattr(gpu, "PARTS", {"first": breaks, "products": gpu.products})
+    monkeypatch.setattr(gpu, "PARTS", {"networks": gpu.networks, "killed": Killed(), "products": gpu.products})
+    monkeypatch.setattr(gpu.SMALL, "networks", [("no-such.yml", 4, "fp32", "")])
     found = figures("gpu", "--small")
-    assert found["first"] == {"error": "RuntimeError: no kernel image is available"}
+    assert found["networks"]["error"].startswith("InputError: no config no-such.yml")
+    assert found["killed"] == {"error": "its process ended with status 3"}
     assert found["products"]["side"] == 128
     monkeypatch.setattr(gpu.time, "monotonic", iter(range(0, 10**6, 600)).__next__)
     assert "no time left" in figures("gpu", "--small")["products"]["error"]
+
+
+class Killed:
+    """A part whose process ends where it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would begin")
