@@ -83,6 +83,17 @@ def test_images_of_each_own_class_and_of_one(run):
     assert torch.equal(first[0], seen[0][:5]), "the class of an image depends on its number alone"
 
 
+def test_the_class_of_an_image_follows_from_the_seed():
+    def classes(seed):
+        seen, experiment = [], load("edm_cifar10_cond.yml", {"Sample.seed": ("test", seed)})
+        network = sampling_of(experiment).conditioned(lambda x, t, labels: seen.append(labels), range(100), "cpu")
+        network(None, None)
+        return seen[0]
+
+    assert torch.equal(classes(0), classes(0))
+    assert 60 < (classes(0) != classes(1)).sum() < 100, "of ten classes nine in ten differ"
+
+
 def test_guidance_doubles_the_calls(run, config):
     status, guided, record, _ = run("--guidance", 1.5, "--label", 1)
     assert (status, record["nfe"]) == (0, 10)

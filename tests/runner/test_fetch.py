@@ -112,6 +112,17 @@ def test_a_whole_part_of_a_killed_run_is_taken(made_up, server):
     assert pndm.fetch("made_up").read_bytes() == CONTENT
 
 
+def test_what_was_downloaded_is_moved_into_its_place_not_copied(made_up, server):
+    """So that the file is never there in part; of a copy, a killed run would leave a beginning."""
+    server.cut, server.answers = 999_999, 1
+    with pytest.raises(InputError):
+        pndm.fetch("made_up")
+    (part,) = made_up.parent.glob(".made_up.bin.*.part")
+    known, server.cut, server.answers = part.stat().st_ino, None, None
+    assert pndm.fetch("made_up").stat().st_ino == known
+    assert made_up.read_bytes() == CONTENT and not part.exists()
+
+
 PAGE = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>log in</html>")
 
 

@@ -1,9 +1,11 @@
 """Plans: what the methods ask for, read off the methods themselves."""
 
 import io
+import re
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT
 from PIL import Image
 
@@ -115,6 +117,47 @@ def test_tables_and_training_have_plans(tiny, cli, tmp_path):
     assert "33,600 of 64 images" in out and "on 8 GPUs 8 images each" in out
     assert not (tmp_path / "train").exists()
     assert cli("--runner", "fid", "--plan")[0] == 2
+
+
+def test_the_time_of_a_training_is_that_of_three_calls_for_each_image_of_a_step(tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "calibrate", lambda *_: plan.Calibration(seconds=0.001, memory=0))
+    flags = ["--runner", "train", "--config", tiny.config, "--train_path", tmp_path / "run", "--plan"]
+    status, out, _ = cli(*flags, "--set", "Train.steps=500", "--batch_size", 20, "--device", "cpu")
+    assert status == 0
+    assert "\ntime              30.0 s, a step taken as three network calls, " in out
+    parameters = int(re.search(r"parameters +([\d,]+)", out)[1].replace(",", ""))
+    assert parameters == sum(p.numel() for p in tiny.network.parameters())
+    assert re.search(r"disk +([\d.]+) MB", out)[1] == f"{14 * 4 * parameters / 1e6:.3g}"
+
+
+@pytest.mark.parametrize(("features", "dimension"), [("pixels", 64), ("none", 0)])
+def test_the_memory_of_a_run_is_the_networks_and_that_of_twenty_matrices(tiny, cli, monkeypatch, features, dimension):
+    monkeypatch.setattr(plan, "calibrate", lambda *_: plan.Calibration(seconds=0.5, memory=5_000_000))
+    flags = ["--runner", "plan", "--config", tiny.config, "--features", features, "--device", "cpu"]
+    status, out, _ = cli(*flags, "--method", "DDIM", "--sample_speed", 5)
+    assert status == 0
+    assert "\ntime              30.0 s of network calls, " in out  # 12 images in whole batches, 5 calls
+    assert f"\nmemory            {(5_000_000 + 20 * 8 * dimension**2) / 1e6:.3g} MB\n" in out
+
+
+def test_a_calibration_grows_with_the_batch(monkeypatch, tiny):
+    """Of a network that takes 1 ms and holds 1 kB for each image, on 100 kB."""
+    held, clock = [100_000], [0.0]
+
+    def network(x, t):
+        held[0] = max(held[0], 100_000 + 1000 * len(x))
+        clock[0] += 0.001 * len(x)
+        return x
+
+    monkeypatch.setattr(plan, "peak", lambda device: held[0])
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
+    for batch, most in ((64, 64), (3000, 1024)):
+        held[0] = 100_000
+        experiment = load(str(tiny.config), {"Sample.batch_size": ("test", batch)})
+        found = plan.calibrate(network, experiment, torch.device("cpu"))
+        assert found.seconds == pytest.approx(0.001)
+        assert found.memory == 100_000 + 1000 * batch
+        assert held[0] == 100_000 + 1000 * most
 
 
 def test_help_of_the_plan_names_a_command_that_runs(cli):

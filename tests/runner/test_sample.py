@@ -1,5 +1,6 @@
 """The sample runner: what a run's folder holds, and that an image is its number's and nothing else's."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,14 +20,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pndm import cli as main
+from pndm.config.errors import InputError
+from pndm.config.files import save_json
 from pndm.config.load import load
 from pndm.config.schema import fingerprint
 from pndm.dataset import open_dataset
 from pndm.model import checkpoint
 from pndm.model.engine import resolve
+from pndm.runner import folder as folder_module
 from pndm.runner import sample
+from pndm.runner.folder import open_folder
 from pndm.runner.measure.distance import frechet_distance
 from pndm.runner.measure.features import Extractor
+from pndm.runner.processes import Processes
 from pndm.runner.random import Ahead, generator, noise
 
 
@@ -414,6 +420,28 @@ def test_a_folder_with_foreign_images_is_refused(tiny, cli, tmp_path):
     assert status == 2
     assert "no run.json says" in err
     assert [path.name for path in tmp_path.iterdir()] == ["000000.png"]
+
+
+def test_of_two_runs_that_begin_together_in_a_folder_the_second_is_refused(tmp_path, monkeypatch):
+    """The other one made its images while this one waited for the folder."""
+    first, alone = {"Sample.seed": 1}, folder_module.alone
+
+    @contextlib.contextmanager
+    def late(path, *more):
+        save_json(path / "run.json", first)
+        (path / "000000.png").touch()
+        with alone(path, *more):
+            yield
+
+    monkeypatch.setattr(folder_module, "alone", late)
+    team = Processes(torch.device("cpu"))
+    with (
+        pytest.raises(InputError, match=r"holds images of another run \(Sample.seed is 1 there and 2 here\)"),
+        open_folder(tmp_path / "run", {"Sample.seed": 2}, team, None, (1, 8, 8)),
+    ):
+        pytest.fail("two runs are at work in one folder")
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == first
+    assert (tmp_path / "run" / "000000.png").exists()
 
 
 @pytest.mark.parametrize("method", ["F-PNDM", "PF"])

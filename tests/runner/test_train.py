@@ -19,6 +19,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pndm import cli as main
+from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.model import checkpoint, load_model
 from pndm.model.ema import EMA
@@ -493,6 +494,20 @@ def test_two_runs_in_one_folder_are_refused(tiny, cli, tmp_path):
     assert (status, err.count("\n")) == (2, 1)
     assert "another process trains in this folder" in err
     assert cli(*quick(tiny, tmp_path, 1))[0] == 0
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_folder_in_which_another_run_has_trained_meanwhile_is_refused(tmp_path, restart):
+    """Between the look at its checkpoints and its lock."""
+    if restart:
+        TrainFolder(tmp_path).save({"step": 1})
+    folder = TrainFolder(tmp_path, restart)
+    TrainFolder(tmp_path, restart).save({"step": 2})
+    (tmp_path / checkpoints.LOCK).write_text("another's")
+    with pytest.raises(InputError, match="another process has trained in this folder meanwhile"), folder.locked():
+        pytest.fail("the other run's checkpoint would be lost")
+    assert (tmp_path / checkpoints.LOCK).read_text() == "another's"
+    assert (tmp_path / "train-00000002.ckpt").exists()
 
 
 def test_a_failed_run_leaves_nothing(tiny, cli, tmp_path):

@@ -172,15 +172,17 @@ def test_standard_error_is_the_jackknife(n, d):
     assert standard_error(statistics_of(features), *reference) == pytest.approx(error, rel=1e-5)
 
 
-def test_standard_error_to_a_singular_reference():
+@pytest.mark.parametrize(("n", "d"), [(200, 12), (30, 50), (400, 12)])
+def test_standard_error_to_a_singular_reference_is_the_jackknife(n, d):
     rng = np.random.default_rng(0)
-    features, other = rng.standard_normal((200, 12)), rng.standard_normal((5, 12))
+    features, other = rng.standard_normal((n, d)), rng.standard_normal((5, d)) * 2 + 1
     reference = torch.from_numpy(other.mean(0)), torch.from_numpy(np.cov(other, rowvar=False))
-    assert (
-        0
-        < standard_error(statistics_of(features), *reference)
-        < frechet_distance(features.mean(0), np.cov(features, rowvar=False), *reference)
-    )
+    values = []
+    for g in range(20):
+        rest = features[np.arange(n) % 20 != g]
+        values.append(frechet_distance(rest.mean(0), np.cov(rest, rowvar=False), *reference))
+    error = np.sqrt(19 / 20 * ((values - np.mean(values)) ** 2).sum())
+    assert standard_error(statistics_of(features), *reference) == pytest.approx(error, rel=1e-5)
 
 
 def test_standard_error_is_the_true_spread():
@@ -222,6 +224,17 @@ def test_kid_does_not_depend_on_the_number_of_images():
     found = kid(draws[0], draws[1], subsets=20)
     assert abs(found["value"]) < 0.02 and found["deviation"] > 1e-3
     assert kid(draws[0] + 0.5, draws[1], subsets=20)["value"] > 0.3
+
+
+def test_the_deviation_of_kid_is_the_spread_over_subsets_that_have_nothing_in_common():
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 20_000, 4, generator=rng, dtype=torch.float64)
+    x = x + 0.2
+    apart = [kid(a, b)["value"] for a, b in zip(x.split(200), y.split(200), strict=True)]
+    found = kid(x, y, subsets=100, size=200)
+    assert (found["subsets"], found["size"]) == (100, 200)
+    assert found["deviation"] == pytest.approx(np.std(apart), rel=0.25)
+    assert found["value"] == pytest.approx(np.mean(apart), abs=3 * np.std(apart) / 10)
 
 
 @pytest.mark.slow

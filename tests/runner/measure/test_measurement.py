@@ -1,6 +1,7 @@
 """The card of a sampling run, and the reference it is measured against."""
 
 import json
+import os
 from hashlib import sha256
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers import coloured_images, write_images
 from pndm.config.errors import InputError
 from pndm.runner.measure import features
 from pndm.runner.measure.features import make_extractor
-from pndm.runner.measure.measurement import Measurement, describe, name_of
+from pndm.runner.measure.measurement import Measurement, describe, make_card, name_of
 from pndm.runner.measure.reference import reference_of
 from pndm.runner.measure.statistics import Moments
 
@@ -92,10 +93,10 @@ def test_metrics_while_sampling(tiny, cli, tmp_path):
 class Section:
     """What `reference_of` asks of a `Dataset` section: a name, and all keys."""
 
-    dataset, path, category, channels, image_size = "FOLDER", "images", None, 3, 8
+    dataset, path, category, channels, image_size, extra = "FOLDER", "images", None, 3, 8, 0
 
     def model_dump(self, mode):
-        return {"dataset": self.dataset, "path": self.path}
+        return {"dataset": self.dataset, "path": self.path, "extra": self.extra}
 
 
 def test_a_networks_reference_is_computed_once(tmp_path, monkeypatch):
@@ -127,6 +128,32 @@ def test_a_networks_reference_is_computed_once(tmp_path, monkeypatch):
     assert sum(calls) == 120
 
 
+def test_a_reference_is_computed_anew_if_anything_changes_that_it_depends_on(tmp_path, monkeypatch):
+    """Of the images every second one is looked at; of their files the names, sizes and times are."""
+    monkeypatch.chdir(tmp_path)
+    folder, section, described = write_images(tmp_path / "images", coloured_images(0, 30)), Section(), []
+
+    def count(dimension=5, digest="a", resize=None):
+        def function(images):
+            described.append(len(images))
+            return images.flatten(1)[:, :dimension].double()
+
+        before = sum(described)
+        reference_of(section, features.Extractor("tiny", dimension, digest, resize, function), "cpu")
+        return sum(described) - before
+
+    assert (count(), count()) == (30, 0)
+    assert (count(dimension=4), count(digest="b"), count(resize="bilinear")) == (30, 30, 30)
+    monkeypatch.setattr(section, "extra", 1)
+    assert (count(), count()) == (30, 0)
+    (folder / "029.png").rename(folder / "030.png")
+    assert (count(), count()) == (30, 0)
+    os.utime(folder / "001.png", (1, 1))
+    assert (count(), count()) == (30, 0)
+    (folder / "030.png").unlink()
+    assert (count(), count()) == (29, 0)
+
+
 def test_sums_made_in_a_thread_are_the_same(tmp_path):
     """As on a GPU."""
     images = torch.randint(0, 256, (700, 1, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -144,6 +171,25 @@ def test_sums_made_in_a_thread_are_the_same(tmp_path):
     measurement.update([41, 7], images[:2], torch.tensor([[1.0] * 6, [float("nan")] * 6]))
     with pytest.raises(InputError, match=r"^the features of image 7 are not finite$"):
         measurement.card()
+
+
+@pytest.mark.parametrize(
+    ("images", "others", "split", "weak"),
+    [
+        (10_000, 10_000, None, False),
+        (9_999, 10_000, None, True),
+        (10_000, 9_999, None, True),
+        (10_000, 1_797, "train", False),  # a data set has no more
+        (9_999, 1_797, "train", True),
+        (10_000, None, None, False),  # not known
+        (None, 10_000, None, False),
+    ],
+)
+def test_a_distance_from_few_images_is_weak(images, others, split, weak):
+    mean, covariance = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    ours, theirs = Moments(mean, covariance, {"images": images}), Moments(mean, covariance, {"images": others})
+    theirs.record.update({"split": split} if split else {})
+    assert make_card(ours, theirs)["weak"] is weak
 
 
 def test_what_is_called_fid():

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from pndm import cli as main
 from pndm.config.errors import InputError
-from pndm.config.load import load_solver
+from pndm.config.load import load, load_solver
 from pndm.config.solver import save_solver
 from pndm.pipeline import PNDMPipeline
 from pndm.runner.folder import read_image
+from pndm.runner.processes import Processes
 from pndm.runner.random import noise
 from pndm.runner.search import run as search
 from pndm.runner.search.problem import Problem
@@ -279,6 +280,34 @@ def test_a_table_takes_files_as_a_method(tiny, searched, cli, tmp_path):
     status, _, err = cli(*run[:-4], "--image_path", tmp_path / "refused", "--device", "cpu")
     assert (status, err.count("main.py: ")) == (2, 1)
     assert "another network" in err
+
+
+def test_a_flow_that_is_kept_is_of_its_network_schedule_seed_and_noises(tiny, tmp_path):
+    """An equal search reads it; any other follows a flow of its own."""
+    team, progress = Processes(torch.device("cpu")), types.SimpleNamespace(add=lambda count: None)
+
+    def noises(count=4, held_out=False, digest="a", **changes):
+        short = {"Schedule.diffusion_step": 10, "Schedule.beta_end": 0.9}
+        given = {name.replace("__", "."): ("test", value) for name, value in changes.items()}
+        given = {name: ("test", value) for name, value in short.items()} | given
+        loaded = types.SimpleNamespace(network=lambda x, t: 0.5 * x, record={"sha256": digest})
+        run = search.Search(load(str(tiny.config), given), loaded, team, tmp_path / "run", progress, None, "")
+        return run.noises(count, held_out), run.problem.spent, run.problem.steps
+
+    first, spent, steps = noises()
+    again, none, known = noises()
+    assert spent > 0 and none == 0 and known == steps
+    assert (again.count, again.ids) == (first.count, first.ids)
+    assert torch.equal(again.x, first.x) and torch.equal(again.ends, first.ends)
+    for other in (
+        {"count": 5},
+        {"held_out": True},
+        {"digest": "b"},
+        {"Sample__seed": 1},
+        {"Schedule__beta_end": 0.8},
+        {"Model__ch": 64},
+    ):
+        assert noises(**other)[1] > 0, other
 
 
 def test_a_fit_has_settled_when_a_whole_round_of_minibatches_is_hardly_better_than_the_one_before():

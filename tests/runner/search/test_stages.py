@@ -4,18 +4,19 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from helpers import LINEAR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pndm.runner.search import rank
-from pndm.runner.search.grid import cheapest, grids
+from pndm.runner.search.grid import cheapest, costs, grids
 from pndm.runner.search.guard import judged
 from pndm.runner.search.problem import better, rms
 from pndm.runner.search.rank import Candidate
 from pndm.runner.solver.grid import grid_of
 from pndm.runner.solver.methods import METHODS
-from pndm.runner.solver.solve import network_calls
+from pndm.runner.solver.solve import network_calls, solve
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,6 +34,29 @@ def test_dynamic_programming_finds_what_brute_force_finds(problem_of):
 def test_more_steps_than_times_are_refused():
     with pytest.raises(ValueError, match="no path of 4 steps"):
         cheapest(np.full((4, 4), 1.0), 4)
+
+
+@pytest.mark.parametrize("power", [0, 1])
+def test_a_step_costs_what_ddim_ends_away_from_the_flow(problem, power):
+    """Infinite where no step leads: to the same time, and back."""
+    times, states, answers = problem.trajectory(problem.noises(4).x)
+    cost = costs(LINEAR, times, states, answers, power)
+    assert np.isinf(cost[np.tril_indices(len(times))]).all()
+    assert np.isfinite(cost[np.triu_indices(len(times), 1)]).all()
+    for i, j in ((0, 1), (3, 20), (30, len(times) - 1)):
+        *_, end = solve("DDIM", problem, states[i], LINEAR, 1, times=[times[i], times[j]])
+        away = (end.x - states[j]) / float(LINEAR.alpha_cumprod(times[j])) ** (power / 2)
+        assert cost[i, j] == pytest.approx(away.square().mean().sqrt().item(), rel=1e-3, abs=1e-6)
+
+
+def test_a_step_along_an_exact_prediction_costs_nothing():
+    """With one ε all along, φ is the flow."""
+    x, eps = torch.ones(1, 2, 3), torch.full((1, 2, 3), 0.5)
+    times = [900.0, 600.0, 200.0, -1.0]
+    signals = [LINEAR.alpha_cumprod(t) ** 0.5 for t in times]
+    states = torch.stack([a * x[0] + (1 - a**2) ** 0.5 * eps[0] for a in signals])
+    cost = costs(LINEAR, times, states, eps.expand(3, 2, 3), 1)
+    assert cost[np.triu_indices(4, 1)] == pytest.approx(0, abs=1e-5)
 
 
 def test_grids_of_its_own_begin_and_end_where_the_flow_does(problem):

@@ -234,6 +234,27 @@ def test_a_thousand_steps_can_be_taken():
         assert state.nfe == 1000
 
 
+@pytest.mark.parametrize("method", FIXED)
+def test_a_state_that_is_changed_in_place_is_the_same_as_a_changed_copy_of_it(method):
+    """A method keeps no state that is the caller's."""
+    line, grid, noise = METHODS[method], [800.0, 600.0, 400.0, 200.0, 0.0, -1.0], reference_noise()
+
+    def run(change):
+        x, memory = noise.clone(), None
+        for number in range(5):
+            step, reply = line.step(x, memory, LINEAR, grid, number), None
+            try:
+                while True:
+                    event = step.send(reply)
+                    reply = made_up(event.x, event.x.new_full((1,), event.t)) if hasattr(event, "t") else 0 * event.x
+            except StopIteration as end:
+                x, _, memory = end.value
+            x = change(x)
+        return x
+
+    assert torch.equal(run(lambda x: x.add_(0.1)), run(lambda x: x + 0.1))
+
+
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_ipndm_is_adams_bashforth_with_as_much_history_as_there_is(order):
     coefficients = {

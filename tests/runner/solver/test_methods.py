@@ -209,6 +209,19 @@ def test_pf_says_where_the_network_is_not_finite():
             last(solve("PF", lambda x, t, e=eps: torch.where(t.view(-1, 1) < 500, torch.nan, e) * x, noise, LINEAR, 50))
 
 
+def test_pf_says_where_the_flow_cannot_be_followed():
+    """Before t = 500 ε is so large that no step is small enough."""
+    noise, seen = torch.ones(2, 3, dtype=torch.float64), []
+
+    def network(x, t):
+        seen.append(len(x))
+        assert len(seen) < 2000, "the steps do not end"
+        return torch.where(t.view(-1, 1) < 500, 1e30, 0.0) * x
+
+    with pytest.raises(NotFinite, match=r"^the step size vanished at t = 500\b.*to rtol 1e-05"):
+        last(solve("PF", network, noise, LINEAR, 50))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_input_are_kept(method, dtype):
