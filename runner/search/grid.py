@@ -55,7 +55,8 @@ def grids(problem, noises, steps, powers=(0, 1)):
     found = {}
     for power in powers:
         cost = costs(problem.schedule, times, states, answers, power)
-        whole = problem.team.total(torch.from_numpy(np.where(np.isfinite(cost), cost, 0.0))).numpy()
+        squares = np.where(np.isfinite(cost), cost**2 * len(noises.ids), 0.0)
+        whole = problem.team.total(torch.from_numpy(squares)).numpy() ** 0.5  # of all noises, but for a common factor
         path = cheapest(np.where(np.isfinite(cost), whole, np.inf), steps)
         found[f"own{power}"] = [times[k] for k in path]
     return found

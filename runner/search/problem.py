@@ -43,12 +43,14 @@ class Problem:
     """A network, its noise schedule and images, and the work that is done with them, shared by the processes of `team`.
 
     network(x, t): ε, t of shape (1,). shape: (C, H, W). batch: images a network call. watch(n): told the number of
-    images of every call. The attribute `spent` counts image × network calls of this process.
+    images of every call. The attribute `spent` counts image × network calls of this process. steps, known: what
+    `enough_steps` found.
     """
 
     def __init__(self, network, schedule, shape, seed, team, batch, watch=lambda n: None):
         self.plain, self.schedule, self.shape, self.seed, self.team = network, schedule, shape, seed, team
         self.batch, self.watch, self.spent, self.steps = batch, watch, 0, None
+        self.known = None
 
     broadcasts_time = True
 
@@ -62,7 +64,8 @@ class Problem:
         """`count` `Noises`: those of the search, or others that are held out."""
         mine = range(self.team.rank, count, self.team.size)
         x = torch.from_numpy(noise(self.seed, mine, self.shape, "search", int(held_out))).to(self.team.device)
-        self.steps = self.steps or self.enough_steps(x[:PROBES])
+        if self.steps is None:
+            self.steps, self.known = self.enough_steps(x[:PROBES])
         return Noises(count, list(mine), x, torch.cat([self.flow(part, self.steps) for part in x.split(self.batch)]))
 
     def flow(self, x, steps):
@@ -71,21 +74,22 @@ class Problem:
         return state.x
 
     def enough_steps(self, x):
-        """The teacher's steps: of the doubled ones that change x's end by at most 3 `ACCURACY`.
+        """(the teacher's steps, how well x's end is known by them): doubled until that is `ACCURACY`, `MOST` at most.
 
         The error of an order of 2 or more falls at least by 4 when the steps are doubled, so that it is a third of the
-        change, or less.
+        change, or less. It is None of a schedule whose steps cannot be doubled.
         """
-        steps = min(STEPS, self.schedule.diffusion_step)
+        steps, known = min(STEPS, self.schedule.diffusion_step), None
         coarse = self.flow(x, steps)
         while 2 * steps <= min(MOST, self.schedule.diffusion_step):
             steps *= 2
             fine = self.flow(x, steps)
             change, count = self.team.total(torch.tensor([squares(fine - coarse).sum(), len(x)])).tolist()
-            if (change / count) ** 0.5 < 3 * ACCURACY:
+            known = (change / count) ** 0.5 / 3
+            if known < ACCURACY:
                 break
             coarse = fine
-        return steps
+        return steps, known
 
     def trajectory(self, x):
         """The exact flow on the teacher's grid: its times, x and ε at all but the last; x at the last, on the CPU."""

@@ -32,7 +32,7 @@ from pndm.runner.search import rank
 from pndm.runner.search.fit import Parameters, fit
 from pndm.runner.search.grid import grids
 from pndm.runner.search.guard import judged
-from pndm.runner.search.problem import TEACHER, Noises, Problem
+from pndm.runner.search.problem import ACCURACY, TEACHER, Noises, Problem
 from pndm.runner.search.rank import Candidate, by_distance
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.grid import SPACINGS
@@ -134,7 +134,7 @@ class Search:
         """The stages, one after another."""
         problem = self.problem
         pool, held_out = self.noises(noises), self.noises(noises // 2, held_out=True)
-        self.say(f"the exact flow of {noises} + {noises // 2} noises, by {TEACHER} in {problem.steps} steps")
+        self.say(f"the exact flow of {noises} + {noises // 2} noises, by {self.yardstick()}")
         found = rank.rank(problem, pool, found)
         if not np.isfinite(found[0].distance[0]):
             raise NotFinite("no method ends in finite images with this network")
@@ -168,11 +168,19 @@ class Search:
         if not self.team.least(torch.tensor(float(kept is not None))):  # the processes follow a flow together
             found = self.problem.noises(count, held_out)
             with aside(path) as file:
-                torch.save({"steps": self.problem.steps, "x": found.x, "ends": found.ends}, file)
+                known = {"steps": self.problem.steps, "known": self.problem.known}
+                torch.save(known | {"x": found.x, "ends": found.ends}, file)
             return found
-        self.problem.steps = kept["steps"]
+        self.problem.steps, self.problem.known = kept["steps"], kept.get("known")
         x, ends = (kept[part].to(self.team.device) for part in ("x", "ends"))
         return Noises(count, list(range(self.team.rank, count, self.team.size)), x, ends)
+
+    def yardstick(self):
+        """What the exact flow is followed by, and how well it is known."""
+        known = self.problem.known
+        how = "not known how well" if known is None else f"known to {known:.1g}"
+        enough = known is not None and known < ACCURACY
+        return f"{TEACHER} in {self.problem.steps} steps, {how}" + f", {ACCURACY:g} is wanted" * (not enough)
 
     def on_own_grids(self, found, pool):
         """The best built-in methods on grids of the network's own, measured. They are parts of the teacher's."""
@@ -277,6 +285,7 @@ class Search:
             "command": self.command,
             "seed": self.problem.seed,
             "noises": f"{noises} searched on, {held_out} held out",
+            "flow": self.yardstick(),
             "to_the_flow": f"{value:.4f} ± {error:.4f}",
             "best_built_in": f"{builtin.label}, {other:.4f} ± {other_error:.4f}",
             "image_calls": self.spent(),

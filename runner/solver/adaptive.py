@@ -110,7 +110,7 @@ def dormand_prince(flow: Flow, x: Tensor, start: float | Times, end: float, cont
         if (h < 10 * np.spacing(np.abs(t)))[t > end].any():
             raise NotFinite(
                 f"the step size vanished at t = {flow.clock(t).max():g}; "
-                f"the flow cannot be followed to rtol {control.rtol}"
+                f"the flow cannot be followed to rtol {control.rtol}, atol {control.atol}"
             )
         if done.size:
             yield Step(x, t.copy(), order=6)

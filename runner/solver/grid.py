@@ -31,7 +31,7 @@ def trailing(steps: int, schedule: Schedule) -> list[float]:
 
 
 def logsnr(steps: int, schedule: Schedule, first: float | None = None, last: float = 0.0) -> list[float]:
-    """Equal steps of λ = log(√ᾱ/√(1−ᾱ)) from N−1 to 0: DPM-Solver (Lu et al. 2022), section 3.4.
+    """Equal steps of λ = log(√ᾱ/√(1−ᾱ)) from N−1 to 0: DPM-Solver (Lu et al. 2022), section 3.3.
 
     first, last: times in place of N−1 and 0.
     """
@@ -89,8 +89,8 @@ def grid_of(
 
     sigma_min, sigma_max: the noise levels σ = √(1/ᾱ − 1) between which spacing logsnr or karras lies; by default those
     of t = 0 and t = N−1. noisy_end: the run ends at the last time of the spacing, without the step into clean data.
-    Raises ValueError for a number of steps outside 1 … N, an unknown spacing, wrong times, and levels outside the
-    schedule's.
+    Raises ValueError for a number of steps outside 1 … N (N − 1 with noisy_end), an unknown spacing, wrong times, and
+    levels outside the schedule's.
     """
     total = schedule.diffusion_step
     if not isinstance(spacing, str) or spacing not in SPACINGS:
@@ -102,8 +102,9 @@ def grid_of(
         if noisy_end:
             raise ValueError("noisy_end and times exclude each other: the last of times is the end")
         return _checked(floats("times", times), total)
-    if not 1 <= steps <= total:
-        raise ValueError(f"{steps} steps cannot be run; a whole number from 1 to {total} can")
+    if not 1 <= steps <= (most := total - noisy_end):
+        able = f"a whole number from 1 to {most}" if most else "with one training step, and noisy_end, no number"
+        raise ValueError(f"{steps} steps cannot be run; {able} can")
     if noisy_end:
         return SPACINGS[spacing](steps + 1, schedule, **limits)
     return [*SPACINGS[spacing](steps, schedule, **limits), -1.0]

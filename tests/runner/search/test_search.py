@@ -234,7 +234,7 @@ def test_more_processes_than_noises_are_refused(tiny, cli, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_the_calls_may_be_more_than_the_steps_that_the_flow_is_followed_in(tiny, cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(Problem, "enough_steps", lambda self, x: 3)
+    monkeypatch.setattr(Problem, "enough_steps", lambda self, x: (3, 0.0))
     weights = shutil.copy(tiny.model, tmp_path / "my weights.safetensors")
     status, out, err = cli(*flags(tiny, tmp_path / "run", "--model_path", weights))
     assert status == 0, err
