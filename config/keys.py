@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -17,13 +18,19 @@ class Contradiction(ValueError):
 
 def resembling(name, known):
     """ "; did you mean …?" with the name in `known` that a wrong name resembles; "" where none does."""
-    close = difflib.get_close_matches(str(name), list(known), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), 1, 0.5)
+    return f"; did you mean {lower[close[0]]}?" if close else ""
 
 
 def nearest(name, known):
     """The end of a message about an unknown name: the known name that it resembles, or all known names."""
     return resembling(name, known) or f"; known are {', '.join(known)}"
+
+
+def at_home(value):
+    """A path with a leading ~ for the user's home, where the shell has left it so; all else as it is."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _split(value):
@@ -32,6 +39,7 @@ def _split(value):
 
 Width = Annotated[int, Field(ge=1, le=64)]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=12)]
+Place = Annotated[str, BeforeValidator(at_home), Field(min_length=1)]  # a path, or a name
 Side = Annotated[int, Field(ge=1, le=2**13)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
 Times = Annotated[list[float], BeforeValidator(_split)]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pndm.config.errors import InputError
-from pndm.config.keys import Contradiction, nearest
+from pndm.config.keys import Contradiction, nearest, resembling
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
 from pndm.config.solver import Solver
@@ -135,12 +135,13 @@ def named(name):
 
 def find(name, argument, folder=FOLDER):
     """The path of YAML file `name`: as given, or in `folder`. Raises InputError that names the files there."""
-    for path in (Path(name), folder / name):
+    for path in (Path(name), folder / name, FOLDER.parent / name):
         if path.is_file():
             return path
     known = [path.name for path in files(folder)]
     where = folder.relative_to(FOLDER.parent)
-    raise InputError(f"no file {name}, here or in {where}/, which has {', '.join(known)}", argument)
+    meant = resembling(name, known)
+    raise InputError(f"no file {name}, here or in {where}/, which has {', '.join(known)}{meant}", argument)
 
 
 def files(folder=FOLDER):
@@ -196,7 +197,8 @@ def checked(validate, tree, *place):
     try:
         return validate(tree)
     except ValidationError as failed:
-        error = failed.errors()[0]
+        errors = failed.errors()
+        error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     loc = [str(part) for part in (*place, *error["loc"]) if part not in MODELS and "[" not in str(part)]
     loc = [part for part in loc if not part.startswith("constrained-")]
     name, keys, value = ".".join(loc), [".".join(loc[:2])], error.get("input")

@@ -20,6 +20,7 @@ from pndm.config.keys import (
     Contradiction,
     Count,
     Metrics,
+    Place,
     Section,
     Times,
     key,
@@ -71,7 +72,7 @@ class DatasetSection(Section):
     )
     category: str | None = key(None, "LSUN: bedroom, church_outdoor, …", "distance training", **TEXT)
     split: str = key("train", "which of its images; test: CIFAR10 and FASHION", "distance training", among=SPLITS)
-    path: str | None = key(None, "folder of the files; default temp/dataset/NAME", "distance", **TEXT)
+    path: Place | None = key(None, "folder of the files; default temp/dataset/NAME", "distance")
     image_size: int = needed("height and width in pixels", "images distance training", **SIDE)
     channels: Literal[1, 3] = needed("colour channels", "images distance training")
     batch_size: int = key(
@@ -104,9 +105,7 @@ class DatasetSection(Section):
 class TrainSection(Section):
     epoch: int = key(1000, "passes over the dataset", **POSITIVE)
     steps: int | None = key(None, "number of steps, instead of epoch", **POSITIVE)
-    start: str | None = key(
-        None, "checkpoint whose weights the network begins with; none: random ones", "training", **TEXT
-    )
+    start: Place | None = key(None, "checkpoint whose weights the network begins with; none: random ones", "training")
     loss_type: Literal["linear", "square"] = key(
         "square", "|ε − ε_θ| (linear) or its square, summed over the image", "training"
     )
@@ -172,13 +171,12 @@ class _Sampling(Section):
         ge=0,
         le=1000,
     )
-    solver: str | None = key(
+    solver: Place | None = key(
         None,
         "solver file of --runner search, a path or of config/solvers, instead of method and steps",
         "",
         "sample plan",
         "FILE",
-        **TEXT,
     )
     any_network: bool = key(False, "take the solver file though it was searched on another network", "", "sample plan")
     profile: str = key(
@@ -199,13 +197,8 @@ class _Sampling(Section):
     )
     compile: bool = key(False, "compile the network: half a minute, then faster", "images network", RUN)
     keep: int | None = key(None, "images left as files, the first K; all by default", "", RUN, "K", ge=0, le=10**8)
-    model_path: str | None = key(
-        None,
-        "checkpoint to sample from: a path, a published name, a name on the hub",
-        "network",
-        f"{NEED} search",
-        "F",
-        **TEXT,
+    model_path: Place | None = key(
+        None, "checkpoint to sample from: a path, a published name, a name on the hub", "network", f"{NEED} search", "F"
     )
     features: str = key(
         "none", "features of the Fréchet distance, or none; inception gives FID", "distance", MEASURE, "F", **TEXT
@@ -217,17 +210,14 @@ class _Sampling(Section):
         "sample reproduce fid",
         "M",
     )
-    statistics: str = key(
+    statistics: Place = key(
         "dataset",
         "what to measure against: a statistics file or its published name, or dataset, its images",
         "distance",
         "sample reproduce check fetch",
         "FILE",
-        **TEXT,
     )
-    inception_path: str | None = key(
-        None, "pytorch-fid's Inception weights; fetched by default", "", MEASURE, "FILE", **TEXT
-    )
+    inception_path: Place | None = key(None, "pytorch-fid's Inception weights; fetched by default", "", MEASURE, "FILE")
 
 
 def _option(option):

@@ -216,11 +216,20 @@ MEGABYTES = {"FASHION": 31, "CIFAR10": 170}
 
 
 def image_files(path, pattern="*"):
-    """The image files of a folder, sorted; of a sampling run's folder the numbered images alone, not its grid."""
+    """The image files of a folder, sorted; of a sampling run's folder the numbered images alone, not its grid.
+
+    Raises InputError for a link to nothing.
+    """
     path = Path(path)
     if (path / "run.json").exists():
-        return sorted(file for file in path.glob("[0-9]*.png") if file.is_file())
-    return sorted(file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = path.glob("[0-9]*.png")
+    else:
+        found = (file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES)
+    found = sorted(found)
+    for file in found:
+        if not file.exists():
+            raise InputError(f"{file}: a link to nothing")
+    return [file for file in found if file.is_file()]
 
 
 def plain_folder(path):
@@ -318,8 +327,10 @@ def _root(section):
 
 
 def _missing(section, files, error=None):
-    why = f" ({first_line(error)})" if error else ""
+    root = _root(section)
+    there = "is not a folder" if root.exists() and not root.is_dir() else "" if root.exists() else "does not exist"
+    why = f" ({first_line(error) if error else there})" if error or there else ""
     return InputError(
-        f"Dataset.dataset {section.dataset}: its files are not in {_root(section)}{why}; what belongs there is "
+        f"Dataset.dataset {section.dataset}: its files are not in {root}{why}; what belongs there is "
         f"{files}; Dataset.path names another folder"
     )

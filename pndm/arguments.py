@@ -71,7 +71,8 @@ def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str | None, Any]]:
     chosen = {target for target, (_, value) in overrides.items() if value is not None}
     given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in chosen]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other", *given)
+        named = [target if overrides[target][0] == "--set" else str(overrides[target][0]) for target in given]
+        raise InputError(f"{' and '.join(named)} exclude each other", *given)
     replaced: dict[str, Any] = {}
     if "Sample.solver" in chosen:
         for target in ("Sample.method", "Sample.profile", "Sample.spacing", *given):

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 from pndm import early
 from pndm.arguments import KEYS, count, minutes, overrides_of
 from pndm.config.errors import InputError
-from pndm.config.keys import nearest
+from pndm.config.keys import at_home, nearest
 from pndm.config.load import load, load_table, place_of
 from pndm.places import CONFIG, TRAINING, image_path, search_path
 from pndm.runner.solver.events import NotFinite
@@ -28,7 +28,8 @@ from pndm.runner.solver.methods import METHODS
 
 Arguments: TypeAlias = argparse.Namespace
 FULL = "out of memory|ALLOC_FAILED|can't allocate memory|map segment"  # in errors of PyTorch, CUDA, cuBLAS, the loader
-PROGRAM = "pndm" if Path(sys.argv[0]).stem == "pndm" else "main.py"  # the installed command, or the file
+SCRIPT = Path(sys.argv[0])  # the installed command, the package, or the file main.py
+PROGRAM = "pndm" if SCRIPT.stem == "pndm" or SCRIPT.parts[-2:] == ("pndm", "__main__.py") else "main.py"
 RUNNERS = {
     "sample": "make images and measure them",
     "train": "train a network",
@@ -73,7 +74,8 @@ def parser() -> Parser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     what = ", ".join(f"{name} ({meaning})" for name, meaning in RUNNERS.items())
     p.add_argument("--runner", default="sample", choices=RUNNERS, help=f"what to do: {what}; default sample")
-    p.add_argument("--config", metavar="NAME.yml", help=f"experiment: a path, or a file of config/ (default {CONFIG})")
+    what = f"experiment: a path, or a file of config/ (default {CONFIG})"
+    p.add_argument("--config", type=at_home, metavar="NAME.yml", help=what)
     p.add_argument(
         "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, xpu, mps; default: a GPU if there is one"
     )
@@ -86,15 +88,17 @@ def parser() -> Parser:
     add = p.add_argument_group("flags of a runner").add_argument
     add(
         "--image_path",
+        type=at_home,
         metavar="P",
         help="folder for the images (default temp/sample/CONFIG_METHOD_STEPS, temp/reproduce/TABLE)",
     )
-    add("--train_path", metavar="T", help=f"folder of the training run (default {TRAINING})")
+    add("--train_path", type=at_home, metavar="T", help=f"folder of the training run (default {TRAINING})")
     add("--restart", action="store_true", default=None, help="continue the training run in --train_path")
     add("--minutes", type=minutes, metavar="M", help="train: stop after M minutes, with a checkpoint")
     add("--timeout", type=minutes, metavar="M", help="minutes that one process waits for another (default 30)")
     add("--plan", action="store_true", default=None, help="print what the run would do and cost, and do nothing")
-    add("--table", metavar="NAME", help="a table of config/tables, or a path (reproduce: default digits)")
+    what = "a table of config/tables, or a path (reproduce: default digits)"
+    add("--table", type=at_home, metavar="NAME", help=what)
     add("--methods", metavar="M,...", help="reproduce: only these of the table; search: rank only these")
     add(
         "--noises",
@@ -108,14 +112,16 @@ def parser() -> Parser:
         metavar="M",
         help="search: end the fit after about M minutes, if it has not ended before",
     )
-    add("--search_path", metavar="P", help="search: folder of what is found (default temp/search/CONFIG_nfeN)")
+    where = "search: folder of what is found (default temp/search/CONFIG_nfeN)"
+    add("--search_path", type=at_home, metavar="P", help=where)
     add("--steps", metavar="N,...", help="reproduce: only these of the table")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
-    add("--cells", metavar="FILE", help="reproduce: a table's cells.csv; the cells that it has are taken, not run")
-    add("--out", metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
+    what = "reproduce: a table's cells.csv; the cells that it has are taken, not run"
+    add("--cells", type=at_home, metavar="FILE", help=what)
+    add("--out", type=at_home, metavar="FILE", help="fid: JSON card; stats: .npz (default temp/stats/NAME.npz)")
     paths = "fid: two of folder, statistics .npz, images .npz or .npy; stats: a folder or none; fetch: published names"
-    add("paths", nargs="*", help=paths)
+    add("paths", nargs="*", type=at_home, help=paths)
     return p
 
 
@@ -152,7 +158,7 @@ def refuse_missing(overrides: Mapping[str, tuple[str | None, Any]]) -> None:
 
 def place(args: Arguments, keys: tuple[str, ...]) -> str:
     """What stands in front of an error about `keys`: the flag that set one of them, or the experiment's file."""
-    file = "" if args.runner == "reproduce" else args.config or CONFIG
+    file = "" if args.runner == "reproduce" or (args.paths and not args.config) else args.config or CONFIG
     try:
         places = {target: flag for target, (flag, value) in overrides_of(args).items() if flag and value is not None}
     except InputError:
@@ -236,6 +242,8 @@ def distance(args: Arguments, resolved: Any) -> None:
 def dispatch(args: Arguments) -> int:
     """Call the runner; returns the exit status."""
     early.prepare()
+    if args.paths and args.paths[0] in RUNNERS and not Path(args.paths[0]).exists():
+        raise InputError(f"{args.paths[0]} is a runner; --runner {args.paths[0]} runs it")
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub's own switch, which `config/published.py` reads, too
     if args.runner in ("check", "fetch"):
@@ -287,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
             if any(Path(args.train_path or TRAINING).glob("train-*.ckpt")):
                 how["train"] = "--restart"
             kept = f"; what was finished is kept, {how[args.runner]} continues" if args.runner in how else ""
+            if args.runner == "train" and not kept:
+                kept = "; there is no checkpoint"
             print(f"{PROGRAM}: interrupted{kept}", file=sys.stderr)
         return 130
 

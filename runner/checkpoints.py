@@ -54,7 +54,7 @@ class TrainFolder:
             raise InputError(f"{self.path} is not a folder", "train_path")
         self.checkpoints = checkpoints_in(self.path)
         if self.checkpoints and not restart:
-            raise InputError(f"{self.path} holds a training run; restart continues it", "train_path", "restart")
+            raise InputError(f"{self.path} holds a training run; --restart continues it", "train_path", "restart")
         if not self.checkpoints and not restart and (self.path / "ema.safetensors").exists():
             message = f"{self.path} holds a trained network, ema.safetensors, and no checkpoint; choose another folder"
             raise InputError(message, "train_path")

@@ -158,7 +158,9 @@ def held_identity(folder):
     if not holds_images(folder):
         return None
     try:
-        return load_json(folder / "run.json")
+        if identity := load_json(folder / "run.json"):
+            return identity
+        raise ValueError
     except FileNotFoundError:
         message = f"{folder} holds images, and no run.json says how they were made; choose another folder"
         raise InputError(message, "image_path") from None

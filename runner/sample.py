@@ -250,8 +250,9 @@ def device_name(device):
 def report(record, folder):
     """Print what a person wants to know of a finished run; returns the record."""
     how = f"{record['steps']} steps" if record["steps"] else "adaptive steps"
+    name = Path(record["solver"]["path"]).stem if record["solver"] else record["method"]
     print(
-        f"{record['images']:,} images by {record['method']} in {how}, {record['nfe']:.4g} network calls an image, "
+        f"{record['images']:,} images by {name} in {how}, {record['nfe']:.4g} network calls an image, "
         f"{record['images_per_second']:.4g} images/s"
     )
     print("network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]))

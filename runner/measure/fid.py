@@ -8,6 +8,7 @@ A distance is called FID when its features are those of pytorch-fid's Inception 
 """
 
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def open_side(path):
         raise InputError(f"{path}: no such file or folder", "paths")
     if path.is_dir():
         images = plain_folder(path)
+        if (path / "run.json").exists() and not (path / "result.json").exists():
+            print(f"{path}: an unfinished sampling run, of {len(images):,} images so far", file=sys.stderr)
     elif path.suffix == ".npz" and _holds_moments(path):
         return open_statistics(path)
     elif path.suffix in (".npz", ".npy"):

@@ -102,7 +102,8 @@ def grid_of(
         if noisy_end:
             raise ValueError("noisy_end and times exclude each other: the last of times is the end")
         return _checked(floats("times", times), total)
-    if not 1 <= steps <= (most := total - noisy_end):
+    most = total - noisy_end
+    if not 1 <= steps <= most:
         able = f"a whole number from 1 to {most}" if most else "with one training step, and noisy_end, no number"
         raise ValueError(f"{steps} steps cannot be run; {able} can")
     if noisy_end:

@@ -306,6 +306,22 @@ def test_only_regular_files_are_images(tmp_path):
     assert len(plain_folder(tmp_path)) == 1
 
 
+def test_a_link_to_nothing_is_named_and_not_left_out(tmp_path):
+    """As of photographs on a disk that is not there."""
+    picture(0, 8, 8, 1).save(tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    for opened in (plain_folder, lambda path: open_dataset(section("FOLDER", path, 8, channels=1))):
+        with pytest.raises(InputError, match=r"^[^ ]*2\.png: a link to nothing$"):
+            opened(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "why"), [("none", "does not exist"), ("file", "is not a folder")])
+def test_a_folder_that_is_none_is_said(tmp_path, name, why):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"its files are not in [^ ]*{name} .{why}.; what belongs there is image fil"):
+        open_dataset(section("FOLDER", tmp_path / name, 8))
+
+
 def test_celeba_is_cropped_as_the_released_code_does(celeba):
     path, names = celeba
     images = open_dataset(section("CELEBA", path, 64))

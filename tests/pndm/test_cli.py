@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,11 +43,14 @@ def test_help_loads_nothing_heavy():
             "--threshold: method Heun takes no option threshold",
         ),
         (["--precision", "tf32"], "--precision: precision tf32 needs"),
+        (["--method", "f-pndm"], "; did you mean F-PNDM?"),
+        (["--config", "Digits.yml"], "; did you mean digits.yml?"),
+        (["train"], "train is a runner; --runner train runs it"),
         (["--set", "Sample.precision=tf32", "--device", "cpu"], "--set: precision tf32 needs"),
         (["--method", "PF", "--nfe", "10"], "spends what its tolerances take"),
         (["--nfe", "0"], "--nfe: Sample.nfe is '0'"),
-        (["--nfe", "9", "--sample_speed", "9"], "Sample.sample_speed and Sample.nfe exclude each other"),
-        (["--nfe", "9", "--set", "Sample.times=[9, 0]"], "Sample.nfe and Sample.times exclude each other"),
+        (["--nfe", "9", "--sample_speed", "9"], "--sample_speed and --nfe exclude each other"),
+        (["--nfe", "9", "--set", "Sample.times=[9, 0]"], "--nfe and Sample.times exclude each other"),
         (["--spacing", "even"], "--spacing: Sample.spacing is 'even'"),
         (["--spacing", "quad", "--times", "9,0"], "exclude each other"),
         (["--times", "9,x"], "--times: Sample.times.1 is 'x'"),
@@ -153,6 +157,34 @@ def test_the_words_of_a_command_line_set_the_same_again():
     laid = main.overrides_of(main.parser().parse_args(given))
     again = main.parser().parse_args(["--runner", "reproduce", *words_of(laid)])
     assert main.overrides_of(again) == laid
+
+
+def test_a_leading_tilde_is_the_home_folder(tiny, cli, tmp_path, monkeypatch):
+    """The shell leaves it as it is in --image_path=~/images and in YAML."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["--set", f"Sample.model_path=~/{tiny.model.name}", "--image_path=~/images"]
+    (tmp_path / tiny.model.name).write_bytes(tiny.model.read_bytes())
+    assert cli("--config", tiny.config, *given, "--total_num", 2, "--sample_speed", 2, "--device", "cpu")[0] == 0
+    assert (tmp_path / "images" / "result.json").exists() and not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_line_however_it_is_said(cli, monkeypatch, error):
+    def full(args):
+        raise error
+
+    monkeypatch.setattr(main, "dispatch", full)
+    said = "main.py: the device is out of memory; a smaller --batch_size may fit\n"
+    assert cli("--runner", "sample") == (2, "", said)
 
 
 @pytest.mark.parametrize(("runner", "kept"), [("sample", "the same command continues"), ("fid", "interrupted\n")])

@@ -1,5 +1,6 @@
 """Training: what a step computes, and that a run continues bit for bit after whatever stopped it."""
 
+import itertools
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -242,7 +244,7 @@ def test_dequantization_and_flips_keep_the_range(tiny, tmp_path, dequantization)
 @pytest.mark.parametrize(
     "more, said",
     [
-        ([], "holds a training run; restart continues it"),
+        ([], "holds a training run; --restart continues it"),
         (["--restart", "--set", "Optim.lr=0.5"], "Optim.lr is 0.5"),
         (["--restart", "--set", "Model.ch=64"], "Model.ch is 64"),
     ],
@@ -427,7 +429,7 @@ def test_processes_that_are_started_again_continue_only_what_their_torchrun_bega
     assert (status, "steps are done" in out) == (0, True)
     monkeypatch.setattr(checkpoints, "torchrun", lambda: "another")
     status, _, err = cli(*quick(tiny, tmp_path, 1))
-    assert status == 2 and "holds a training run; restart continues it" in err
+    assert status == 2 and "holds a training run; --restart continues it" in err
 
 
 def test_learning_rate_falls_to_zero_over_the_last_share(tiny, tmp_path):
@@ -494,6 +496,28 @@ def test_two_runs_in_one_folder_are_refused(tiny, cli, tmp_path):
     assert (status, err.count("\n")) == (2, 1)
     assert "another process trains in this folder" in err
     assert cli(*quick(tiny, tmp_path, 1))[0] == 0
+
+
+def test_several_gpus_look_for_a_stop_often_enough_for_slow_steps(monkeypatch):
+    """A look makes a GPU wait; between the signal and the end there are 30 seconds."""
+    clock, looks = [0.0], []
+
+    def any_of_them(flag):
+        looks.append(clock[0])
+        return flag
+
+    team = SimpleNamespace(size=2, device=torch.device("cuda"), any=any_of_them, least=lambda value: value)
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    for seconds, steps in ((0.01, 20), (0.5, 10), (60.0, 1)):
+        stop = train.Stop(team)
+        for _ in range(100):
+            clock[0] += seconds
+            assert not stop.told(late=False)
+        last = [b - a for a, b in itertools.pairwise(looks)][-3:]
+        assert last == pytest.approx([steps * seconds] * 3)
+    stop.asked = True
+    clock[0] += 60
+    assert stop.told(late=False)
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -646,6 +670,6 @@ def test_what_is_kept_of_an_interrupted_run_is_what_there_is(tiny, straight, cli
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "dispatch", interrupted)
-    assert cli(*flags(tiny, tmp_path, 1)) == (130, "", "main.py: interrupted\n")
+    assert cli(*flags(tiny, tmp_path, 1)) == (130, "", "main.py: interrupted; there is no checkpoint\n")
     kept = "main.py: interrupted; what was finished is kept, --restart continues\n"
     assert cli(*flags(tiny, straight, 1)) == (130, "", kept)

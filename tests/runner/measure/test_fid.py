@@ -111,6 +111,9 @@ def test_features_of_a_run_are_those_it_was_measured_with(tiny, cli, tmp_path):
         assert cli(*flags)[0] == 0
     status, out, _ = cli("--runner", "fid", tmp_path / "0", tmp_path / "1")
     assert status == 0 and out.startswith("Fréchet distance on pixels: ")
+    (tmp_path / "1" / "result.json").rename(tmp_path / "aside.json")
+    status, _, err = cli("--runner", "fid", tmp_path / "0", tmp_path / "1")
+    assert status == 0 and f"{tmp_path / '1'}: an unfinished sampling run, of 12 images so far\n" in err
     assert cli("--runner", "stats", "--config", tiny.config, "--out", tmp_path / "s.npz")[0] == 0
     shutil.rmtree(tmp_path / "1")
     for damaged in ('{"frechet": {"features": ["x"]}}', "[]", "{"):

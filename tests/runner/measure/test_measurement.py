@@ -93,7 +93,7 @@ def test_metrics_while_sampling(tiny, cli, tmp_path):
 class Section:
     """What `reference_of` asks of a `Dataset` section: a name, and all keys."""
 
-    dataset, path, category, channels, image_size, extra = "FOLDER", "images", None, 3, 8, 0
+    dataset, path, category, channels, image_size, shape, extra = "FOLDER", "images", None, 3, 8, (3, 8, 8), 0
 
     def model_dump(self, mode):
         return {"dataset": self.dataset, "path": self.path, "extra": self.extra}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ended, image_files, ranks
+from helpers import LINEAR, ended, image_files, ranks
 from safetensors.torch import load_file, save_file
 
 from pndm import cli as main
@@ -230,6 +230,20 @@ def test_more_processes_than_noises_are_refused(tiny, cli, tmp_path, monkeypatch
     status, _, err = cli(*flags(tiny, tmp_path / "run"))
     assert (status, err) == (2, "main.py: --noises: 17 can be shared by 8 processes at most, not by 9\n")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wild", "steps", "known"), [(1.0, 40, "known to "), (400.0, 320, ", 0.001 is wanted"), (0.0, 40, "known to 0")]
+)
+def test_how_well_the_flow_is_known_is_said(wild, steps, known):
+    """A network that turns fast with t cannot be followed in 320 steps."""
+    team = Processes(torch.device("cpu"))
+    problem = Problem(lambda x, t: x * torch.sin(wild * t / 100), LINEAR, (1, 4, 4), 0, team, 4)
+    problem.noises(4)
+    run = types.SimpleNamespace(problem=problem)
+    said = search.Search.yardstick(run)
+    assert said.startswith(f"UniPC3-bh2 in {problem.steps} steps, known to ")
+    assert problem.steps >= steps and (known in said), said
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from helpers import LINEAR, last, mixture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pndm.runner.solver.grid import grid_of
+from pndm.runner.solver.grid import SPACINGS, grid_of
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.sigma import SigmaSchedule
@@ -100,6 +100,18 @@ def test_a_noisy_end_leaves_out_the_last_call_alone(spacing, steps):
 def test_wrong_limits_are_named(options, said):
     with pytest.raises(ValueError, match=said):
         solve("DDIM", lambda x, t: x, torch.zeros(1, 1), EDM, 3, **options)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_noisy_end_takes_a_time_of_training_more_than_steps(spacing):
+    """One step more, and trailing would end between t = 0 and clean data."""
+    assert grid_of(Schedule(diffusion_step=10), 9, spacing, noisy_end=True)[-1] == 0
+    with pytest.raises(ValueError, match=r"^10 steps cannot be run; a whole number from 1 to 9 can$"):
+        grid_of(Schedule(diffusion_step=10), 10, spacing, noisy_end=True)
+    with pytest.raises(
+        ValueError, match=r"^1 steps cannot be run; with one training step, and noisy_end, no number can$"
+    ):
+        grid_of(Schedule(diffusion_step=1), 1, spacing, noisy_end=True)
 
 
 @pytest.mark.parametrize("option", [{"sigma_min": 0.1}, {"noisy_end": True}])

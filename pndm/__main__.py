@@ -1,0 +1,5 @@
+"""`python -m pndm`, the installed command by another name."""
+
+from pndm.command import command
+
+command()
