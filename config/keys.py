@@ -37,22 +37,24 @@ def _split(value):
     return value.split(",") if isinstance(value, str) else value
 
 
-Width = Annotated[int, Field(ge=1, le=64)]
-Widths = Annotated[list[Width], Field(min_length=1, max_length=12)]
-Place = Annotated[str, BeforeValidator(at_home), Field(min_length=1)]  # a path, or a name
-Side = Annotated[int, Field(ge=1, le=2**13)]
-Count = Annotated[int, Field(ge=1, le=2**16)]
-Times = Annotated[list[float], BeforeValidator(_split)]
-Metrics = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(_split)]
-
 # Ranges, as `key` takes them.
 POSITIVE = {"ge": 1, "le": 10**9}
 SIDE = {"ge": 1, "le": 2**13}  # pixels
+STEPS = {"ge": 1, "le": 10**5}
+CALLS = {"ge": 1, "le": 10**6}
 CHANNELS = {"ge": 1, "le": 2**14}
 BLOCKS = {"ge": 1, "le": 64}
 SEED = {"ge": 0, "lt": 2**63}
 RATE = {"ge": 0, "lt": 1}
 TEXT = {"min_length": 1}
+
+Width = Annotated[int, Field(ge=1, le=64)]
+Widths = Annotated[list[Width], Field(min_length=1, max_length=12)]
+Place = Annotated[str, BeforeValidator(at_home), Field(min_length=1)]  # a path, or a name
+Side = Annotated[int, Field(**SIDE)]
+Count = Annotated[int, Field(ge=1, le=2**16)]
+Times = Annotated[list[float], BeforeValidator(_split)]
+Metrics = Annotated[list[Literal["kid", "prdc"]], BeforeValidator(_split)]
 
 
 def key(default, meaning, decides="", runners="", metavar=None, among=None, **limits) -> Any:

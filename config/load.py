@@ -184,9 +184,9 @@ def parse_set(text):
     return target.strip(), parse(value, f"--set {shortened(text)}")
 
 
-def shortened(text, most=60):
+def shortened(text):
     """A text for a message, cut where it is long."""
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def checked(validate, tree, *place):

@@ -162,7 +162,7 @@ def of_hub(name):
     return Published(name=name, what="network", addresses=[f"hub:{name}"], source="the hub", **known)
 
 
-def equals(entry):
+def same_network(entry):
     """`entry`, then the entries that hold the same network."""
     known = manifest()
     return [entry, *(known[name] for name in entry.same if name in known)]

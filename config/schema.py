@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, create_model, model_validator
 
 from pndm.config.keys import (
+    CALLS,
     POSITIVE,
     RATE,
     SEED,
     SIDE,
+    STEPS,
     TEXT,
     Contradiction,
     Count,
@@ -34,6 +36,7 @@ from pndm.runner.solver.published import PROFILES
 from pndm.runner.solver.schedule import TYPES
 
 SPLITS = ("train", "test")
+OF_A_NETWORK = ("Schedule", "Dataset", "Model")  # sections that a network is trained by, and its file keeps
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # The runners that have a key as a flag.
 METHOD, RUN, NEED = "sample plan train", "sample plan reproduce", "sample plan reproduce check fetch"
@@ -49,7 +52,7 @@ class ScheduleSection(Section):
     type: str = key("linear", "how β grows with t; edm: by EDM's σ", "images network training", among=(*TYPES, "edm"))
     beta_start: float = key(1e-4, "β at the first training step (linear, quad)", "images training", gt=1e-12, lt=1)
     beta_end: float = key(0.02, "β at the last training step (linear, quad)", "images training", gt=1e-12, lt=1)
-    diffusion_step: int = key(1000, "number of training steps", "images network training", ge=1, le=10**5)
+    diffusion_step: int = key(1000, "number of training steps", "images network training", **STEPS)
     sigma_min: float = key(0.002, "edm: σ at the first training step", "images network training", ge=1e-6, le=1e6)
     sigma_max: float = key(80.0, "edm: σ at the last training step", "images network training", ge=1e-6, le=1e6)
     noise_schedule: str | None = key(None, "released iDDPM file: repeats `type`", among=TYPES)
@@ -147,9 +150,9 @@ class _Sampling(Section):
     fixed: ClassVar[dict] = {"last_only": True}
 
     method: str = key("F-PNDM", f"numerical method: {', '.join(METHODS)}", "images", METHOD, "M", among=METHODS)
-    sample_speed: int = key(50, "number of steps", "", METHOD, "N", ge=1, le=10**5)
+    sample_speed: int = key(50, "number of steps", "", METHOD, "N", **STEPS)
     nfe: int | None = key(
-        None, "network calls an image, exactly; instead of sample_speed", "", f"{METHOD} search", "N", ge=1, le=10**6
+        None, "network calls an image, exactly; instead of sample_speed", "", f"{METHOD} search", "N", **CALLS
     )
     spacing: str = key("uniform", f"spacing of the times: {', '.join(SPACINGS)}", "images", METHOD, "S", among=SPACINGS)
     times: Times | None = key(

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pndm.config.keys import Contradiction, Section, key, needed
+from pndm.config.keys import CALLS, STEPS, Contradiction, Section, key, needed
 
-Steps = Annotated[int, Field(ge=1, le=10**5)]
-Calls = Annotated[int, Field(ge=1, le=10**6)]
+Steps = Annotated[int, Field(**STEPS)]
+Calls = Annotated[int, Field(**CALLS)]
 Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1)]
 Mapping = Annotated[dict, Field(min_length=1)]

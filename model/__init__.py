@@ -1,4 +1,4 @@
-"""Networks: the one UNet, the published formats it can be read from, closed-form networks."""
+"""Networks: the one UNet, and the published formats it can be read from."""
 
 import os
 from typing import Any

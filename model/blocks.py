@@ -74,9 +74,9 @@ class Pyramid(nn.Module):
 class Fourier(nn.Module):
     """Embed times t (n,) as (n, channels): sin and cos of 2π·f·t at random frequencies f, which are kept."""
 
-    def __init__(self, channels, scale=16):
+    def __init__(self, channels):
         super().__init__()
-        self.freqs = nn.Parameter(scale * torch.randn(channels // 2), requires_grad=False)
+        self.freqs = nn.Parameter(16 * torch.randn(channels // 2), requires_grad=False)
 
     def forward(self, t):
         phase = t.float()[:, None] * (2 * math.pi * self.freqs.float())

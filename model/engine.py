@@ -48,12 +48,12 @@ def faster_for_all():
 
 @functools.cache
 @torch.inference_mode()
-def faster_by_timing(limit=0.3):
+def faster_by_timing():
     """Whether a residual block is faster in bfloat16 than in float32 on this CPU, by a fifth at least.
 
-    It is timed once a process, on one thread, for at most `limit` seconds, or a call of each where that takes longer.
+    It is timed once a process, on one thread, for at most 0.3 seconds, or a call of each where that takes longer.
     """
-    end = time.perf_counter() + limit
+    end = time.perf_counter() + 0.3
     threads, times = torch.get_num_threads(), {torch.float32: [], torch.bfloat16: []}
     blocks = {dtype: ResBlock(128, 128, Settings()).eval().to(dtype) for dtype in times}
     x, temb = torch.zeros(2, 128, 16, 16).contiguous(memory_format=torch.channels_last), torch.zeros(1, 512)
@@ -115,14 +115,13 @@ class Engine:
 
 
 @torch.inference_mode()
-def largest_batch(network, shape, device, most=None):
+def largest_batch(network, shape, device):
     """The largest batch (a power of two) of images of `shape` (C, H, W) that the network takes in the free memory.
 
     network(x, t): called with t of shape (1,). The batch is doubled until twice the memory of the last call would
-    exceed half of the free memory, or until `most`: by default 512 on a GPU and 64 on a CPU, where nothing more is
-    gained.
+    exceed half of the free memory, or until 512 on a GPU and 64 on a CPU, where nothing more is gained.
     """
-    most = most or (64 if device.type == "cpu" else 512)
+    most = 64 if device.type == "cpu" else 512
     free, before = free_memory(device) / 2, peak(device)
     size = 1
     while True:

@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from pndm.config.errors import InputError
 from pndm.config.load import load, load_solver, validate
+from pndm.config.schema import OF_A_NETWORK
 from pndm.dataset import to_picture, to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
@@ -29,7 +30,6 @@ from pndm.runner.solver.solve import nothing, solve, trajectory, whole
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 PREDICTED = ("epsilon", "v_prediction", "sample")
-SECTIONS = ("Schedule", "Dataset", "Model")  # the sections of an experiment that make a pipeline
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -102,8 +102,8 @@ class PNDMPipeline:
             raise InputError(f"from_pretrained takes a path or a name, not {source!r}")
         experiment, path = _experiment(source, config)
         weights = checkpoint.read(checkpoint_path(path))
-        if experiment is None and all(name in weights.record for name in SECTIONS):
-            experiment = validate({name: weights.record[name] for name in SECTIONS}, source)
+        if experiment is None and all(name in weights.record for name in OF_A_NETWORK):
+            experiment = validate({name: weights.record[name] for name in OF_A_NETWORK}, source)
         training = diffusers.training_of(weights.path)
         prediction = training.prediction if training else "epsilon"
         given = experiment and schedule_of(experiment)

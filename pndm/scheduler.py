@@ -18,7 +18,7 @@ import torch
 from pndm.config.load import load_solver
 from pndm.levels import check_settings, check_shapes, check_start, factors_at, schedule_from, sigmas_at, time_of
 from pndm.runner.solver.events import Query
-from pndm.runner.solver.run import Run, behind, spans
+from pndm.runner.solver.run import Run, rest_of, spans
 from pndm.runner.solver.schedule import eps_from
 from pndm.runner.solver.solve import whole
 from pndm.times import calls_of, check_method, step_options, step_times, told_times
@@ -248,7 +248,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         """The network call that is under way, and its x in the precision and the frame of the method."""
         x = sample.to(self._precision(sample))
         if self.run is None:
-            left = behind(spans(self._method, self._grid), self.schedule, self.step_index or 0)
+            left = rest_of(spans(self._method, self._grid), self.schedule, self.step_index or 0)
             self.run = Run(left, x / self._scale(left[0].grid[0]))
             query = self.run.query(self.schedule, **options)
             check_start(self.config, float(query.level))

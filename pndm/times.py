@@ -107,7 +107,7 @@ def rounded(nodes: list[float], method: str, end: float, schedule: Schedule) -> 
     return [t - (t - level) % 2 if k < last else t for k, t in enumerate(found)]
 
 
-def steps_behind(listed: list[float], method: str, end: float, schedule: Schedule) -> list[float]:
+def steps_of_calls(listed: list[float], method: str, end: float, schedule: Schedule) -> list[float]:
     """The times of the steps, if `listed` are the network calls of a run, as `timesteps` lists them; else `listed`."""
     inside = all(0 <= t <= schedule.diffusion_step - 1 for t in listed)
     if one_call(method) or not inside or not listed or (len(listed) > 1 and listed[0] <= listed[-1]):
@@ -167,7 +167,7 @@ def step_times(
     if sigmas is not None:
         found = _from_sigmas(config, schedule, floats("sigmas", sigmas), mu)
     elif timesteps is not None:
-        found = steps_behind(floats("timesteps", timesteps), config["method"], end, schedule)
+        found = steps_of_calls(floats("timesteps", timesteps), config["method"], end, schedule)
     elif steps is None:
         raise ValueError("set_timesteps takes num_inference_steps, timesteps or sigmas")
     elif flow:

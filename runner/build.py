@@ -74,7 +74,7 @@ class Sampling:
         return method_named(self.method).draws(**self.options)
 
     @property
-    def each(self):
+    def calls_per_eps(self):
         """Network calls that one ε takes: two with guidance."""
         return 1 if self.guidance == 1 else Guided.calls
 
@@ -126,7 +126,9 @@ class Sampling:
         else:
             labels = [self.label]
         conditional = Conditional(network, _onto(device, np.array(labels, np.int64)))
-        return conditional if self.each == 1 else Guided(conditional, Conditional(network, None), self.guidance)
+        if self.guidance == 1:
+            return conditional
+        return Guided(conditional, Conditional(network, None), self.guidance)
 
     def states(self, network, ids, device):
         """The states of `solve` from the noise of images `ids` on, one after each step."""
@@ -231,9 +233,9 @@ def sampling_of(experiment):
             trajectory(s.method, nothing(), schedule, 1, s.profile, **options)  # raises what is not about the calls
             names = ["nfe", *names]
             hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
-            if s.nfe % sampling.each:
-                raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {sampling.each}")
-            steps = _steps(line, s.method, s.nfe // sampling.each, schedule, s.profile, hashable)
+            if s.nfe % sampling.calls_per_eps:
+                raise ValueError(f"nfe is {s.nfe}; with guidance it must be a multiple of {sampling.calls_per_eps}")
+            steps = _steps(line, s.method, s.nfe // sampling.calls_per_eps, schedule, s.profile, hashable)
             sampling = replace(sampling, steps=steps)
         sampling.events()
     except ValueError as error:

@@ -17,7 +17,7 @@ import torch
 
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, made, remove_left
-from pndm.config.schema import fingerprint, keys
+from pndm.config.schema import OF_A_NETWORK, fingerprint, keys
 from pndm.dataset import to_picture
 from pndm.model import checkpoint
 from pndm.runner.processes import torchrun
@@ -102,7 +102,7 @@ class TrainFolder:
 
     def save_network(self, name, network, experiment, step):
         """Write an averaged network with a record of the sections it depends on."""
-        sections = {section: getattr(experiment, section).model_dump() for section in ("Schedule", "Dataset", "Model")}
+        sections = {section: getattr(experiment, section).model_dump() for section in OF_A_NETWORK}
         weights = "EMA" if experiment.Train.ema else "raw"
         checkpoint.save(self.path / name, network.state_dict(), {"weights": weights, "step": step, **sections})
 

@@ -58,7 +58,7 @@ def have(text, key):
 
 def held(entry):
     """The file of an entry, or of one that holds the same network, or the hub's folder; None where none is there."""
-    for other in published.equals(entry):
+    for other in published.same_network(entry):
         if other.file is None:
             with contextlib.suppress(InputError), published.only_here("only looked for"):
                 return diffusers.download(other.hub)
@@ -69,7 +69,7 @@ def held(entry):
 
 def sources(entry):
     """(entry, address) of all that `provide` would try, in this order: where a hash is published first."""
-    entries = sorted(published.equals(entry), key=lambda other: other.hash is None)
+    entries = sorted(published.same_network(entry), key=lambda other: other.hash is None)
     return [(other, address) for other in entries for address in other.addresses]
 
 
@@ -117,7 +117,7 @@ def _listed(reasons):
 
 def verify(entry):
     """Raise InputError if a file of an entry, or of one with the same network, is here and not what it was."""
-    for other in published.equals(entry):
+    for other in published.same_network(entry):
         if other.file and other.file.is_file() and (wrong := complaint(other)):
             raise InputError(f"{other.file}: {wrong}; delete it, and --runner fetch {other.name} downloads it again")
 

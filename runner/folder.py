@@ -24,7 +24,7 @@ from pndm.config.schema import difference
 from pndm.dataset import from_picture, to_picture
 
 GRID = 100  # images in grid.png
-PAPER = 236  # grey level between them
+BETWEEN = 236  # grey level between them
 IMAGE = re.compile(r"\d{6,}\.png")
 FEATURES = "features"  # the folder of the features of an unfinished run
 DELETE = "delete the folder, or choose another folder"
@@ -224,8 +224,8 @@ def grid(images):
     images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).expand(-1, 3, -1, -1)
     columns = math.ceil(math.sqrt(len(images)))
     rows, gap = math.ceil(len(images) / columns), max(2, images.shape[-1] // 16)
-    tiles = pad(images, (gap, 0, gap, 0), value=PAPER)
-    tiles = torch.cat([tiles, torch.full_like(tiles[:1], PAPER).expand(rows * columns - len(images), -1, -1, -1)])
+    tiles = pad(images, (gap, 0, gap, 0), value=BETWEEN)
+    tiles = torch.cat([tiles, torch.full_like(tiles[:1], BETWEEN).expand(rows * columns - len(images), -1, -1, -1)])
     _, _, height, width = tiles.shape
     tiles = tiles.view(rows, columns, 3, height, width).permute(2, 0, 3, 1, 4)
-    return pad(tiles.reshape(3, rows * height, columns * width), (0, gap, 0, gap), value=PAPER)
+    return pad(tiles.reshape(3, rows * height, columns * width), (0, gap, 0, gap), value=BETWEEN)

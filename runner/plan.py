@@ -129,20 +129,21 @@ def calibrate(network, experiment, device):
 def count_calls(experiment):
     """Network calls an image; None of an adaptive method. Raises InputError when the method cannot run."""
     sampling = sampling_of(experiment)
-    return None if sampling.adaptive else sampling.each * sum(map(len, calls(sampling.events())))
+    return None if sampling.adaptive else sampling.calls_per_eps * sum(map(len, calls(sampling.events())))
 
 
 def most_calls(experiment, nfe):
     """The most network calls an image, up to `nfe`, that the method can spend. Raises ValueError if below a half."""
     s = sampling_of(experiment)
     if s.solver:
-        if nfe / 2 <= s.each * s.solver.calls <= nfe:
-            return s.each * s.solver.calls
-        raise ValueError(f"the solver file makes {s.each * s.solver.calls} network calls, not {nfe} or half of them")
-    near = steps_near(s.method, nfe // s.each, s.schedule, s.profile, **s.options)
-    spent = [s.each * calls for _, calls in near if nfe / 2 <= s.each * calls <= nfe]
+        spent = s.calls_per_eps * s.solver.calls
+        if nfe / 2 <= spent <= nfe:
+            return spent
+        raise ValueError(f"the solver file makes {spent} network calls, not {nfe} or half of them")
+    near = steps_near(s.method, nfe // s.calls_per_eps, s.schedule, s.profile, **s.options)
+    spent = [s.calls_per_eps * calls for _, calls in near if nfe / 2 <= s.calls_per_eps * calls <= nfe]
     if not spent:
-        able = " or ".join(str(s.each * calls) for _, calls in near)
+        able = " or ".join(str(s.calls_per_eps * calls) for _, calls in near)
         raise ValueError(f"method {s.method} cannot spend {nfe} network calls or half of them; it can spend {able}")
     return spent[-1]
 
@@ -158,7 +159,7 @@ def show(experiment, device):
     meter, s = Meter(device), experiment.Sample
     if s.batch_size == "auto":
         raise InputError("auto is found by running; a plan needs a number", "Sample.batch_size")
-    each = sampling_of(experiment).each
+    each = sampling_of(experiment).calls_per_eps
     if adaptive(experiment):
         print(f"{s.method} chooses its steps as it goes")
     else:

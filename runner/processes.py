@@ -110,17 +110,20 @@ class Processes:
         """Whether `flag` is true on any rank. All ranks call it."""
         return bool(self.total(torch.tensor(float(flag))))
 
-    def total(self, tensor: torch.Tensor, operation: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all ranks, on the CPU. All ranks call it."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def least(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The minimum of a tensor over all ranks, on the CPU. All ranks call it."""
+        return self._reduced(tensor, dist.ReduceOp.MIN)
+
+    def _reduced(self, tensor: torch.Tensor, operation: Any) -> torch.Tensor:
         if self.size == 1:
             return tensor.cpu()
         tensor = tensor.to(self.device, copy=True)
         dist.all_reduce(tensor, operation)
         return tensor.cpu()
-
-    def least(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The minimum of a tensor over all ranks, on the CPU. All ranks call it."""
-        return self.total(tensor, dist.ReduceOp.MIN)
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
         """The tensor of rank `source`, on all ranks; each gives one of its shape and dtype. All ranks call it."""
@@ -224,12 +227,12 @@ def _join(device: torch.device, rank: int, size: int, timeout: float) -> Process
     return Processes(device, rank, size, store, timeout)
 
 
-def _find_torchrun(host: str, port: int, tries: int = 5) -> None:
+def _find_torchrun(host: str, port: int) -> None:
     """Raise RuntimeError when nothing answers where torchrun hosts the store: it has been killed meanwhile.
 
     torchrun hosts the store before it starts the ranks. PyTorch would look for it until the timeout.
     """
-    for left in reversed(range(tries)):
+    for left in reversed(range(5)):
         try:
             socket.create_connection((host, port), timeout=10).close()
             return

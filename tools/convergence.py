@@ -35,8 +35,9 @@ def even_in_lambda(schedule, steps):
     return [900.0, *schedule.time(values[1:inner]), 200.0, *schedule.time(values[inner + 1 :])]
 
 
-def variance_error(schedule, steps, variance=0.3):
+def variance_error(schedule, steps):
     """|variance of DDPM's images − that of the data|: for a Gaussian each noise adds the square of its response."""
+    variance = 0.3
     network = GaussianMixture(schedule, torch.zeros(1, 1).double(), torch.full((1, 1), variance).double())
     draws = torch.eye(steps + 1, dtype=torch.float64)[:, :, None]
     state = last(solve("DDPM", network, draws[0], schedule, steps, noise=lambda step: draws[step + 1]))

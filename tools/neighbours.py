@@ -19,7 +19,7 @@ from pndm.config.files import aside
 from pndm.config.load import load
 from pndm.dataset import batches, open_dataset, to_picture
 from pndm.dataset.readers import KNOWN, image_files
-from pndm.runner.folder import PAPER, grid, read_image
+from pndm.runner.folder import BETWEEN, grid, read_image
 from pndm.runner.measure.features import make_extractor
 
 CHUNK = 1000
@@ -55,8 +55,8 @@ def picture(rows):
         lines = [torch.cat([grid(image[None]) for image in part], 2) for part in parts]
         block = torch.cat(lines, 1)
         width = blocks[0].shape[2] if blocks else block.shape[2]
-        blocks.append(pad(block, (0, width - block.shape[2], 0, GAP), value=PAPER))
-    return pad(torch.cat(blocks, 1), (GAP, GAP, GAP, 0), value=PAPER)
+        blocks.append(pad(block, (0, width - block.shape[2], 0, GAP), value=BETWEEN))
+    return pad(torch.cat(blocks, 1), (GAP, GAP, GAP, 0), value=BETWEEN)
 
 
 def main(argv=None):

@@ -119,7 +119,7 @@ class Strip:
         self.levels = None  # the times of x in all calls, where they are known before; a solver file tells others
         if not sampling.adaptive:
             asked = [query.level for queries, _ in rehearse(sampling.events()) for query in queries]
-            self.levels = np.repeat(asked, sampling.each)
+            self.levels = np.repeat(asked, sampling.calls_per_eps)
 
     def see(self, x, t, eps):
         if len(x) < self.images:
@@ -247,7 +247,7 @@ class Artist:
             groups.setdefault((end, start > max(end, 0)), []).append((start, end))
         for (end, _), spans in groups.items():
             first, device = samplings[spans[0]], flow_device(self.device)
-            most = FLOW * n * len(spans) * first.each
+            most = FLOW * n * len(spans) * first.calls_per_eps
             network = Watched(self.exact_network(), stop, most, lambda x, t, eps: watch(len(x)))
             network = first.conditioned(network, range(n), device)
             x = torch.cat([samplings[span].start(range(n), device) for span in spans])

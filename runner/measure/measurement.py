@@ -21,7 +21,7 @@ from pndm.runner.processes import ALONE
 WEAK = 10_000
 
 
-class Behind:
+class Background:
     """Calls functions one after another in a thread; on a GPU on a stream of its own, so that no other waits for them.
 
     An error is raised by the next call, or by `settle`.
@@ -54,14 +54,14 @@ class Measurement:
 
     extractor: what gives features; reference: `Moments`; record: of the images, for the card; metrics: names of
     METRICS, which need the features of all images and a list `others` of the reference's; device: where sums are made;
-    behind: in a thread, by default on a GPU, where the thread that feeds the GPU must not wait for them.
+    background: in a thread, by default on a GPU, where the thread that feeds the GPU must not wait for them.
     """
 
-    def __init__(self, extractor, reference, record=None, metrics=(), others=None, device="cpu", behind=None):
+    def __init__(self, extractor, reference, record=None, metrics=(), others=None, device="cpu", background=None):
         self.extractor, self.reference, self.made_of = extractor, reference, record or {}
         self.metrics, self.others, self.device = metrics, others, device
-        behind = torch.device(device).type == "cuda" if behind is None else behind
-        self.behind = Behind(device) if behind else None
+        background = torch.device(device).type == "cuda" if background is None else background
+        self.background = Background(device) if background else None
         self.reset()
 
     @classmethod
@@ -99,8 +99,8 @@ class Measurement:
         Returns their features.
         """
         features = smallest(self.extractor(images) if features is None else features)
-        if self.behind:
-            self.behind.call(self.statistics.update, features, ids)
+        if self.background:
+            self.background.call(self.statistics.update, features, ids)
         else:
             self.statistics.update(features, ids)
         if self.metrics:
@@ -117,8 +117,8 @@ class Measurement:
             self.kept = team.collect([torch.cat(parts) for parts in zip(none, *self.kept, strict=True)], 0)
 
     def _settle(self):
-        if self.behind:
-            self.behind.settle()
+        if self.background:
+            self.background.settle()
 
     def fits(self, card):
         """Whether a card's distance was measured on these features against this reference, as far as the card tells."""

@@ -49,11 +49,11 @@ def cheapest(cost, steps):
     return path[::-1]
 
 
-def grids(problem, noises, steps, powers=(0, 1)):
-    """Name → grid of `steps` steps, for each of the powers. noises: those whose trajectories are taken."""
+def grids(problem, noises, steps):
+    """Name → grid of `steps` steps, for each power that `costs` takes. noises: those whose trajectories are taken."""
     times, states, answers = problem.trajectory(noises.x)
     found = {}
-    for power in powers:
+    for power in (0, 1):
         cost = costs(problem.schedule, times, states, answers, power)
         squares = np.where(np.isfinite(cost), cost**2 * len(noises.ids), 0.0)
         whole = problem.team.total(torch.from_numpy(squares)).numpy() ** 0.5  # of all noises, but for a common factor

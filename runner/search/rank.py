@@ -12,8 +12,8 @@ from pndm.runner.solver.grid import SPACINGS, grid_of
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.solve import steps_for
 
-FIRST, MORE = 16, 128  # noises that all candidates are tried on, and the best
-SECOND = 12  # the best candidates
+SCREENED, RANKED = 16, 128  # noises that all candidates are tried on, and the best
+FINALISTS = 12  # the best candidates
 SHOWN = 12  # lines of the printed table
 
 
@@ -56,10 +56,10 @@ def candidates(schedule, calls, methods=tuple(METHODS)):
 
 def rank(problem, noises, found):
     """Candidates by their distance, the least first: all on the first noises, then the best on more."""
-    first = noises.part(0, FIRST)
+    first = noises.part(0, SCREENED)
     found = by_distance(candidate.measured(problem, first) for candidate in found)
-    best = by_distance(candidate.measured(problem, noises.part(0, MORE)) for candidate in found[:SECOND])
-    return best + found[SECOND:]
+    best = by_distance(candidate.measured(problem, noises.part(0, RANKED)) for candidate in found[:FINALISTS])
+    return best + found[FINALISTS:]
 
 
 def by_distance(found):
@@ -67,7 +67,7 @@ def by_distance(found):
     return sorted(found, key=lambda candidate: candidate.distance[0])
 
 
-def equals(found):
+def indistinguishable(found):
     """Labels of those that cannot be told from the first: it is not better by more than two standard errors."""
     best = found[0]
     peers = [other for other in found[1:] if len(other.errors) == len(best.errors)]
@@ -76,7 +76,7 @@ def equals(found):
 
 def table(found):
     """The first candidates as text."""
-    same, wide = equals(found), max(len(candidate.label) for candidate in found[:SHOWN])
+    same, wide = indistinguishable(found), max(len(candidate.label) for candidate in found[:SHOWN])
     lines = [f"{'':{wide}}  to the flow  ±"]
     for candidate in found[:SHOWN]:
         value, error = candidate.distance

@@ -45,11 +45,11 @@ MINIBATCHES = 8
 TRAJECTORIES = 16  # noises whose whole flow the grid is made of
 ON_OWN_GRID = 6  # methods that are tried on it
 STARTS = 2  # of the fit; the one that is best after a step goes on
-EFFORT = 600  # network calls that the fit may make for each noise, in minibatches
-MORE = 300  # and with all noises at once
+MINIBATCH_CALLS = 600  # network calls that the fit may make for each noise, in minibatches
+WHOLE_CALLS = 300  # and with all noises at once
 ENOUGH = 0.99  # a fit has settled when a round of minibatches has more than this share of the round's loss before
 SCALE = 3  # of the fit's loss, in median distances of its start
-JUDGED = rank.SECOND  # built-in candidates that are measured on held-out noise
+JUDGED = rank.FINALISTS  # built-in candidates that are measured on held-out noise
 
 
 def run(experiment, name, device, folder, methods=None, noises=None, minutes=None, timeout=None, overrides=None):
@@ -142,7 +142,7 @@ class Search:
             rank.save(found, self.folder)
         self.say(f"rank of {len(found)} candidates at {self.calls} calls:\n{rank.table(found)}")
         own = self.on_own_grids(found, pool)
-        starts = [start for start in by_distance(found[: rank.SECOND] + own) if self.start(start)][:STARTS]
+        starts = [start for start in by_distance(found[: rank.FINALISTS] + own) if self.start(start)][:STARTS]
         fitted = self.fitted(starts, pool) if starts and self.calls > 1 else []
         winner, measured, refused = judged(problem, held_out, [found[:JUDGED], own, fitted])
         for candidate in measured:
@@ -192,7 +192,7 @@ class Search:
             if len(next(c for c in found if c.name == name).times) != self.calls + 1:
                 continue  # not one call a step
             tried += [Candidate(name, grid, METHODS[name], times) for grid, times in own.items()]
-        tried = by_distance(c.measured(self.problem, pool.part(0, rank.MORE)) for c in tried)
+        tried = by_distance(c.measured(self.problem, pool.part(0, rank.RANKED)) for c in tried)
         if tried:
             self.say(f"own grids:\n{rank.table(tried)}")
         return tried[:1]
@@ -244,12 +244,12 @@ class Search:
         first, _, parameters, vector, going = run
         for vector, value in until_settled(going, MINIBATCHES, [first]):
             yield vector, value
-            if self.spent() - before > EFFORT * whole.count:
+            if self.spent() - before > MINIBATCH_CALLS * whole.count:
                 break
         going = fit(self.problem, parameters, vector, [whole], scale)
         for vector, value in until_settled(going, 1):
             yield vector, value
-            if self.spent() - before > (EFFORT + MORE) * whole.count:
+            if self.spent() - before > (MINIBATCH_CALLS + WHOLE_CALLS) * whole.count:
                 break
 
     def frechet(self, candidate):

@@ -38,7 +38,7 @@ def spans(method: str | Method, grid: Sequence[float]) -> list[Span]:
     return [Span(method, grid[:-1]), still] if len(grid) > 2 else [still]
 
 
-def behind(whole: list[Span], schedule: Schedule, done: int) -> list[Span]:
+def rest_of(whole: list[Span], schedule: Schedule, done: int) -> list[Span]:
     """What is left of a run behind its first `done` network calls. It makes the calls that are left, at their times.
 
     The gradients of earlier calls are not known. So behind the starting steps the combination begins with order 1. If
@@ -50,7 +50,7 @@ def behind(whole: list[Span], schedule: Schedule, done: int) -> list[Span]:
         done -= len(steps[0])
         steps, grid = steps[1:], grid[1:]
     if not steps:
-        return behind(later, schedule, done)
+        return rest_of(later, schedule, done)
     begun = []
     if done:
         begun = [Span("DDIM", [*(float(query.level) for query in steps[0][done:]), grid[1]])]

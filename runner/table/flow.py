@@ -24,7 +24,6 @@ from pndm.runner.solver.transfer import phi
 
 STEPS = (25, 50, 100, 200, 400)
 IMAGES = 4  # of the exact flow that are kept for the figures
-PAPER = ("DDIM", "S-PNDM", "F-PNDM", "FON")  # its methods of a fixed number of steps
 
 
 def problem(schedule, components):
@@ -35,9 +34,9 @@ def problem(schedule, components):
     return GaussianMixture(schedule, means, variances), torch.randn(8, 4, dtype=torch.float64, generator=rng)
 
 
-def analytic(schedule, components=3, steps=STEPS, methods=PAPER):
+def analytic(schedule, methods, steps=STEPS):
     """Method → its distances at t = 200 from the exact flow of a Gaussian mixture, one for each of `steps`."""
-    network, start = problem(schedule, components)
+    network, start = problem(schedule, components=3)
     end = network.flow(start, 999, 200)
     starts = {n: network.flow(start, 999, 1000 - 1000 / n) for n in steps}
 

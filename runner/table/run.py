@@ -275,7 +275,7 @@ def _analytic(done):
     schedule = schedule_of(done[0][0].experiment)
     if schedule.diffusion_step != 1000:
         schedule = Schedule()
-    return convergence.STEPS, convergence.analytic(schedule, methods=names)
+    return convergence.STEPS, convergence.analytic(schedule, names)
 
 
 def _facts(made_by, done):

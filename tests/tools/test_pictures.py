@@ -44,7 +44,8 @@ def test_the_gain_in_readme_is_that_of_the_table(pages, capsys):
             int(line["nfe"]) for line in csv.DictReader(file) if float(line["distance"]) <= 1.05 * float(clothes)
         )
     ddim = enough[clothes]["DDIM"]
-    assert f"DDIM itself is as near after {ddim}, [later methods](docs/results-fashion-modern.md) after {later};" in readme
+    page = "docs/results-fashion-modern.md"
+    assert f"DDIM itself is as near after {ddim}, [later methods]({page}) after {later};" in readme
     needed = enough[digits]
     digits = f"S-PNDM after {needed['S-PNDM']}, F-PNDM after {needed['F-PNDM']}, DDIM after {needed['DDIM']}"
     assert f"on the digits {digits}." in readme

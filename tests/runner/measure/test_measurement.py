@@ -160,11 +160,11 @@ def test_sums_made_in_a_thread_are_the_same(tmp_path):
     extractor = make_extractor("pixels", (1, 2, 3))
     known = extractor(images)
     reference, cards = Moments(known.mean(0) + 0.1, known.T.cov(), {}), []
-    for behind in (False, True, True):
-        measurement = Measurement(extractor, reference, behind=behind)
+    for background in (False, True, True):
+        measurement = Measurement(extractor, reference, background=background)
         for first in range(0, 700, 100):
             ids = range(first, first + 100)
-            measurement.update(ids, images[first : first + 100], known[ids] if behind else None)
+            measurement.update(ids, images[first : first + 100], known[ids] if background else None)
         cards.append(measurement.card())
     assert cards[0] == cards[1] == cards[2]
     measurement.reset()

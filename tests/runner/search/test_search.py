@@ -37,7 +37,7 @@ def flags(tiny, folder, *more):
 def little_effort():
     """A short fit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "EFFORT", 60)
+        patch.setattr(search, "MINIBATCH_CALLS", 60)
         yield
 
 
@@ -342,7 +342,7 @@ def test_a_fit_goes_on_with_all_noises_once_the_minibatches_have_settled(monkeyp
         yield from (("of all", value) for value in (0.5, 0.4, 0.4, 0.3))
 
     monkeypatch.setattr(search, "fit", fit)
-    monkeypatch.setattr(search, "EFFORT", effort)
+    monkeypatch.setattr(search, "MINIBATCH_CALLS", effort)
     first = [1.0] * (search.MINIBATCHES - 1) + [0.9] * search.MINIBATCHES
     going = ((f"step {i}", value) for i, value in enumerate([*first, *[0.9] * 100], 1))
     whole = types.SimpleNamespace(count=1)

@@ -83,7 +83,7 @@ def test_a_rank_begins_with_the_nearest_and_says_what_cannot_be_told_from_it(pro
         "twin", "quad", found[0].line, found[0].times, errors + 1e-3 * errors.std() * (-1) ** np.arange(64)
     )
     worse = Candidate("worse", "quad", found[0].line, found[0].times, errors + errors.std())
-    assert rank.equals([found[0], twin, worse]) == ["twin quad"]
+    assert rank.indistinguishable([found[0], twin, worse]) == ["twin quad"]
 
 
 def test_the_guard_refuses_a_grid_that_is_worse(problem):

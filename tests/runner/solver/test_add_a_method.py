@@ -48,7 +48,7 @@ def test_its_step_is_ralstons():
 
 
 def test_its_order_is_two():
-    (errors,) = flow.analytic(LINEAR, steps=(100, 200), methods=("Ralston",)).values()
+    (errors,) = flow.analytic(LINEAR, ("Ralston",), steps=(100, 200)).values()
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
 
 

@@ -9,7 +9,7 @@ from helpers import LINEAR, last, made_up, reference_noise
 from pndm.runner.solver.events import Step
 from pndm.runner.solver.grid import SPACINGS, grid_of
 from pndm.runner.solver.methods import METHODS
-from pndm.runner.solver.run import behind, spans
+from pndm.runner.solver.run import rest_of, spans
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import drive, network_calls, solve
 from pndm.runner.solver.tabulated import Tabulated, tabulate
@@ -52,7 +52,7 @@ def test_a_run_that_begins_inside_gives_unknown_gradients_to_the_oldest_known():
     line = Tabulated(((1.0,), (1.5, -0.5), (2.0, -1.5, 0.5)), (999.0, 400.0, 20.0))
     x, grid = reference_noise(), [999.0, 400.0, 20.0, -1.0]
     left = Tabulated(((1.0,), (2.0, -1.0)), (400.0, 20.0))
-    (rest,) = behind(spans(line, grid), LINEAR, done=1)
+    (rest,) = rest_of(spans(line, grid), LINEAR, done=1)
     found = _driven(rest.line.trajectory(x, LINEAR, rest.grid))
     known = _driven(left.trajectory(x, LINEAR, grid[1:]))
     assert len(found) == 2

@@ -51,7 +51,7 @@ def saved(tmp_path_factory):
         for n in COUNTS
     ]
     steps = (10, 20)
-    drawn = figures.draw(rows(), flow, (steps, convergence.analytic(Schedule(), steps=steps)), images)
+    drawn = figures.draw(rows(), flow, (steps, convergence.analytic(Schedule(), ("DDIM", "F-PNDM"), steps)), images)
     return figures.save(drawn, tmp_path_factory.mktemp("figures") / "figures")
 
 
