@@ -124,8 +124,9 @@ class Sampler:
     """Makes the images of an experiment by their numbers, and counts the network calls.
 
     loaded: what `load_network` returned for the experiment. identity: what the images depend on; fingerprint: what the
-    images and their distance depend on. describe: from uint8 images to their features, to be queued behind them. Raises
-    InputError if the method cannot run.
+    images and their distance depend on. describe: from uint8 images to their features, to be queued behind them. calls,
+    made: of the images made so far; there: images that were there, known when they are asked for. Raises InputError if
+    the method cannot run.
     """
 
     describe = None
@@ -133,7 +134,7 @@ class Sampler:
     def __init__(self, experiment, team, loaded):
         self.experiment, self.team, self.loaded = experiment, team, loaded
         self.sampling = sampling_of(experiment)
-        self.calls = self.made = 0
+        self.calls = self.made = self.there = 0
         digest, precision = loaded.record["sha256"], loaded.precision
         resolved = {"steps": self.sampling.steps, "checkpoint": digest, "precision": precision}
         if self.sampling.solver:
@@ -161,8 +162,9 @@ class Sampler:
         there = {ids for ids in batches if target.has(ids)}
         if len(there) == len(batches):
             there.remove(batches[-1])
+        self.there = sum(map(len, there))
         if progress:
-            progress.initial = sum(map(len, there))
+            progress.initial = self.there
         ahead, under_way = AHEAD.get(self.team.device.type, 0), deque()
         for ids in self.team.deal(batches):
             if ids in there:

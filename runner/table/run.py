@@ -195,25 +195,30 @@ class Bench:
 
     def run(self, cell, progress, title):
         """Run one cell; of a taken one make the images that it keeps. Raises InputError where they are not finite."""
-        counted = 0
+        counted, expected = 0, self.work(cell)
 
         def watch(n):
-            nonlocal counted
+            nonlocal counted, expected
+            if not counted:  # what was there takes no calls
+                left = round(expected * (1 - sampler.there / sampler.experiment.Sample.total_num))
+                progress.expect(left - expected)
+                expected = left
             counted += n
             self.team.beat()
             progress.add(n, title)
 
         sample.Sampler(cell.experiment, self.single, self.loaded(cell)).prepare()
+        sampler = self.sampler(self.first_images(cell) if cell.name in self.taken else cell, watch)
         if cell.name in self.taken:
-            target = sample.make(self.sampler(self.first_images(cell), watch), self.path(cell))
+            target = sample.make(sampler, self.path(cell))
             target.save_grid(min(sample.kept(cell.experiment.Sample), GRID))
             target.finish(self.taken[cell.name])
         else:
             measurement = self.measurements[_measurement_key(cell)]
             if measurement:
                 measurement.reset()
-            sample.complete(self.sampler(cell, watch), self.path(cell), measurement)
-        progress.expect(counted - self.work(cell))  # of an adaptive method the calls are known only now
+            sample.complete(sampler, self.path(cell), measurement)
+        progress.expect(counted - expected)  # of an adaptive method the calls are known only now
 
 
 class Watched:

@@ -19,6 +19,8 @@ from pndm.config.files import alone
 from pndm.config.load import FOLDER, load_table
 from pndm.config.table import Table
 from pndm.model import checkpoint
+from pndm.runner import sample
+from pndm.runner.processes import Processes
 from pndm.runner.solver.published import PROFILES
 from pndm.runner.table import cells as made_of
 from pndm.runner.table import figures, report, results, tables
@@ -164,6 +166,35 @@ def test_a_killed_table_goes_on_with_the_cells_that_are_missing(table, undisturb
     assert before.items() <= written(tmp_path / "table").items()
     assert cells(tmp_path / "table") == undisturbed
     assert (tmp_path / "table/report.html").exists()
+
+
+def test_a_cell_that_was_stopped_goes_on_after_its_last_batch(table, undisturbed, cli, undrawn, tmp_path, monkeypatch):
+    """The bar knows what is left of it, though that is less than a cell takes."""
+    flags, make, expected = table(**SMALL), sample.Sampler.make, []
+
+    def stop(self, wanted, size, progress=None):
+        if wanted.start == 5 * size:
+            raise KeyboardInterrupt
+        return make(self, wanted, size, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sample.Sampler, "make", stop)
+        assert cli(*flags)[0] == 130
+    (stopped,) = (path.parent.parent.name for path in (tmp_path / "table" / "cells").glob("*/features/*"))
+    expect = Processes.counter
+
+    def counter(self, name):
+        add = expect(self, name)
+        return lambda n: (name.startswith("correction") and n and expected.append(n), add(n))[1]
+
+    monkeypatch.setattr(Processes, "counter", counter)
+    assert cli(*flags)[0] == 0
+    assert cells(tmp_path / "table") == undisturbed
+    made = json.loads((tmp_path / "table" / "cells" / stopped / "result.json").read_text())["made"]
+    size = undisturbed[stopped]["config"]["Sample"]["batch_size"]
+    assert made == 40 - 5 * size
+    assert expected[0] == -undisturbed[stopped]["nfe"] * 5 * size
+    assert not list((tmp_path / "table").glob("cells/*/features"))
 
 
 def test_processes_share_the_cells(table, undisturbed, tmp_path):
