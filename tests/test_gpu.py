@@ -1,6 +1,8 @@
 """What needs an NVIDIA GPU: the same images and distances as a CPU's, batches begun ahead, TF32, compilation."""
 
 import copy
+import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pndm.model import kernels
+from pndm.config.load import load
+from pndm.model import kernels, load_model
 from pndm.model.engine import Engine
+from pndm.runner import sample
 from pndm.runner.measure.distance import frechet_distance
 
 pytestmark = [
@@ -82,6 +86,54 @@ def test_a_graph_says_what_the_network_says(tiny):
             x, t = torch.randn(4, 1, 8, 8, device="cuda"), torch.tensor([t], device="cuda")
             assert torch.equal(run(x, t), eager(x, t))
     assert len(run.network.held) == 1
+
+
+def test_a_graph_outlives_a_compilation(tiny):
+    """Inductor's own graphs share the libraries' workspaces."""
+    x, t = torch.randn(4, 1, 8, 8, device="cuda"), torch.tensor([500.0], device="cuda")
+    graph, compiled = (Engine(copy.deepcopy(tiny.network), torch.device("cuda"), compile=c) for c in (False, True))
+    with torch.inference_mode():
+        before = graph(x, t)
+        compiled.prepare(tuple(x.shape), torch.device("cuda"))
+        for _ in range(3):
+            assert torch.allclose(compiled(x, t), before, atol=1e-4)
+            assert torch.equal(graph(x, t), before)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 3e-2)])
+@pytest.mark.parametrize("n", [16, 256])
+def test_a_network_of_full_size_is_that_of_pytorchs_own_kernels(precision, most, n):
+    """With a CUDA graph (16 images) and without (256), with Triton's group norm."""
+    torch.manual_seed(0)
+    network = load_model(load("ddim_cifar10.yml").Model)
+    x, t = torch.randn(n, 3, 32, 32, device="cuda"), torch.tensor([300.0], device="cuda")
+    plain, run = (
+        Engine(copy.deepcopy(network), torch.device("cuda"), "fp32"),
+        Engine(network, torch.device("cuda"), precision),
+    )
+    plain.network = plain.plain
+    with torch.inference_mode():
+        with mock.patch.object(kernels, "fused", lambda device: None):
+            wanted = plain(x, t)
+        assert (run(x, t) - wanted).square().mean().sqrt() < most * wanted.square().mean().sqrt()
+
+
+def test_a_killed_run_goes_on_by_its_features(tiny, cli, tmp_path, monkeypatch):
+    flags = [*tiny.flags(tmp_path / "run", "--total_num", 30, "--device", "cuda"), "--keep", "0"]
+    make = sample.Sampler.make
+
+    def stop(self, wanted, size, progress=None):
+        if wanted.start >= 20:
+            raise KeyboardInterrupt
+        return make(self, wanted, size, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sample.Sampler, "make", stop)
+        assert cli(*flags)[0] == 130
+    assert cli(*flags)[0] == 0
+    assert cli(*tiny.flags(tmp_path / "whole", "--total_num", 30, "--device", "cuda"))[0] == 0
+    cards = [json.loads((tmp_path / name / "result.json").read_text())["frechet"] for name in ("run", "whole")]
+    assert cards[0] == cards[1]
 
 
 def test_distances_are_computed_there():
