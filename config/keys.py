@@ -30,7 +30,7 @@ def nearest(name, known):
 
 def at_home(value):
     """A path with a leading ~ for the user's home, where the shell has left it so; all else as it is."""
-    return os.path.expanduser(value) if isinstance(value, str) else value
+    return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) else value
 
 
 def _split(value):
@@ -50,7 +50,7 @@ TEXT = {"min_length": 1}
 
 Width = Annotated[int, Field(ge=1, le=64)]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=12)]
-Place = Annotated[str, BeforeValidator(at_home), Field(min_length=1)]  # a path, or a name
+Place = Annotated[str, Field(min_length=1), BeforeValidator(at_home)]  # a path, or a name
 Side = Annotated[int, Field(**SIDE)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
 Times = Annotated[list[float], BeforeValidator(_split)]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pndm.config.errors import InputError
-from pndm.config.keys import Contradiction, nearest, resembling
+from pndm.config.keys import Contradiction, at_home, nearest, resembling
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
 from pndm.config.solver import Solver
@@ -135,12 +135,13 @@ def named(name):
 
 def find(name, argument, folder=FOLDER):
     """The path of YAML file `name`: as given, or in `folder`. Raises InputError that names the files there."""
+    name = at_home(name)
     for path in (Path(name), folder / name, FOLDER.parent / name):
         if path.is_file():
             return path
     known = [path.name for path in files(folder)]
     where = folder.relative_to(FOLDER.parent)
-    meant = resembling(name, known)
+    meant = resembling(Path(name).stem, [path.stem for path in files(folder)]).replace("?", ".yml?")
     raise InputError(f"no file {name}, here or in {where}/, which has {', '.join(known)}{meant}", argument)
 
 

@@ -226,10 +226,11 @@ def image_files(path, pattern="*"):
     else:
         found = (file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES)
     found = sorted(found)
-    for file in found:
-        if not file.exists():
+    files = [file for file in found if file.is_file()]
+    for file in set(found).difference(files):
+        if file.is_symlink() and not file.exists():
             raise InputError(f"{file}: a link to nothing")
-    return [file for file in found if file.is_file()]
+    return files
 
 
 def plain_folder(path):

@@ -83,6 +83,10 @@ def tf32(allowed):
             yield
         finally:
             for place, name, value in before:
+                if name == "fp32_precision":
+                    place.fp32_precision = "none"  # then it is that of the settings above it, which may be this value
+                    if place.fp32_precision == value:
+                        continue
                 setattr(place, name, value)
             if medium:
                 torch.set_float32_matmul_precision("medium")

@@ -87,6 +87,7 @@ class Engine:
         self.network = self.plain = network.to(device, memory_format=torch.channels_last)
         self.network.set_inner(torch.bfloat16 if precision == "bf16" else torch.float32)
         self.precision, self.compiled = precision, compile
+        self.ready = set()
         if compile:
             self.network = frozen(self.network, device, "Sample.compile")
         elif device.type == "cuda":
@@ -104,8 +105,11 @@ class Engine:
 
         conditioned: network(x, t) that calls this one, with classes.
         """
-        for _ in range(2 * self.compiled):  # the second call records the CUDA graph
-            (conditioned or self)(torch.zeros(shape, device=device), torch.zeros(1, device=device).expand(1))
+        kind = shape, type(conditioned)
+        if self.compiled and kind not in self.ready:
+            self.ready.add(kind)
+            for _ in range(2):  # the second call records the CUDA graph
+                (conditioned or self)(torch.zeros(shape, device=device), torch.zeros(1, device=device).expand(1))
 
     def __call__(self, x, t, labels=None):
         with tf32(self.precision in ("tf32", "bf16")):

@@ -67,17 +67,21 @@ def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str | None, Any]]:
             raise InputError(f"{flag} does not go with --runner {args.runner}, only with {', '.join(runners)}")
         if name in KEYS:
             overrides[KEYS[name].keys[args.runner]] = (f"--{name}", value)
+
+    def named(target: str) -> str:
+        flag = overrides[target][0]
+        return target if flag in (None, "--set") else str(flag)
+
     # One of these on the command line replaces whichever the file has.
     chosen = {target for target, (_, value) in overrides.items() if value is not None}
     given = [target for target in ("Sample.sample_speed", "Sample.nfe", "Sample.times") if target in chosen]
     if len(given) > 1:
-        named = [target if overrides[target][0] == "--set" else str(overrides[target][0]) for target in given]
-        raise InputError(f"{' and '.join(named)} exclude each other", *given)
+        raise InputError(f"{' and '.join(map(named, given))} exclude each other", *given)
     replaced: dict[str, Any] = {}
     if "Sample.solver" in chosen:
         for target in ("Sample.method", "Sample.profile", "Sample.spacing", *given):
             if target in chosen:
-                raise InputError(f"Sample.solver and {target} exclude each other", target)
+                raise InputError(f"{named('Sample.solver')} and {named(target)} exclude each other", target)
         replaced = {"Sample.nfe": None, "Sample.times": None, "Sample.spacing": "uniform", "Sample.profile": "exact"}
     elif given:
         replaced = dict.fromkeys(("Sample.nfe", "Sample.times", "Sample.solver"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from pndm import early
-from pndm.arguments import KEYS, count, minutes, overrides_of
+from pndm.arguments import KEYS, OWN, count, minutes, overrides_of
 from pndm.config.errors import InputError
 from pndm.config.keys import at_home, nearest
 from pndm.config.load import load, load_table, place_of
@@ -242,7 +242,7 @@ def distance(args: Arguments, resolved: Any) -> None:
 def dispatch(args: Arguments) -> int:
     """Call the runner; returns the exit status."""
     early.prepare()
-    if args.paths and args.paths[0] in RUNNERS and not Path(args.paths[0]).exists():
+    if args.runner not in OWN["paths"].split() and args.paths and args.paths[0] in RUNNERS:
         raise InputError(f"{args.paths[0]} is a runner; --runner {args.paths[0]} runs it")
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub's own switch, which `config/published.py` reads, too

@@ -14,6 +14,7 @@ from pndm import cli, early, places
 from pndm.arguments import count
 from pndm.config.errors import InputError
 from pndm.config.files import aside
+from pndm.config.keys import at_home
 from pndm.config.load import FOLDER, load, parse_set, place_of
 
 METHODS, CALLS = "DDIM,F-PNDM,DPM-Solver++2M", "10,20,40"
@@ -42,7 +43,7 @@ def parser() -> cli.Parser:
     add("--other", metavar="S", default="1", help="second seed (default 1)")
     add("--share", metavar="X", default="0", help="turn the noise towards that of the second seed: 0 not, 1 wholly")
     add("--limit", type=count, metavar="N", help="most images × calls of a request (default 20,000)")
-    add("--export", metavar="FILE", help="write the page to a file in place of opening it; needs no Gradio")
+    add("--export", type=at_home, metavar="FILE", help="write the page to a file; needs no Gradio")
     add("--host", metavar="H", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine alone)")
     add("--port", type=count, metavar="P", default=7860, help="port to listen on (default 7860)")
     return p

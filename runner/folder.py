@@ -59,6 +59,7 @@ def open_folder(path, identity, team, keep, shape, features=None):
         except BaseException:
             if team.first and not holds_images(path):
                 (path / "run.json").unlink(missing_ok=True)
+                shutil.rmtree(path / FEATURES, ignore_errors=True)
             raise
 
 
@@ -193,8 +194,10 @@ def finished(folder, fingerprint, total, kept):
 
 def holds_images(folder):
     """Whether a folder holds images, or the features or the record of images that were not kept."""
-    others = FEATURES, "result.json"
-    return folder.is_dir() and any(IMAGE.fullmatch(e.name) or e.name in others for e in os.scandir(folder))
+    if not folder.is_dir():
+        return False
+    described = any((folder / FEATURES).glob("*/*.npy"))
+    return described or any(IMAGE.fullmatch(e.name) or e.name == "result.json" for e in os.scandir(folder))
 
 
 def name_of(i):

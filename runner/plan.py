@@ -187,7 +187,7 @@ def print_totals(runs, meter):
     if missing:
         print(f"time, memory      not calibrated for {missing} of {len(runs)} runs" if known else "not calibrated")
     disk = sum(sample.kept(e.Sample) * file_size(e) for e, _ in runs)
-    disk += max(features_size(e) for e, _ in runs)
+    disk += max((features_size(e) for e, _ in runs), default=0)
     print(f"disk              {_size(disk)} at most")
 
 
@@ -223,7 +223,7 @@ def file_size(experiment):
 def features_size(experiment):
     """Bytes on the disk of the features of a run that does not keep all its images, until it is finished."""
     s = experiment.Sample
-    if sample.kept(s) == s.total_num:
+    if sample.kept(s) == s.total_num or s.features == "none" or s.total_num < 2:
         return 0
     files = -(-s.total_num // s.batch_size)
     return s.total_num * _features(experiment) * (8 if s.features == "pixels" else 4) + NPY_HEAD * files

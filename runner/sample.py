@@ -89,22 +89,26 @@ def complete(sampler, folder, measurement=None, progress=None):
     start = time.perf_counter()
     if measurement and torch.device(measurement.device).type == team.device.type:
         sampler.describe = measurement.extractor.describe
-    target = make(sampler, folder, measurement, progress)
-    calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
-    seconds = time.perf_counter() - start
-    if measurement:
-        measurement.gather(team)
-    if not team.first:
-        return None
-    with team.at_work():
-        target.save_grid(min(kept(s), GRID))
-        record = sampler.record(calls, made, seconds, measurement)
-    target.finish(record)
-    return record
+    with make(sampler, folder, measurement, progress) as target:
+        calls, made = team.total(torch.tensor([sampler.calls, sampler.made], dtype=torch.float64)).tolist()
+        seconds = time.perf_counter() - start
+        if measurement:
+            measurement.gather(team)
+        if not team.first:
+            return None
+        with team.at_work():
+            target.save_grid(min(kept(s), GRID))
+            record = sampler.record(calls, made, seconds, measurement)
+            target.finish(record)
+        return record
 
 
+@contextlib.contextmanager
 def make(sampler, folder, measurement=None, progress=None):
-    """Make the sampler's images that are missing in `folder`, show them all to `measurement`; returns a `Folder`."""
+    """Make the sampler's images that are missing in `folder`, and show them all to `measurement`.
+
+    Inside there is a `Folder` with all of them, which is this run's alone.
+    """
     s, shape = sampler.experiment.Sample, sampler.sampling.shape
     features = measurement.extractor.identity if measurement and kept(s) < s.total_num else None
     with open_folder(folder, sampler.identity, sampler.team, s.keep, shape, features) as target:
@@ -112,7 +116,9 @@ def make(sampler, folder, measurement=None, progress=None):
             if measurement:
                 target.save_features(ids, measurement.update(ids, images, features))
             sampler.team.beat()
-    return target
+        target.settle(0)
+        sampler.team.wait()  # for the images of the others
+        yield target
 
 
 def kept(settings):

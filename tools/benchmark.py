@@ -298,7 +298,7 @@ def main(argv=None):
         command.add_argument("--config", default="ddim_cifar10.yml", metavar="NAME.yml", help="a DDIM network")
         command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--compile", action="store_true", help="compile the network of this project")
-    command = benchmark(gpu, minutes=(9, "after which no part is begun"))
+    command = benchmark(gpu, minutes=(9, "after which the part at work is ended"))
     command.add_argument("--small", action="store_true", help="every part at reduced size, on any device")
     args = parser.parse_args(argv)
     if args.json and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):

@@ -239,7 +239,7 @@ def own_times(profiler, where):
     """(event, its own time in µs) of a torch.profiler, most first: kernels on a GPU, else operators."""
     events = profiler.key_averages()
     if where.type == "cuda":  # the operators' device time is that of their kernels, which are events, too
-        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        events = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
     own = operator.attrgetter("self_device_time_total" if where.type == "cuda" else "self_cpu_time_total")
     return sorted(((event, own(event)) for event in events), key=lambda pair: -pair[1])
 

@@ -113,9 +113,10 @@ def apart(part, size, where, folder, seconds):
     """
     if seconds < 0:
         raise TimeoutError
-    context = multiprocessing.get_context("spawn")
+    context, end = multiprocessing.get_context("spawn"), time.monotonic() + seconds
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(part, size, where, folder, seconds, theirs))
+    # The part ends what it has started itself, before it is ended.
+    process = context.Process(target=answer, args=(part, size, where, folder, end - 5, theirs))
     process.start()
     theirs.close()
     try:
@@ -130,11 +131,11 @@ def apart(part, size, where, folder, seconds):
         process.join()
 
 
-def answer(part, size, where, folder, seconds, to):
+def answer(part, size, where, folder, end, to):
     """Send what a part returns, or its error, through the pipe `to`."""
     backend.start()
     try:
-        to.send(part(size, where, folder, time.monotonic() + seconds))
+        to.send(part(size, where, folder, end))
     except Exception as error:  # the other parts are worth having
         to.send({"error": f"{type(error).__name__}: {error}"})
 

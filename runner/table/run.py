@@ -210,9 +210,9 @@ class Bench:
         sample.Sampler(cell.experiment, self.single, self.loaded(cell)).prepare()
         sampler = self.sampler(self.first_images(cell) if cell.name in self.taken else cell, watch)
         if cell.name in self.taken:
-            target = sample.make(sampler, self.path(cell))
-            target.save_grid(min(sample.kept(cell.experiment.Sample), GRID))
-            target.finish(self.taken[cell.name])
+            with sample.make(sampler, self.path(cell)) as target:
+                target.save_grid(min(sample.kept(cell.experiment.Sample), GRID))
+                target.finish(self.taken[cell.name])
         else:
             measurement = self.measurements[_measurement_key(cell)]
             if measurement:

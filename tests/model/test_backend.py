@@ -267,6 +267,9 @@ for allowed in (True, False):
         if hasattr(backends.cudnn, "conv"):
             assert backends.cudnn.conv.fp32_precision == ("tf32" if allowed else "ieee")
 assert all(b in (a, "refused") for a, b in zip(settings(), before, strict=True))
+if "backends.fp32" in {setting!r}:
+    backends.fp32_precision = "ieee"
+    assert backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "ieee", "it is pinned"
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -331,7 +331,8 @@ def distance_of(folder):
 def test_a_killed_run_that_keeps_few_images_goes_on_to_the_same_distance(tiny, cli, tmp_path, undisturbed):
     flags = tiny.flags(tmp_path / "run", *STOPPED, "--keep", 6)
     run = process(*flags)
-    while len(list(tmp_path.glob("run/features/*/*.npy"))) < 3 and run.poll() is None:
+    while len(list(tmp_path.glob("run/features/*/*.npy"))) < 3 or len(image_files(tmp_path / "run")) < 6:
+        assert run.poll() is None
         time.sleep(0.01)
     run.kill()
     run.communicate()
