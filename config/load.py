@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pndm.config.errors import InputError
+from pndm.config.errors import InputError, first_line
 from pndm.config.keys import Contradiction, at_home, nearest, resembling
 from pndm.config.networks import MODELS, ModelSection
 from pndm.config.schema import Experiment
@@ -171,7 +171,7 @@ def parse(text, place):
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        reason = getattr(error, "problem", None) or first_line(error)
         raise InputError(f"{place}{where}: not YAML: {reason}") from None
     except (ValueError, TypeError, AttributeError, OverflowError):  # a date that is none, a tag that does not fit, …
         raise InputError(f"{place}: not YAML: a value is not of the type that it looks like") from None

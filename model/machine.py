@@ -38,7 +38,7 @@ def has_bfloat16(device):
         return False  # mps and xpu: not measured
     if torch.version.hip:
         return torch.cuda.get_device_properties(device).gcnArchName.startswith(ROCM_WITH_BFLOAT16)
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return has_tf32(device)  # NVIDIA's GPUs have both since Ampere
 
 
 def has_tf32(device):

@@ -32,7 +32,7 @@ DELETE = "delete the folder, or choose another folder"
 
 @contextlib.contextmanager
 def open_folder(path, identity, team, keep, shape, features=None):
-    """The `Folder` at `path` (a Path) for a run; at the end every image handed to it is on the disk, by any process.
+    """The `Folder` at `path` (a Path) for a run, which is this run's alone until all processes have left it.
 
     identity: the fingerprint of the run's images. team: the processes. keep: only images numbered below it are written;
     None: all. shape: (C, H, W) of the images. features: the name of those that are kept in the place of images; None:
@@ -52,9 +52,7 @@ def open_folder(path, identity, team, keep, shape, features=None):
             team.wait()
             path.mkdir(parents=True, exist_ok=True)  # a folder that another machine made may not show yet
             with ThreadPoolExecutor(2) as pool:
-                folder = Folder(path, pool, keep, shape, features)
-                yield folder
-                folder.settle(0)
+                yield Folder(path, pool, keep, shape, features)
             team.wait()
         except BaseException:
             if team.first and not holds_images(path):
@@ -110,13 +108,17 @@ class Folder:
         return torch.stack(images)
 
     def write(self, stream):
-        """Pass (ids, images, features) on; images that are not there are written meanwhile, by threads."""
+        """Pass (ids, images, features) on; images that are not there are written meanwhile, by threads.
+
+        At the end of the stream all are written.
+        """
         for ids, images, features in stream:
             for i, image in zip(ids, images, strict=True) if images is not None else ():
                 if i < self.keep and name_of(i) not in self.present:
                     self.pending.append(self.pool.submit(self.save, name_of(i), to_picture(image)))
             self.settle(2 * len(ids))
             yield ids, images, features
+        self.settle(0)
 
     def save(self, name, image):
         """Write a PIL image as a PNG file."""

@@ -116,7 +116,6 @@ def make(sampler, folder, measurement=None, progress=None):
             if measurement:
                 target.save_features(ids, measurement.update(ids, images, features))
             sampler.team.beat()
-        target.settle(0)
         sampler.team.wait()  # for the images of the others
         yield target
 

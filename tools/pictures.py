@@ -21,6 +21,7 @@ from PIL import Image
 
 import pndm.demo
 from pndm import Schedule, trajectory
+from pndm.config.errors import first_line
 from pndm.config.files import aside
 from pndm.config.load import load
 from pndm.dataset import open_dataset, to_picture
@@ -203,7 +204,7 @@ def main(argv=None):
         for name in args.names or WITHOUT_MORE:
             PICTURES[name](args)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # of files that are missing or damaged
-        print(f"pictures.py: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        print(f"pictures.py: {first_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -159,30 +159,33 @@ def test_a_covariance_computed_in_float32_is_none_with_negative_eigenvalues(n):
     assert frechet_distance(features.mean(0), sigma, np.zeros(64), np.eye(64)) >= 0
 
 
+def jackknifed(features, reference):
+    """The standard error by its definition: the distance without each of twenty groups."""
+    values = []
+    for g in range(20):
+        rest = features[np.arange(len(features)) % 20 != g]
+        values.append(frechet_distance(rest.mean(0), np.cov(rest, rowvar=False), *reference))
+    return np.sqrt(19 / 20 * ((values - np.mean(values)) ** 2).sum())
+
+
+def moments_of(features):
+    return torch.from_numpy(features.mean(0)), torch.from_numpy(np.cov(features, rowvar=False))
+
+
 @pytest.mark.parametrize(("n", "d"), [(90, 6), (30, 50), (25, 24)])
 def test_standard_error_is_the_jackknife(n, d):
     rng = np.random.default_rng(0)
-    features, other = rng.standard_normal((n, d)), rng.standard_normal((3 * d, d)) * 1.3
-    reference = torch.from_numpy(other.mean(0)), torch.from_numpy(np.cov(other, rowvar=False))
-    values = []
-    for g in range(20):
-        rest = features[np.arange(n) % 20 != g]
-        values.append(frechet_distance(rest.mean(0), np.cov(rest, rowvar=False), *reference))
-    error = np.sqrt(19 / 20 * ((values - np.mean(values)) ** 2).sum())
-    assert standard_error(statistics_of(features), *reference) == pytest.approx(error, rel=1e-5)
+    features, reference = rng.standard_normal((n, d)), moments_of(rng.standard_normal((3 * d, d)) * 1.3)
+    wanted = jackknifed(features, reference)
+    assert standard_error(statistics_of(features), *reference) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(("n", "d"), [(200, 12), (30, 50), (400, 12)])
 def test_standard_error_to_a_singular_reference_is_the_jackknife(n, d):
     rng = np.random.default_rng(0)
-    features, other = rng.standard_normal((n, d)), rng.standard_normal((5, d)) * 2 + 1
-    reference = torch.from_numpy(other.mean(0)), torch.from_numpy(np.cov(other, rowvar=False))
-    values = []
-    for g in range(20):
-        rest = features[np.arange(n) % 20 != g]
-        values.append(frechet_distance(rest.mean(0), np.cov(rest, rowvar=False), *reference))
-    error = np.sqrt(19 / 20 * ((values - np.mean(values)) ** 2).sum())
-    assert standard_error(statistics_of(features), *reference) == pytest.approx(error, rel=1e-5)
+    features, reference = rng.standard_normal((n, d)), moments_of(rng.standard_normal((5, d)) * 2 + 1)
+    wanted = jackknifed(features, reference)
+    assert standard_error(statistics_of(features), *reference) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_standard_error_is_the_true_spread():
