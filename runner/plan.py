@@ -17,7 +17,8 @@ import torch
 from pndm.config.errors import InputError
 from pndm.config.published import only_here
 from pndm.dataset import count_images
-from pndm.model.engine import peak
+from pndm.model.backend import tf32
+from pndm.model.engine import peak, resolve
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
 from pndm.runner import sample
@@ -200,7 +201,9 @@ def show_training(experiment: Any, device: torch.device) -> None:
     passes = steps * data.batch_size / count
     network = UNet(settings_of(experiment.Model)).to(device).eval()
     parameters = sum(p.numel() for p in network.parameters())
-    seconds = 3 * steps * data.batch_size * calibrate(network, experiment, device).seconds
+    precision = resolve(experiment.Train.precision, device, key="Train.precision")
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), tf32(precision == "tf32"):
+        seconds = 3 * steps * data.batch_size * calibrate(network, experiment, device).seconds
     print(f"steps             {steps:,} of {data.batch_size} images, {passes:,.4g} passes over {count:,} images")
     print(f"batch             of all processes together; on 8 GPUs {data.batch_size / 8:g} images each")
     print(f"parameters        {parameters:,}")

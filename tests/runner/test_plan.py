@@ -130,6 +130,20 @@ def test_the_time_of_a_training_is_that_of_three_calls_for_each_image_of_a_step(
     assert re.search(r"disk +([\d.]+) MB", out)[1] == f"{14 * 4 * parameters / 1e6:.3g}"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_is_timed_in_its_own_precision(tiny, cli, tmp_path, monkeypatch, precision):
+    def calibrate(network, *_):
+        with torch.inference_mode():
+            inner.append(network.conv_in(torch.zeros(1, 1, 8, 8)).dtype)
+        return plan.Calibration(seconds=0.001, memory=0)
+
+    inner = []
+    monkeypatch.setattr(plan, "calibrate", calibrate)
+    flags = ["--runner", "train", "--config", tiny.config, "--train_path", tmp_path / "run", "--plan"]
+    assert cli(*flags, "--set", f"Train.precision={precision}", "--device", "cpu")[0] == 0
+    assert inner == [torch.bfloat16 if precision == "bf16" else torch.float32]
+
+
 @pytest.mark.parametrize(("features", "dimension"), [("pixels", 64), ("none", 0)])
 def test_the_memory_of_a_run_is_the_networks_and_that_of_twenty_matrices(tiny, cli, monkeypatch, features, dimension):
     monkeypatch.setattr(plan, "calibrate", lambda *_: plan.Calibration(seconds=0.5, memory=5_000_000))
