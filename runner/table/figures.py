@@ -217,8 +217,8 @@ def _plot(panel, line, look, alone):
 
 
 def finish(panel, steps=None):
-    """Logarithmic axes with plain numbers: the step counts, or 1, 2, 5 a decade where there are few decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    """Logarithmic axes with plain numbers: the step counts, or the fewer a decade, the more decades there are."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     panel.set(xscale="log", yscale="log")
     panel.grid(True, which="major", alpha=0.3)
@@ -227,7 +227,10 @@ def finish(panel, steps=None):
         low, high = axis.get_view_interval()
         if high < 1.01 * low:  # of a single point
             low, high = limit(low / 2, 2 * high)
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        locator = LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,))
+        if axis is panel.yaxis and high < 30 * low:  # the best lie close together, and labels have room here
+            locator = MaxNLocator(6) if high < 4 * low else LogLocator(subs=(1, 1.5, 2, 3, 5, 7))
+        axis.set_major_locator(locator)
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
     if steps:

@@ -137,6 +137,15 @@ def test_a_single_point_has_room():
         assert low < 0.9 * x and high > 1.1 * x
 
 
+@pytest.mark.parametrize("worst", [1.1, 3, 11])
+def test_the_best_distances_lie_between_two_ticks(worst):
+    rows = [made("DDIM", n, distance) for n, distance in zip(COUNTS, (worst, 0.9, 0.8, 0.79), strict=True)]
+    panel = next(figures.draw(rows, [], ((10, 20), {}), {}))[2].axes[0]
+    low, high = panel.get_ylim()
+    ticks = [tick for tick in panel.get_yticks() if low <= tick <= high]
+    assert min(ticks) <= 0.8 and sum(tick <= 1 for tick in ticks) > 1
+
+
 @pytest.mark.parametrize("features", ["fashion", "inception"])
 @pytest.mark.parametrize("methods", [1, 9], ids=["one panel", "several"])
 def test_the_longest_name_of_a_distance_is_not_cut(features, methods):
