@@ -279,7 +279,14 @@ class Search:
         """Write the winner's solver file and search.json; the first process returns the `Solver`."""
         builtin = next(c for c in by_distance(measured) if c.name != SEARCHED and c.grid in SPACINGS)
         compared = {c.label: c for c in (builtin, winner)}  # they may be the same
-        frechet = {label: self.frechet(c) for label, c in compared.items()}
+        frechet = {}
+        try:
+            for label, candidate in compared.items():
+                frechet[label] = self.frechet(candidate)
+        except KeyboardInterrupt:
+            if self.team.size > 1:
+                raise
+            self.say("interrupted: written without its distance to the data")
         (value, error), (other, other_error) = winner.distance, builtin.distance
         found = {
             "command": self.command,

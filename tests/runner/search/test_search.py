@@ -118,7 +118,7 @@ def test_another_networks_file_is_refused_unless_it_is_forced(tiny, searched, cl
     status, _, err = cli(*tiny.flags(tmp_path / "run", "--solver", other))
     assert status == 2
     assert "searched on another network" in err
-    assert "Sample.any_network takes it all the same" in err
+    assert "--any_network (Sample.any_network) takes it all the same" in err
     assert not (tmp_path / "run").exists()
     assert cli(*tiny.flags(tmp_path / "run", "--solver", other, "--any_network"))[0] == 0
     assert cli(*tiny.flags(tmp_path / "run2", "--solver", searched))[0] == 0
@@ -253,6 +253,20 @@ def test_the_calls_may_be_more_than_the_steps_that_the_flow_is_followed_in(tiny,
     _, _, *printed = shlex.split(out.splitlines()[-1].partition(": ")[2])
     assert cli(*printed, "--device", "cpu", "--image_path", tmp_path / "images")[0] == 0
     assert len(image_files(tmp_path / "images")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "said"), [("steps", "the best so far"), ("frechet", "written without its distance")])
+def test_an_interrupted_search_writes_what_it_has(tiny, cli, tmp_path, monkeypatch, stage, said):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search.Search, stage, interrupted)
+    status, out, err = cli(*flags(tiny, tmp_path / "run"))
+    assert status == 0, err
+    assert f"interrupted: {said}" in out
+    written = load_solver(str(tmp_path / "run" / "solver.yml"))
+    assert written.calls == 4 and ("frechet" in str(written.found)) == (stage == "steps")
 
 
 def test_two_processes_share_the_noises_and_find_the_same(found, tiny, tmp_path):
