@@ -15,6 +15,7 @@ from pndm.model.settings import Settings
 from pndm.runner.solver.schedule import betas_of
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+PLACES = ("", "unet_ema/", "unet/")  # of a model in its folder or in a pipeline's, the best first
 INDEX = "diffusion_pytorch_model.safetensors.index.json"  # of weights that are cut into several files
 VARIANTS = ("", ".fp16", ".bf16", ".non_ema")  # part of the names, as `save_pretrained(variant=…)` writes them
 EMA_STATE = {  # what EMAModel.save_pretrained adds to config.json
@@ -232,9 +233,9 @@ def names(variant):
 def weights_in(folder):
     """The weights file, or the index of several, in a model's folder, or in a pipeline's. Raises InputError.
 
-    EMA weights come before raw ones: `unet_ema` before `unet`.
+    EMA weights come before raw ones.
     """
-    for place in (folder, folder / "unet_ema", folder / "unet"):
+    for place in (folder / name for name in PLACES):
         for name in (name for variant in VARIANTS for name in names(variant)):
             if (place / name).is_file() and (place / "config.json").is_file():
                 return place / name
@@ -282,7 +283,7 @@ def download(name):
     local = {"local_files_only": True} if published.offline() else {}  # only what is in the hub's cache
     try:
         for weights in DOWNLOADS:
-            places = [f"{place}{file}" for place in ("", "unet/") for file in ("config.json", *weights)]
+            places = [f"{place}{file}" for place in PLACES for file in ("config.json", *weights)]
             folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS], **local))
             if any(folder.glob(f"**/{weights[0]}")):
                 return folder

@@ -2,7 +2,7 @@
 
 # Keys under which training programs keep a state dict, the best first, and what the weights are.
 WRAPPERS = {
-    "ema": "EMA", "ema_state_dict": "EMA", "state_dict_ema": "EMA", "model_ema": "EMA",
+    "ema": "EMA", "ema_state_dict": "EMA", "state_dict_ema": "EMA", "model_ema": "EMA", "ema_model": "EMA",
     "model": "raw", "model_state_dict": "raw", "state_dict": "not stated",
 }  # fmt: skip
 # What wrappers (DataParallel, Lightning, training programs) put before every name; an average comes first.
@@ -13,7 +13,8 @@ _PREFIXES = ("module.", "model.", "net.", "network.", "unet.", "diffusion_model.
 def unwrapped(tensors):
     """Tensors without the prefixes of wrappers, and whether they are an average.
 
-    Where an average lies beside the raw weights, it alone is taken. torch.compile's `_orig_mod.` may stand anywhere.
+    Where an average lies beside the raw weights, it alone is taken. What else a training program keeps there, such as
+    the buffers of a LightningModule, is left out. torch.compile's `_orig_mod.` may stand anywhere.
     """
     tensors, averaged = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}, False
     while prefix := next((p for p in (*_AVERAGES, *_PREFIXES) if _stands_before(p, tensors)), None):
@@ -23,5 +24,5 @@ def unwrapped(tensors):
 
 
 def _stands_before(prefix, tensors):
-    found = [name.startswith(prefix) for name in tensors]
-    return any(found) if prefix in _AVERAGES else bool(found) and all(found)
+    found = sum(name.startswith(prefix) for name in tensors)
+    return found > 0 if prefix in _AVERAGES else found > len(tensors) / 2

@@ -303,7 +303,9 @@ def check_solver(experiment, digest):
     """Raise InputError if the experiment's solver file, where it has one, is not of the network with this sha256."""
     s = experiment.Sample
     if s.solver is not None and not s.any_network:
-        solver_of(experiment).check_network(digest, s.solver, "Sample.any_network takes it all the same")
+        solver_of(experiment).check_network(
+            digest, s.solver, "--any_network (Sample.any_network) takes it all the same"
+        )
 
 
 def network_key(experiment, device):
@@ -324,14 +326,14 @@ def adaptive(experiment):
 def checkpoint_path(given):
     """A checkpoint's path: as given, or below the project's folder, where the bundled network lies.
 
-    A published name or place (config/published.yml) that is not here is fetched; a name on the hub stays as it is.
-    Raises InputError.
+    A published name or place (config/published.yml) that is not here is fetched; another name on the hub stays as it
+    is. Raises InputError.
     """
     if given is None:
         raise InputError("no checkpoint is given, and the experiment names none", "model_path")
     if path := bundled(given):
         return path
-    if diffusers.is_hub_name(given):
+    if diffusers.is_hub_name(given) and not published.find(given):
         return given
     if found := fetch.have(given, "Sample.model_path"):
         return found

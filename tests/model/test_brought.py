@@ -113,11 +113,17 @@ WRAPPED = {
     "model_state_dict": (lambda t: {"model_state_dict": t, "loss": 0.1}, "raw"),
     "model_state_dict with ema_state_dict": (lambda t: {"model_state_dict": other(t), "ema_state_dict": t}, "EMA"),
     "Lightning": (lambda t: {"state_dict": prefixed(t, "model."), "pytorch-lightning_version": "2.5"}, "not stated"),
+    "Lightning with buffers and a metric": (
+        lambda t: {"state_dict": prefixed(t, "model.") | {"betas": torch.ones(9), "fid.sum": torch.ones(2)}},
+        "not stated",
+    ),
     "Lightning with an average": (
         lambda t: {"state_dict": prefixed(other(t), "model.") | prefixed(t, "ema_model.module.")},
         "EMA",
     ),
     "ema_pytorch": (lambda t: {"ema": prefixed(t, "ema_model.") | {"step": torch.tensor(3)}}, "EMA"),
+    "ema_model": (lambda t: {"net_model": other(t), "ema_model": t, "sched": {}, "step": 3}, "EMA"),
+    "ema_model beside state_dict": (lambda t: {"state_dict": other(t), "ema_model": t}, "EMA"),
     "compiled": (lambda t: prefixed(t, "_orig_mod."), "not stated"),
     "compiled in parallel": (lambda t: {"model": prefixed(t, "module._orig_mod.")}, "raw"),
 }

@@ -1,8 +1,10 @@
 """Folders of diffusers' `UNet2DModel`: the same ε as diffusers' own network, or a line that says why not."""
 
 import json
+import shutil
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import diffusers
 import pytest
@@ -185,12 +187,13 @@ class TestHub:
     def library(monkeypatch, snapshot_download):
         monkeypatch.delenv("HF_HUB_OFFLINE")
         module = types.ModuleType("huggingface_hub")
+        module.__spec__ = ModuleSpec("huggingface_hub", None)
         module.snapshot_download = snapshot_download
         monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 
     def test_name(self, saved, monkeypatch):
         asked = []
-        self.library(monkeypatch, lambda name, allow_patterns: asked.append(name) or str(saved))
+        self.library(monkeypatch, lambda name, **_: asked.append(name) or str(saved))
         assert read(checkpoint_path("google/ddpm-cifar10-32")).path == saved / WEIGHTS[0]
         assert asked == ["google/ddpm-cifar10-32"]
 
@@ -204,6 +207,31 @@ class TestHub:
 
         self.library(monkeypatch, snapshot_download)
         assert read("someone/old").path == tmp_path / WEIGHTS[1]
+
+    def test_the_average_comes_before_the_network(self, saved, tmp_path, monkeypatch):
+        def snapshot_download(name, allow_patterns):
+            for place in ("unet", "unet_ema"):
+                if f"{place}/{WEIGHTS[0]}" in allow_patterns and f"{place}/config.json" in allow_patterns:
+                    shutil.copytree(saved, tmp_path / place, dirs_exist_ok=True)
+            return str(tmp_path)
+
+        self.library(monkeypatch, snapshot_download)
+        found = read("someone/pipeline")
+        assert (found.path, found.weights) == (tmp_path / "unet_ema" / WEIGHTS[0], "EMA")
+
+    def test_one_line_says_what_is_published_under_a_name(self, saved, monkeypatch, capsys):
+        """As of a file of config/published.yml."""
+
+        def snapshot_download(name, allow_patterns, local_files_only=False):
+            if local_files_only:
+                raise OSError("it is not in the cache")
+            return str(saved)
+
+        self.library(monkeypatch, snapshot_download)
+        checkpoint_path("google/ddpm-cifar10-32")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("google/ddpm-cifar10-32: downloading about 143 MB from the Hugging Face hub"), line
+        assert "licence" in line
 
     def test_no_weights_there(self, saved, tmp_path, monkeypatch):
         """As an interrupted download leaves it."""
