@@ -224,7 +224,22 @@ def checked(validate, tree, *place):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice; YAML would silently drop the first one."""
+    """Refuses a key that stands twice, of which YAML would silently drop the first, and what no value can be."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.deep_construct = True  # refuses a list or mapping that holds itself
+
+    def construct_integer(self, node):
+        value = self.construct_yaml_int(node)
+        str(value)  # raises ValueError for more than 4,300 digits, as decimal ones do; no message could show them
+        return value
+
+    def construct_text(self, node):
+        value = self.construct_yaml_str(node)
+        if "\0" in value:
+            raise yaml.constructor.ConstructorError(None, None, "a text has a NUL character", node.start_mark)
+        return value
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -235,3 +250,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {name.value!r} stands twice", name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)

@@ -146,14 +146,16 @@ def refuse_missing(overrides: Mapping[str, tuple[str | None, Any]]) -> None:
     """A published file's place that is given by hand is not downloaded, as the same place in an experiment is."""
     from pndm.config.published import find
 
-    for key in ("Sample.model_path", "Sample.statistics"):
+    for key, flag in (
+        ("Sample.model_path", "--model_path "),
+        ("Sample.statistics", "--statistics "),
+        ("Train.start", ""),
+    ):
         _, given = overrides.get(key, ("", None))
-        if not isinstance(given, str) or Path(given).exists():
-            continue
-        if (entry := find(given)) and entry.name != given:
-            name = key.split(".")[1]
-            said = f"--{name} {entry.name}, or --runner fetch {entry.name}, downloads it"
-            raise InputError(f"no file {given}; {said}", key)
+        if isinstance(given, str) and not Path(given).exists() and find(given):
+            from pndm.runner.fetch import refuse_place  # imports PyTorch
+
+            refuse_place(given, key, flag)
 
 
 def place(args: Arguments, keys: tuple[str, ...]) -> str:
@@ -314,7 +316,9 @@ def attempt(args: Arguments) -> int:
     except BrokenPipeError:
         return 141  # as of a program that SIGPIPE ends
     except OSError as error:
-        return complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        file = error.filename or "standard output"
+        broken = isinstance(error, FileExistsError) and Path(file).is_symlink() and not Path(file).exists()
+        return complain(f"{file}: {'a link to nothing' if broken else error.strerror or error}")
     except (RuntimeError, ImportError) as error:
         text = str(error).partition("\n")[0]
         if re.search(FULL, text):

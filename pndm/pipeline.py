@@ -23,6 +23,7 @@ from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.model.machine import device_of
 from pndm.runner.build import checkpoint_path, schedule_of
+from pndm.runner.fetch import refuse_place
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.schedule import Schedule, eps_from
 from pndm.runner.solver.sigma import SigmaSchedule
@@ -230,6 +231,7 @@ def _experiment(source: str | Path, config: str | Path | dict[str, Any] | None) 
             raise InputError(f"{source} is an experiment and takes no config; config is for a checkpoint")
         experiment = load(str(source))
         return experiment, experiment.Sample.model_path
+    refuse_place(source, "model_path")
     if config is None:
         return None, str(source)
     return validate(config, "config") if isinstance(config, dict) else load(str(config)), str(source)

@@ -17,6 +17,7 @@ import torch
 
 from pndm.config.load import load_solver
 from pndm.levels import check_settings, check_shapes, check_start, factors_at, schedule_from, sigmas_at, time_of
+from pndm.model.machine import device_of
 from pndm.runner.solver.events import Query
 from pndm.runner.solver.run import Run, rest_of, spans
 from pndm.runner.solver.schedule import eps_from
@@ -166,6 +167,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
         Afterwards `.timesteps` lists the time of every network call to come. Raises ValueError for other values.
         """
+        place = device_of(device or "cpu")
         if self._solver:
             if timesteps is not None or sigmas is not None:
                 raise ValueError("a solver file says the times; timesteps and sigmas do not go with it")
@@ -179,7 +181,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
             told = told_times(timesteps, len(calls), self.schedule)
         counts = not self.flow and all(t == int(t) for t in told)
         listed = torch.tensor(told, dtype=torch.int64 if counts else torch.float32)
-        self.timesteps = self._listed = listed.to(device)
+        self.timesteps = self._listed = listed.to(place)
         self._times = listed.tolist()
         self._levels = [float(call.level) for call in calls]
         self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._levels, self._grid[-1]])).float()

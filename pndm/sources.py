@@ -39,6 +39,10 @@ def source_of(config: Mapping[str, Any]) -> str | None:
     here = [name for name in (*sorted(ALPHAS | FLOWS), *WHY) if hasattr(diffusers, name)]  # older releases lack some
     # A class whose own requirements are missing is there without arguments.
     full = {name: keys for name in here if (keys := set(arguments_of(name))) and keys <= set(config)}
+    own = {key for key in config if not key.startswith("_")}
+    if "_use_default_values" in config and own not in full.values():  # made by diffusers, and of no class of these
+        others = (name for name in dir(diffusers) if name.endswith("Scheduler") and name not in here)
+        full |= {name: own for name in others if set(arguments_of(name)) == own}
     return max(full, key=lambda name: len(full[name]), default=None)
 
 

@@ -67,6 +67,16 @@ def held(entry):
     return None
 
 
+def refuse_place(given, key, flag=""):
+    """Raise InputError, about `key`, where a published file's place is given by hand and its network is not here.
+
+    flag: what stands before a name that would be downloaded, for the message.
+    """
+    entry = published.find(given)
+    if entry and entry.name != str(given) and not Path(given).exists() and not held(entry):
+        raise InputError(f"no file {given}; {flag}{entry.name}, or --runner fetch {entry.name}, downloads it", key)
+
+
 def sources(entry):
     """(entry, address) of all that `provide` would try, in this order: where a hash is published first."""
     entries = sorted(published.same_network(entry), key=lambda other: other.hash is None)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from pndm.model.machine import device_of
 from pndm.runner.measure.statistics import BLOCK, check_moments, real
 from pndm.runner.processes import ALONE
 
@@ -19,7 +20,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, devic
 
     mu (d,), sigma (d, d) symmetric, positive semi-definite; arrays or tensors, computed in float64 on `device`, which
     must know float64. Returns a float, not below 0. Raises ValueError on shapes that differ, on values that are not
-    finite or not real, and on a sigma that is no covariance.
+    finite or not real, on a sigma that is no covariance, and on a device that is not there.
 
     Σ₁Σ₂ has the eigenvalues of the symmetric LᵀΣ₂L, where Σ₁ = LLᵀ; their roots add up to the trace. Rounding moves
     an eigenvalue λ by about ε·λ_max, and its root by ε·λ_max/(2√λ) to first order. When the sum of these could matter,
@@ -34,7 +35,8 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, devic
         >>> round(frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2)), 6)
         4.0
     """
-    mu1, sigma1, mu2, sigma2 = (real(values, device) for values in (mu1, sigma1, mu2, sigma2))
+    place = device_of(device)
+    mu1, sigma1, mu2, sigma2 = (real(values, place) for values in (mu1, sigma1, mu2, sigma2))
     lower = check_moments(mu1, sigma1)
     check_moments(mu2, sigma2)
     if mu1.shape != mu2.shape:

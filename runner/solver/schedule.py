@@ -47,9 +47,9 @@ class Schedule:
         self.betas = _checked(betas)
         self.diffusion_step = len(self.betas)
         self.alphas_cumprod = np.cumprod(1 - self.betas, dtype=np.float64)
-        if not self.alphas_cumprod[-1] > 0:
+        if not (left := self.alphas_cumprod[-1]) >= np.finfo(np.float64).tiny:
             raise ValueError(
-                f"{self.diffusion_step} steps up to β = {self.betas[-1]:g} leave ᾱ = 0, nothing of the data"
+                f"{self.diffusion_step} steps up to β = {self.betas[-1]:g} leave ᾱ = {left:g}, nothing of the data"
             )
         if not np.all(np.diff(self.alphas_cumprod, prepend=1.0) < 0):
             raise ValueError(f"β = {self.betas.min():g} is too small: ᾱ does not fall in every step, in float64")

@@ -6,6 +6,7 @@ python main.py --runner reproduce --table fashion --cells docs/results-fashion/c
 import ast
 import csv
 import math
+from pathlib import Path
 
 from pndm.config.errors import InputError
 from pndm.config.schema import difference
@@ -22,6 +23,8 @@ def read(path, cells):
 
     Raises InputError where there are none.
     """
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for ever
+        raise InputError(f"{path}: not a regular file", "cells")
     try:
         with open(path, newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file, strict=True))

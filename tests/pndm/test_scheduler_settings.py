@@ -320,6 +320,8 @@ def test_what_a_source_leaves_to_its_class():
         ("EDMEulerScheduler", {}, "a network of EDMEulerScheduler: its network is made for"),
         ({"_class_name": "DDPMWuerstchenScheduler"}, {}, "its times run from 1 to 0"),
         ("CMStochasticIterativeScheduler", {}, "jumps from any time to the image"),
+        ("SCMScheduler", {}, "a network of SCMScheduler: known are "),
+        ("DDIMInverseScheduler", {}, "a network of DDIMInverseScheduler: known are "),
         ("LCMScheduler", {}, "jumps from any time to the image"),
         ({"_class_name": "VQDiffusionScheduler"}, {}, "known are CogVideoXDDIMScheduler, "),
         ({"_class_name": "RectifiedScheduler", "sigma_data": 0.5}, {}, "network of RectifiedScheduler: known are "),

@@ -20,6 +20,10 @@ from helpers import ROOT, process
         (["--set", "Sample.seed=!!timestamp x"], "not YAML"),
         (["--set", "Sample.seed=" + "[" * 3000], "nested too deeply"),
         (["--set", "Sample.seed=" + "9" * 5000], "not YAML"),
+        (["--set", "Sample.seed=0x" + "f" * 5000], "not YAML"),
+        (["--set", "Sample.times=&a [*a]"], "not YAML: found unconstructable recursive node"),
+        (["--set", 'Dataset.path="a\\0b"'], "not YAML: a text has a NUL character"),
+        (["--set", "Schedule.diffusion_step=100000"], "leave ᾱ = 1.18576e-322, nothing of the data"),
         (["--set", "Sample.seed=yes"], "Sample.seed is True; it must be a number, not yes or no"),
         (["--set", "Sample.keep=true"], "Sample.keep is True; it must be a number"),
         (["--set", "Sample.model_path=''"], "Sample.model_path is ''"),
@@ -51,6 +55,13 @@ def test_a_dangling_link_is_no_folder(cli, tiny, tmp_path):
     status, _, err = cli(*tiny.flags(tmp_path / "run"))
     assert (status, err.count("\n")) == (2, 1)
     assert f"--image_path: {tmp_path / 'run'} is a link to nothing" in err
+
+
+@pytest.mark.parametrize("flags", ["train --train_path", "reproduce --image_path", "search --nfe 4 --search_path"])
+def test_a_dangling_link_is_no_folder_of_other_runners(cli, tmp_path, flags):
+    (tmp_path / "run").symlink_to(tmp_path / "nothing")
+    status, _, err = cli("--runner", *flags.split(), tmp_path / "run", "--device", "cpu")
+    assert (status, err.splitlines()[-1]) == (2, f"main.py: {tmp_path / 'run'}: a link to nothing")
 
 
 def shell(command, **environment):
