@@ -52,6 +52,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (groups.get(item, len(GROUPS)), item.path.name not in SLOW))
 
 
+def pytest_terminal_summary(terminalreporter):
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
+
+
 def pytest_runtest_setup():
     """What a test draws without a seed of its own is the same in every run: hypothesis alone looks for new examples."""
     torch.manual_seed(0)

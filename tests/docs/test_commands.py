@@ -16,6 +16,7 @@ Each block with commands has such a comment. Each page runs in a checkout of its
 from top to bottom. Of "says" the first command is meant.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -34,10 +35,13 @@ from helpers import ROOT
 
 from pndm import cli as front_door
 from pndm.config.errors import InputError
+from pndm.config.load import load_table
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = (
     "python",
+    "python3",
+    "printf",
     "make",
     "torchrun",
     "pip",
@@ -69,11 +73,12 @@ class Block:
 
     @property
     def commands(self):
-        """Its commands, each in one line, if it is a block of commands."""
+        """Its commands, each in one line, if it has any: of a block with a `$ `, the lines that begin with it."""
         whole = re.sub(r" *\\\n *", " ", self.text).splitlines()
-        whole = [re.sub(r"\s+# .*", "", line.removeprefix("$ ")) for line in whole if line.strip()]
-        begins = [re.sub(r"^([A-Z_]+=\S+ +)*(\.venv/bin/)?", "", line).split()[:1] for line in whole]
-        return whole if begins and all(b and b[0] in PROGRAMS for b in begins) else []
+        typed = [line.removeprefix("$ ") for line in whole if line.startswith("$ ")]
+        whole = [re.sub(r"\s+# .*", "", line) for line in typed or whole if line.strip()]
+        begins = [re.sub(r"^([A-Z_]+=\S+ +|/usr/bin/time -v +|\.venv/bin/)*", "", line).split()[:1] for line in whole]
+        return whole if any(b and b[0] in PROGRAMS for b in begins) else []
 
     @property
     def is_python(self):
@@ -174,6 +179,8 @@ def check(block):
 
 def wrong_in(command):
     """What is wrong in a command line, or ""."""
+    if " && " in command:
+        return "; ".join(filter(None, map(wrong_in, command.split(" && "))))
     words = shlex.split(command)
     scripts = [i for i, word in enumerate(words) if word.endswith(".py") and "/" not in word.removeprefix("tools/")]
     if words[0] == "make" and (target := words[1]) and f"\n{target}:" not in (ROOT / "Makefile").read_text():
@@ -183,18 +190,44 @@ def wrong_in(command):
     script = words[scripts[0]]
     if not (ROOT / script).is_file():
         return f"no file {script}"
-    if script != "main.py" or "..." in words:
+    if "..." in words:
         return ""
+    if script != "main.py":
+        return wrong_for_tool(script, words[scripts[0] + 1 :])
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             args = front_door.parser().parse_intermixed_args(words[scripts[0] + 1 :])
             front_door.overrides_of(args)
+            if args.table and not args.table.startswith("temp/"):
+                load_table(args.table)
             if args.runner != "reproduce" and (not args.config or (ROOT / "config" / args.config).is_file()):
                 front_door.experiment(args)
     except SystemExit:
         return said.getvalue()
     except InputError as error:
         return str(error)
+    return ""
+
+
+def wrong_for_tool(script, words):
+    """What a tool's own parser says of the words after its name, or ""; the tool does nothing."""
+
+    class Parsed(Exception):
+        pass
+
+    def parse(parser, *_):
+        original(parser, words)
+        raise Parsed
+
+    original = argparse.ArgumentParser.parse_args
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except Parsed:
+            return ""
+        except SystemExit:
+            return said.getvalue()
     return ""
 
 
@@ -278,12 +311,11 @@ def test_the_commands_of_a_page_run_and_print_what_it_shows(page, checkout):
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_block_says_what_is_done_with_it(capsys):
+def test_every_block_says_what_is_done_with_it(record_property):
     bare = [f"{b.page.name}:{b.line}" for page in PAGES for b in found(page) if not b.comment]
     assert not bare, ", ".join(bare)
     kinds = counted()
-    with capsys.disabled():
-        print("\nblocks in README and docs:", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    record_property("blocks in README and docs", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     assert kinds["run"] >= 10 and kinds["compared with their output"] >= 2
 
 
@@ -316,6 +348,16 @@ def test_a_block_that_another_page_runs_is_found_there_or_missed():
 
 
 def test_a_wrong_flag_or_name_in_a_page_is_found():
-    for command in ("main.py --methods_ DDIM", "main.py --method DDIN", "main.py --runner fid --eta 1", "tools/no.py"):
+    for command in (
+        "main.py --methods_ DDIM",
+        "main.py --method DDIN",
+        "main.py --runner fid --eta 1",
+        "main.py --runner reproduce --table fashion_serched",
+        "tools/no.py",
+        "tools/benchmark.py precizion",
+        "tools/benchmark.py precision --imagez 9",
+        "-V && python main.py --method DDIN",
+    ):
         assert wrong_in(f"python {command}"), command
+    assert not wrong_in("python tools/benchmark.py precision --images 9")
     assert wrong_in("make sampel") and not wrong_in("make sample")
