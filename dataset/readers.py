@@ -330,7 +330,8 @@ def _root(section):
 def _missing(section, files, error=None):
     root = _root(section)
     there = "is not a folder" if root.exists() and not root.is_dir() else "" if root.exists() else "does not exist"
-    why = f" ({first_line(error) if error else there})" if error or there else ""
+    said = first_line(error).removesuffix(". You can use download=True to download it") if error else there
+    why = f" ({said})" if said else ""
     return InputError(
         f"Dataset.dataset {section.dataset}: its files are not in {root}{why}; what belongs there is "
         f"{files}; Dataset.path names another folder"

@@ -185,8 +185,9 @@ def _read_file(path):
 def _read_edm(path):
     network = persistence.read(path)
     settings = _settings_of(network.section, path)
-    form = f"EDM pickle, {' of '.join(network.names)}, NVIDIA's under CC BY-NC-SA 4.0"
-    return Checkpoint(persistence.own_names(network.tensors), form, "EMA", path, settings, {"Model": network.section})
+    record = {"Model": network.section, "licence": "NVIDIA's under CC BY-NC-SA 4.0"}
+    form = f"EDM pickle, {' of '.join(network.names)}, {record['licence']}"
+    return Checkpoint(persistence.own_names(network.tensors), form, "EMA", path, settings, record)
 
 
 def _read_safetensors(path):
@@ -199,7 +200,8 @@ def _read_safetensors(path):
     if not isinstance(record, dict):
         raise InputError(f"{path}: damaged safetensors file: its record is not a mapping")
     settings = _settings_of(record["Model"], path) if record.get("Model") is not None else None
-    return Checkpoint(tensors, "safetensors", record.get("weights") or "not stated", path, settings, record)
+    form = "safetensors" + (f", licence: {printable(record['licence'])}" if record.get("licence") else "")
+    return Checkpoint(tensors, form, record.get("weights") or "not stated", path, settings, record)
 
 
 def _check_zip(path):

@@ -23,7 +23,7 @@ OWN = {
     "noises": "search",
     "time": "search",
     "search_path": "search",
-    "steps": "reproduce",
+    "steps": "reproduce train",
     "seeds": "reproduce",
     "flow": "reproduce",
     "cells": "reproduce",
@@ -67,6 +67,8 @@ def overrides_of(args: argparse.Namespace) -> dict[str, tuple[str | None, Any]]:
             raise InputError(f"{flag} does not go with --runner {args.runner}, only with {', '.join(runners)}")
         if name in KEYS:
             overrides[KEYS[name].keys[args.runner]] = (f"--{name}", value)
+        elif (name, args.runner) == ("steps", "train"):
+            overrides["Train.steps"] = ("--steps", value)
 
     def named(target: str) -> str:
         flag = overrides[target][0]

@@ -114,7 +114,7 @@ def parser() -> Parser:
     )
     where = "search: folder of what is found (default temp/search/CONFIG_nfeN)"
     add("--search_path", type=at_home, metavar="P", help=where)
-    add("--steps", metavar="N,...", help="reproduce: only these of the table")
+    add("--steps", metavar="N,...", help="reproduce: only these of the table; train: N, the steps in all")
     add("--seeds", metavar="N", help="reproduce: only the first N seeds of the table")
     add("--flow", type=count, metavar="K", help="reproduce: images whose distance to the exact flow is measured")
     what = "reproduce: a table's cells.csv; the cells that it has are taken, not run"

@@ -1,5 +1,6 @@
-"""What someone who trains a network should hear early, before the samples disappoint."""
+"""What someone should hear early: before the samples of a training disappoint, before ranks differ."""
 
+import functools
 import sys
 
 FEW = 20_000  # images, counted once for each time that they are seen; docs/train-your-own.md has the measurement
@@ -27,6 +28,12 @@ def attention_nowhere(model):
             f"Model.attn_resolutions has {', '.join(map(str, sorted(lost)))}, but the network's sizes are "
             f"{', '.join(map(str, sizes))}"
         )
+
+
+@functools.cache
+def compiled_apart():
+    """Say, once, that every rank compiles a network of its own."""
+    say("this PyTorch chooses compiled kernels by timing, so the images of two ranks may differ by rounding")
 
 
 def say(text):

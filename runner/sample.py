@@ -23,6 +23,7 @@ from pndm.config.load import replaced
 from pndm.config.schema import fingerprint
 from pndm.model.backend import deterministic
 from pndm.model.engine import largest_batch
+from pndm.runner.advice import compiled_apart
 from pndm.runner.build import load_network, sampling_of
 from pndm.runner.folder import GRID, finished, held_identity, open_folder
 from pndm.runner.measure.measurement import Measurement, describe, outdated
@@ -150,6 +151,8 @@ class Sampler:
     def prepare(self):
         """Compile the network, if that is asked for, before the run's clock starts."""
         network, device, size = self.loaded.network, self.team.device, self.experiment.Sample.batch_size
+        if network.compiled and self.team.size > 1 and self.team.first and not deterministic():
+            compiled_apart()
         with self.team.at_work():
             conditioned = self.sampling.conditioned(network, range(size), device)
             network.prepare((size, *self.sampling.shape), device, conditioned)

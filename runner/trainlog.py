@@ -89,7 +89,8 @@ class Log:
         loss = total / steps / self.pixels
         speed = steps * self.batch / max(now - self.since, 1e-9)
         self.since, self.counted = now, step
-        self.said = f"loss {loss:.4f}, {speed:.0f} images/s"
+        busy = _gpu_busy(self.team.device)
+        self.said = f"loss {loss:.4f}, {speed:.0f} images/s" + ("" if busy is None else f", GPU {busy} %")
         self.progress.add(extra=self.said)
         values = {
             "loss": loss,
@@ -100,7 +101,7 @@ class Log:
         }
         for name, (square, mean) in ranges.items():
             values |= {f"error_by_t/{name}": square, f"mean_error_by_t/{name}": mean}
-        if (busy := _gpu_busy(self.team.device)) is not None:
+        if busy is not None:
             values["gpu_utilisation"] = busy
         self.write(step, values)
         if not self.advised:

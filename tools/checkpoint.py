@@ -70,7 +70,8 @@ def examine(file, to=None, rounded=False):
 
     say("file", source.path)
     say("sha256", digest)
-    if entry := fetch.recognise(source.path, digest):
+    entry = fetch.recognise(source.path, digest)
+    if entry:
         say("published", f"{entry.name}: {entry.what} of {entry.of}, by {entry.by}; licence: {entry.licence}")
     say("format", source.format)
     say("weights", source.weights)
@@ -86,6 +87,8 @@ def examine(file, to=None, rounded=False):
     say("fits", ", ".join(fitting))
     if target:
         metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest}
+        if licence := entry.licence if entry else source.record.get("licence"):
+            metadata["licence"] = licence
         tensors = checkpoint.state_dict_for(best.network, source)
         if rounded:
             tensors = {name: value.bfloat16() for name, value in tensors.items()}

@@ -38,7 +38,7 @@ CALLED = {"FASHION": "clothes, 28×28", "DIGITS": "digits, 8×8"}
 
 def gain(args):
     """README's first picture: distance against network calls, with the fewest calls that reach DDIM's most."""
-    figure, *panels = canvas(9, 3.6, len(args.cells))
+    figure, *panels = canvas(6.8, 3.4, len(args.cells))
     for path, axes in zip(args.cells, panels, strict=True):
         gain_of(path, axes)
     panels[0].set_ylabel("distance from the data")
@@ -66,7 +66,7 @@ def gain_of(path, axes):
     axes.text((few * most) ** 0.5, above * 1.05, f"{most / few:.0f} times fewer calls", ha="center", va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="network calls an image", title=CALLED.get(data, data))
     axes.set_xticks(calls := [5, 10, 20, 50, 100, 250, most], [f"{n:g}" for n in calls])
-    nice = [d * 10.0**k for k in range(-4, 4) for d in (1, 2, 5)]
+    nice = [d * 10.0**k for k in range(-4, 4) for d in (1, 1.5, 2, 3, 5, 7)]
     axes.set_yticks(shown := [y for y in nice if low / 1.5 < y < 1.5 * high], [f"{y:g}" for y in shown])
     axes.minorticks_off()
     for label, calls in enough.items():

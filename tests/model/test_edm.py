@@ -179,6 +179,7 @@ def test_the_doctor_converts_a_pickle(tmp_path, monkeypatch, capsys):
     assert doctor.main([str(file), "--to", str(target)]) == 0
     said = capsys.readouterr().out
     assert "EDM under the names of EDM" in said and "CC BY-NC-SA 4.0" in said and "what the file itself says" in said
+    assert "CC BY-NC-SA 4.0" in read(target).format  # the licence goes with the weights
     before, after = (eps_of(load_model(None, path), "edm_ncsnpp", torch.float32) for path in (file, target))
     assert torch.equal(before, after)
     assert read(target).weights == "EMA"

@@ -17,6 +17,7 @@ from pndm.demo import solver_files
 from pndm.model import checkpoint
 from pndm.runner.build import sampling_of
 from pndm.runner.demo import cells as demo_cells
+from pndm.runner.demo.app import Sessions
 from pndm.runner.demo.cells import Artist, Stopped
 from pndm.runner.demo.commands import Origin, commands
 from pndm.runner.demo.page import source_of
@@ -259,3 +260,15 @@ def test_rows_are_methods_times_spacings_each_once():
     request = request_of("DDIM, DDIM PF", ["uniform", "logsnr"], "20,10,10")
     assert request.rows == (Row("DDIM", "uniform"), Row("DDIM", "logsnr"), Row("PF", "uniform"))
     assert request.calls == (10, 20)
+
+
+def test_a_session_has_one_run_at_a_time():
+    sessions = Sessions()
+    event = sessions.begin("one")
+    with pytest.raises(InputError, match="a run of this page is at work"):
+        sessions.begin("one")
+    sessions.begin("two")
+    sessions.stop("one")
+    assert event.is_set()
+    sessions.end("one")
+    assert not sessions.begin("one").is_set()

@@ -13,9 +13,6 @@ import urllib.request
 import pytest
 from helpers import ROOT, image_files
 
-from pndm.config.errors import InputError
-from pndm.runner.demo.app import Sessions
-
 pytest.importorskip("gradio", reason="Gradio is not installed")
 PATIENCE = 180  # seconds, on a busy machine
 
@@ -154,15 +151,3 @@ def test_twenty_hostile_requests_are_refused_in_a_line_each_and_the_server_lives
         assert status == 422 or json.loads(last) == {"error": None}
     _, last = drawn(address, {"data": RIGHT})
     assert json.loads(last)[1].startswith("done")
-
-
-def test_a_session_has_one_run_at_a_time():
-    sessions = Sessions()
-    event = sessions.begin("one")
-    with pytest.raises(InputError, match="a run of this page is at work"):
-        sessions.begin("one")
-    sessions.begin("two")
-    sessions.stop("one")
-    assert event.is_set()
-    sessions.end("one")
-    assert not sessions.begin("one").is_set()
