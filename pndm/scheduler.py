@@ -167,7 +167,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
         Afterwards `.timesteps` lists the time of every network call to come. Raises ValueError for other values.
         """
-        place = device_of(device or "cpu")
+        place = device_of("cpu" if device is None else device)
         if self._solver:
             if timesteps is not None or sigmas is not None:
                 raise ValueError("a solver file says the times; timesteps and sigmas do not go with it")
