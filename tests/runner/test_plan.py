@@ -122,7 +122,7 @@ def test_tables_and_training_have_plans(tiny, cli, tmp_path):
 def test_the_time_of_a_training_is_that_of_three_calls_for_each_image_of_a_step(tiny, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "calibrate", lambda *_: plan.Calibration(seconds=0.001, memory=0))
     flags = ["--runner", "train", "--config", tiny.config, "--train_path", tmp_path / "run", "--plan"]
-    status, out, _ = cli(*flags, "--set", "Train.steps=500", "--batch_size", 20, "--device", "cpu")
+    status, out, _ = cli(*flags, "--steps", 500, "--batch_size", 20, "--device", "cpu")
     assert status == 0
     assert "\ntime              30.0 s, a step taken as three network calls, " in out
     parameters = int(re.search(r"parameters +([\d,]+)", out)[1].replace(",", ""))
