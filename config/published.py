@@ -147,6 +147,12 @@ def find(text):
     return known.get(str(text)) or next((entry for entry in known.values() if entry.file == Path(text)), None)
 
 
+def absent(text):
+    """The `Published` that belongs at the path `text`, where nothing is; None for a name, and where there is none."""
+    entry = find(text)
+    return entry if entry and entry.name != str(text) and not Path(text).exists() else None
+
+
 def named(name):
     """The `Published` of that name. Raises InputError."""
     known = manifest()

@@ -144,7 +144,7 @@ def start(args: Arguments) -> Any:
 
 def refuse_missing(overrides: Mapping[str, tuple[str | None, Any]]) -> None:
     """A published file's place that is given by hand is not downloaded, as the same place in an experiment is."""
-    from pndm.config.published import find
+    from pndm.config.published import absent
 
     for key, flag in (
         ("Sample.model_path", "--model_path "),
@@ -152,7 +152,7 @@ def refuse_missing(overrides: Mapping[str, tuple[str | None, Any]]) -> None:
         ("Train.start", ""),
     ):
         _, given = overrides.get(key, ("", None))
-        if isinstance(given, str) and not Path(given).exists() and find(given):
+        if isinstance(given, str) and absent(given):
             from pndm.runner.fetch import refuse_place  # imports PyTorch
 
             refuse_place(given, key, flag)

@@ -72,8 +72,7 @@ def refuse_place(given, key, flag=""):
 
     flag: what stands before a name that would be downloaded, for the message.
     """
-    entry = published.find(given)
-    if entry and entry.name != str(given) and not Path(given).exists() and not held(entry):
+    if (entry := published.absent(given)) and not held(entry):
         raise InputError(f"no file {given}; {flag}{entry.name}, or --runner fetch {entry.name}, downloads it", key)
 
 
