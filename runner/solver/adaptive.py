@@ -48,7 +48,7 @@ class Flow:
     def derivative(self, x: Tensor, time: Times) -> Gradient:
         """dx/dtime of x (m, …) at times (m,): asks for ε once."""
         eps = yield Query(x, self.clock(time))
-        return flow(x, eps, column(self.alpha(time), x), column(self.slope(time), x))
+        return flow(x, eps, column(self.slope(time) / 2, x), column(np.sqrt(1 - self.alpha(time)), x))
 
     def check_finite(self, norms: Times, later: Times, earlier: Times) -> None:
         if not np.isfinite(norms).all():
@@ -85,7 +85,7 @@ def dormand_prince(flow: Flow, x: Tensor, start: float | Times, end: float, cont
     """
     t = np.full(len(x), start, np.float64)
     if not (t > end).any():
-        yield Step(x, t, order=1)
+        yield Step(x, flow.clock(t), order=1)
         return
     k1 = yield from flow.derivative(x, t)
     h = yield from starting_step(flow, x, k1, t, start - end, control)
@@ -113,7 +113,7 @@ def dormand_prince(flow: Flow, x: Tensor, start: float | Times, end: float, cont
                 f"the flow cannot be followed to rtol {control.rtol}, atol {control.atol}"
             )
         if done.size:
-            yield Step(x, t.copy(), order=6)
+            yield Step(x, flow.clock(t.copy()), order=6)
 
 
 def starting_step(

@@ -26,9 +26,12 @@ def phi(x: Any, eps: Any, alpha_t: float, alpha_s: float) -> Any:
     return ratio * x + weight * eps
 
 
-def flow(x: Any, eps: Any, alpha: Any, slope: Any) -> Any:
-    """dx/dt = ᾱ′/(2ᾱ) · (x − ε/√(1−ᾱ)), the probability-flow ODE; slope = ᾱ′/ᾱ. Numbers, or tensors like x."""
-    return slope / 2 * (x - eps / (1 - alpha) ** 0.5)
+def flow(x: Any, eps: Any, rate: Any, noise: Any) -> Any:
+    """dx/dt = ᾱ′/(2ᾱ) · (x − ε/√(1−ᾱ)), the probability-flow ODE; rate = ᾱ′/(2ᾱ), noise = √(1−ᾱ).
+
+    Numbers, or tensors that broadcast with x.
+    """
+    return rate * (x - eps / noise)
 
 
 class Pseudo:
@@ -118,7 +121,7 @@ class Classical(Pseudo):
 
     def gradient(self, x: Tensor, t: float) -> Gradient:
         eps = yield Query(x, t)
-        return flow(x, eps, self.alpha(t), self.schedule.log_alpha_cumprod(t, nu=1))
+        return flow(x, eps, self.schedule.log_alpha_cumprod(t, nu=1) / 2, (1 - self.alpha(t)) ** 0.5)
 
     def transfer(self, x: Tensor, gradient: Tensor, t: float, s: float) -> Any:
         return x + (s - t) * gradient

@@ -88,10 +88,27 @@ def test_published_reads_alpha_one_index_late_and_cuts_half_steps():
         times.append(t.item())
         return torch.full_like(x, 0.2)
 
+    alphas = LINEAR.alphas_cumprod
     state = next(iter(solve("F-PNDM", network, x, LINEAR, 8, "published")))
     assert times == [875, 812.5, 812.5, 750]
-    alphas = LINEAR.alphas_cumprod
     np.testing.assert_allclose(state.x, phi(x, torch.full_like(x, 0.2), alphas[876], alphas[751]), rtol=1e-12)
+
+
+def test_published_cuts_half_steps_towards_zero():
+    """A Runge–Kutta step from t = 0 to −1: its half steps, at −0.5, have ᾱ₁, and its end ᾱ₀."""
+    x = torch.full((1, 1), 0.7, dtype=torch.float64)
+    times, seen = [], []
+
+    def network(x, t):
+        times.append(t.item())
+        seen.append(x.clone())
+        return torch.full_like(x, 0.2)
+
+    last(solve("F-PNDM", network, x, LINEAR, 1, "published"))
+    alphas, eps = LINEAR.alphas_cumprod, torch.full_like(x, 0.2)
+    assert times == [0, -0.5, -0.5, -1]
+    assert torch.equal(seen[1], seen[0])  # from ᾱ₁ to ᾱ₁
+    torch.testing.assert_close(seen[3], phi(x, eps, alphas[1], alphas[0]), rtol=1e-12, atol=0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -200,6 +217,7 @@ def test_pf_published_is_scipy_on_the_whole_batch_with_the_linear_closed_form():
     state = last(solve("PF", network, noise, schedule, 50, "published"))
     np.testing.assert_allclose(state.x.numpy().ravel(), theirs.y[:, -1], rtol=1e-9, atol=1e-11)
     assert state.nfe == theirs.nfev
+    np.testing.assert_allclose(state.t, 0.999, rtol=1e-12)  # in training steps, as of every method
 
 
 def test_pf_says_where_the_network_is_not_finite():
