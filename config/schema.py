@@ -50,8 +50,10 @@ class ScheduleSection(Section):
     fixed: ClassVar[dict] = {"predict_xstart": False, "use_kl": False}
 
     type: str = key("linear", "how β grows with t; edm: by EDM's σ", "images network training", among=(*TYPES, "edm"))
-    beta_start: float = key(1e-4, "β at the first training step (linear, quad)", "images training", gt=1e-12, lt=1)
-    beta_end: float = key(0.02, "β at the last training step (linear, quad)", "images training", gt=1e-12, lt=1)
+    beta_start: float = key(
+        1e-4, "β at the first training step (linear, quad)", "images network training", gt=1e-12, lt=1
+    )
+    beta_end: float = key(0.02, "β at the last training step (linear, quad)", "images network training", gt=1e-12, lt=1)
     diffusion_step: int = key(1000, "number of training steps", "images network training", **STEPS)
     sigma_min: float = key(0.002, "edm: σ at the first training step", "images network training", ge=1e-6, le=1e6)
     sigma_max: float = key(80.0, "edm: σ at the last training step", "images network training", ge=1e-6, le=1e6)
@@ -82,8 +84,8 @@ class DatasetSection(Section):
         64, "images in a training batch, of all processes together", "training", "train", "B", ge=1, le=2**20
     )
     random_flip: bool = key(False, "training: mirror half of the images", "training")
-    rescaled: bool = key(True, "the network sees [−1, 1], not [0, 1]", "images training")
-    logit_transform: bool = key(False, "the network sees logits of [0, 1]", "images training")
+    rescaled: bool = key(True, "the network sees [−1, 1], not [0, 1]", "images network training")
+    logit_transform: bool = key(False, "the network sees logits of [0, 1]", "images network training")
     uniform_dequantization: bool = key(False, "training: add uniform noise of one grey level", "training")
     gaussian_dequantization: bool = key(False, "training: add normal noise of deviation 0.01", "training")
     num_workers: int = key(0, "processes that read training images", ge=0, le=1024)

@@ -25,7 +25,7 @@ class PaperSection(Section):
     fid: dict[str, dict[int | Literal["best"], Value]] = key(
         {}, "label → steps, in a table by nfe network calls → FID; what is not known is left out"
     )
-    seconds_per_step: dict[str, Positive] = key({}, "label → seconds a step, of a whole batch")
+    seconds_per_step: dict[str, Positive] = key({}, "label → seconds a step of 512 images")
 
 
 class Cells(Section):

@@ -38,9 +38,9 @@ class Row:
 
     @property
     def seconds_per_step(self):
-        """Seconds of one step of one batch."""
-        batches = -(-self.images // self.batch)
-        return self.seconds / self.steps / batches
+        """Seconds of one step of 512 images, the paper's batch, all that a run does included."""
+        made = -(-self.images // self.batch) * self.batch  # whole batches
+        return self.seconds / self.steps / made * 512
 
     @property
     def spread(self):

@@ -243,6 +243,17 @@ def test_profiles_are_compared_only_where_they_take_equal_steps_and_calls():
     assert [line for line in table.splitlines() if "FON" in line] == ["| FON | -0.1000 |"]
 
 
+def test_seconds_stand_beside_the_papers_for_its_batch_and_its_steps():
+    """500 images in batches of 128: 512 are made, the paper's batch."""
+
+    def row(steps, seconds):
+        return Row("DDIM", "exact", steps, steps, steps, 1, 500, 0.5, None, 0.01, seconds, 128, "FID", {0: 0.5})
+
+    text = text_of([row(10, 7.0), row(50, 100.0)], paper={"seconds_per_step": {"DDIM": 0.337}})
+    lines = text.split("Seconds a step of 512 images")[1].split("\n\n")[1].splitlines()
+    assert lines[2:] == ["| DDIM | exact | 128 | 2.000 | 0.337 |"]
+
+
 def test_seconds_are_those_of_one_process_and_of_all_batches():
     record = {"seconds": 10.0, "images": 500, "config": {"Sample": {"batch_size": 50}}}
     assert results.seconds_of(record) == 10
@@ -367,6 +378,38 @@ def test_bundled_tables_hold_the_papers_values_as_they_were_read_and_no_others()
         found, _ = made_of.cells_of(table, path, {})
         assert len({cell.name for cell in found}) == len(found)
         assert all(cell.experiment.Sample.total_num == table.images for cell in found)
+
+
+def test_tables_of_the_paper_run_its_protocol():
+    for name in ("cifar10_linear", "cifar10_cosine", "celeba", "lsun_church", "lsun_bedroom"):
+        path, table = load_table(name)
+        found, _ = made_of.cells_of(table, path, {})
+        assert table.images == 50_000
+        assert {"DDIM", "S-PNDM", "F-PNDM", "FON"} == {cell.label for cell in found}
+        assert {"exact", "published"} == {cell.profile for cell in found}
+        made = {(cell.label, cell.budget.asked) for cell in found}
+        known = [(label, steps) for label, values in table.paper.fid.items() for steps in values if steps != "best"]
+        assert made.issuperset(known)
+        assert {5, 10, 20, 50, 100} <= {steps for _, steps in made}
+        assert name.startswith("lsun") or {250, 500, 1000} <= {steps for _, steps in made}
+    path, table = load_table("cifar10_linear")
+    repeated = {(cell.budget.asked, cell.seed) for cell in made_of.cells_of(table, path, {})[0]}
+    assert {(steps, seed) for steps in (10, 20, 50) for seed in range(4)} <= repeated  # the paper's Table 7
+
+
+def test_every_cell_s_noise_schedule_is_the_one_that_its_network_was_trained_with(table, tiny, cli, undrawn, tmp_path):
+    record = {"weights": "EMA", "Schedule": {"type": "linear", "beta_start": 1e-4, "beta_end": 0.02}}
+    checkpoint.save(tmp_path / "trained.safetensors", tiny.network.state_dict(), record)
+    entries = []
+    for label, last in (("own", 0.02), ("other", 0.03)):
+        tree = yaml.safe_load(tiny.config.read_text())
+        tree["Schedule"]["beta_end"] = last
+        tree["Sample"]["model_path"] = str(tmp_path / "trained.safetensors")
+        (tmp_path / f"{label}.yml").write_text(yaml.safe_dump(tree))
+        entries.append({"label": label, "method": "DDIM", "experiment": str(tmp_path / f"{label}.yml")})
+    status, _, err = cli(*table(methods=entries))
+    assert status == 2
+    assert "Schedule.beta_end is 0.03, but the network of" in err and "was trained with 0.02" in err
 
 
 def test_a_profile_that_cannot_run_a_count_is_left_out(table, cli, undrawn, tmp_path):
@@ -581,6 +624,8 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(table, cli, tmp_path, f
         ({"experiment": "nothing.yml"}, "small.yml: experiment: no file nothing.yml"),
         ({"sample": {"features": "colours"}}, "features 'colours' is not one of pixels, fashion, inception, none"),
         ({"paper": {"fid": {"DDIM": {5: {"value": 1, "basis": "heard"}}}}}, "basis is 'heard'"),
+        ({"paper": {"fid": {"DDIM": {"few": {}}}}}, "paper.fid.DDIM.few is 'few'; input should be a valid integer"),
+        ({"paper": {"seconds_per_step": {"PF": "x"}}}, "paper.seconds_per_step.PF is 'x'"),
     ],
 )
 def test_a_wrong_table_is_named_with_its_key(table, cli, tmp_path, changes, said):
