@@ -10,9 +10,12 @@ from PIL import Image
 
 from pndm.config.errors import InputError
 from pndm.config.published import only_here
-from pndm.dataset.readers import KNOWN, READERS, from_picture
+from pndm.dataset.readers import KNOWN, READERS, from_picture, is_numbered
 
-__all__ = ["batches", "count_images", "decode", "encode", "from_picture", "open_dataset", "to_picture", "to_unit"]
+__all__ = [
+    "batches", "count_images", "decode", "encode", "from_picture", "is_numbered", "open_dataset", "to_picture",
+    "to_unit",
+]  # fmt: skip
 
 
 def open_dataset(section):
@@ -25,7 +28,8 @@ def open_dataset(section):
         raise InputError(f"Dataset.dataset {section.dataset}: there are no images in it", "Dataset.path")
     shape, wanted = tuple(images[0].shape), section.shape
     if shape != wanted:
-        raise InputError(f"Dataset: {section.dataset} has images of {shape}, the experiment says {wanted}")
+        message = f"Dataset: {section.dataset} has images of {shape}, the experiment says {wanted}"
+        raise InputError(message, "Dataset.image_size", "Dataset.channels", "Dataset.dataset")
     return images
 
 

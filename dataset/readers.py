@@ -163,7 +163,7 @@ def lsun(section):
     finds there, by the letters of the database's path alone; the images are the same ones in the same order.
     """
     if not section.category:
-        raise InputError("Dataset.category: LSUN needs one, bedroom or church_outdoor, say")
+        raise InputError("LSUN needs a category, bedroom or church_outdoor, say", "Dataset.category", "Dataset.dataset")
     path = _root(section) / f"{section.category}_train_lmdb"
     if not (path / "data.mdb").is_file():
         raise _missing(section, f"{path.name}/data.mdb, from github.com/fyu/lsun")
@@ -215,6 +215,11 @@ KNOWN = {"FASHION": {"train": 60_000, "test": 10_000}, "CIFAR10": {"train": 50_0
 MEGABYTES = {"FASHION": 31, "CIFAR10": 170}
 
 
+def is_numbered(path):
+    """Whether a Path is named as an image of a sampling run is: a number, then .png."""
+    return path.suffix == ".png" and path.stem.isdecimal()
+
+
 def image_files(path, pattern="*"):
     """The image files of a folder, sorted; of a sampling run's folder the numbered images alone, not its grid.
 
@@ -222,7 +227,7 @@ def image_files(path, pattern="*"):
     """
     path = Path(path)
     if (path / "run.json").exists():
-        found = path.glob("[0-9]*.png")
+        found = filter(is_numbered, path.iterdir())
     else:
         found = (file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES)
     found = sorted(found)
@@ -334,5 +339,7 @@ def _missing(section, files, error=None):
     why = f" ({said})" if said else ""
     return InputError(
         f"Dataset.dataset {section.dataset}: its files are not in {root}{why}; what belongs there is "
-        f"{files}; Dataset.path names another folder"
+        f"{files}; Dataset.path names another folder",
+        "Dataset.path",
+        "Dataset.dataset",
     )

@@ -8,7 +8,6 @@ that are done, until the run is finished: with them a killed run goes on.
 import contextlib
 import math
 import os
-import re
 import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +20,10 @@ from torch.nn.functional import pad
 from pndm.config.errors import InputError
 from pndm.config.files import alone, aside, load_json, made, remove_left, save_json
 from pndm.config.schema import difference
-from pndm.dataset import from_picture, to_picture
+from pndm.dataset import from_picture, is_numbered, to_picture
 
 GRID = 100  # images in grid.png
 BETWEEN = 236  # grey level between them
-IMAGE = re.compile(r"\d{6,}\.png")
 FEATURES = "features"  # the folder of the features of an unfinished run
 DELETE = "delete the folder, or choose another folder"
 
@@ -171,16 +169,19 @@ def held_identity(folder):
         raise InputError(f"{folder / 'run.json'}: damaged; {DELETE}") from None
 
 
-def finished(folder, fingerprint, total, kept):
-    """The record in `folder` if it is of this run and complete, else None. Raises InputError if it holds more.
+def finished(folder, identity, fingerprint, total, kept):
+    """The record in `folder` if it is of this run and complete, else None.
 
-    fingerprint: of the images and their distance, as the record has it. total: number of images. kept: how many files.
+    identity: what the images depend on; fingerprint: what they and their distance depend on, as the record has it.
+    total: number of images. kept: how many files. Raises InputError if the folder is another run's, or holds more.
     """
-    if held_identity(folder) is None:
+    check_owner(folder, identity)
+    if not holds_images(folder):
         return None
-    count = sum(bool(IMAGE.fullmatch(entry.name)) for entry in os.scandir(folder))
+    count = max((int(path.stem) + 1 for path in folder.iterdir() if is_numbered(path)), default=0)
     if count > total:
-        raise InputError(f"{folder} already holds {count:,} images of this run, more than {total:,}", "total_num")
+        message = f"{folder} already holds {name_of(count - 1)} of this run, beyond the {total:,} images asked for"
+        raise InputError(f"{message}; {DELETE}", "total_num")
     try:
         record = load_json(folder / "result.json")
     except (OSError, ValueError):
@@ -189,7 +190,7 @@ def finished(folder, fingerprint, total, kept):
     if not isinstance(images, int) or not isinstance(held, dict) or not isinstance(card, dict | None):
         return None  # damaged
     if images > total:
-        raise InputError(f"{folder} already holds the record of {images:,} images of this run", "total_num")
+        raise InputError(f"{folder} already holds the record of {images:,} images of this run; {DELETE}", "total_num")
     whole = all((folder / name_of(i)).exists() for i in range(kept))
     return record if whole and not difference(held, fingerprint) else None
 
@@ -199,7 +200,7 @@ def holds_images(folder):
     if not folder.is_dir():
         return False
     described = any((folder / FEATURES).glob("*/*.npy"))
-    return described or any(IMAGE.fullmatch(e.name) or e.name == "result.json" for e in os.scandir(folder))
+    return described or any(is_numbered(path) or path.name == "result.json" for path in folder.iterdir())
 
 
 def name_of(i):

@@ -48,18 +48,29 @@ def run(experiment, device, folder, timeout=None):
             size = held.get("Sample.batch_size") or fitting(experiment, loaded.network, team)
             experiment = replaced(experiment, batch_size=size)
         sampler = Sampler(experiment, team, loaded)
-        record = finished(folder, sampler.fingerprint, s.total_num, kept(s))
-        card = record and record["frechet"]
-        if record and not (card and outdated(card, experiment.Dataset, s)):
+        record = finished(folder, sampler.identity, sampler.fingerprint, s.total_num, kept(s))
+        if record and (text := current(record, experiment)):
             if team.first:
                 print(f"{folder} already holds these {s.total_num:,} images")
-                report(record, folder)
+                print(text, told_files(folder), sep="\n")
             return record
         measurement = measurement_of(experiment, team)
         sampler.prepare()
         with Progress(team, s.total_num, " images", "sampling") as progress:
             record = complete(sampler, folder, measurement, progress)
-        return record and report(record, folder)
+        if record:
+            print(told(record), told_files(folder), sep="\n")
+        return record
+
+
+def current(record, experiment):
+    """What is told of the record of a finished run; "" if its distance has to be measured anew, or it is damaged."""
+    try:
+        card = record["frechet"]
+        anew = card is not None and outdated(card, experiment.Dataset, experiment.Sample)
+        return "" if anew else told(record)
+    except (KeyError, TypeError, ValueError):  # not as `Sampler.record` wrote it
+        return ""
 
 
 def fitting(experiment, network, team):
@@ -257,17 +268,21 @@ def device_name(device):
     return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def report(record, folder):
-    """Print what a person wants to know of a finished run; returns the record."""
+def told(record):
+    """What a person wants to know of a finished run: lines of text."""
     how = f"{record['steps']} steps" if record["steps"] else "adaptive steps"
     name = Path(record["solver"]["path"]).stem if record["solver"] else record["method"]
-    print(
+    lines = [
         f"{record['images']:,} images by {name} in {how}, {record['nfe']:.4g} network calls an image, "
-        f"{record['images_per_second']:.4g} images/s"
-    )
-    print("network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]))
-    if frechet := record["frechet"]:
-        print(describe(frechet))
+        f"{record['images_per_second']:.4g} images/s",
+        "network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]),
+    ]
+    if (frechet := record["frechet"]) is not None:
+        lines.append(describe(frechet))
+    return "\n".join(lines)
+
+
+def told_files(folder):
+    """A line for the files that a run has left, beside its images."""
     held = [name for name in ("grid.png", "result.json") if (folder / name).exists()]
-    print(f"{folder}: {', '.join(held)}")
-    return record
+    return f"{folder}: {', '.join(held)}"

@@ -248,6 +248,27 @@ def test_damaged_records(tiny, cli, tmp_path, name, content):
     assert (status, err.count("damaged; delete the folder")) == ((2, 1) if name == "run.json" else (0, 0))
 
 
+@pytest.mark.slow
+def test_a_record_that_lacks_what_is_told_of_it_is_made_again(tiny, cli, tmp_path):
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    file = tmp_path / "run/result.json"
+    whole = json.loads(file.read_text())
+    for name, value in [("solver", ...), ("checkpoint", ...), ("frechet", {}), ("nfe", None)]:
+        record = {key: held for key, held in (whole | {name: value}).items() if held is not ...}
+        file.write_text(json.dumps(record))
+        assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+        assert json.loads(file.read_text())["frechet"] == whole["frechet"]
+
+
+def test_images_beyond_the_number_asked_for_are_not_left_in_the_folder(tiny, cli, tmp_path):
+    """As a killed run of several processes may leave them: the last batch without the first."""
+    assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
+    for name in ("result.json", *(f"{i:06d}.png" for i in range(8))):
+        (tmp_path / "run" / name).unlink()
+    status, _, err = cli(*tiny.flags(tmp_path / "run", "--total_num", 8))
+    assert status == 2 and "already holds 000009.png of this run" in err
+
+
 def test_an_image_of_another_size_is_named(tiny, cli, tmp_path):
     assert cli(*tiny.flags(tmp_path / "run"))[0] == 0
     Image.new("L", (5, 5)).save(tmp_path / "run/000001.png")
@@ -402,7 +423,8 @@ def test_an_unfinished_run_is_measured_anew_on_other_features(stopped, cli, tmp_
         (["--spacing", "karras"], "Sample.spacing is uniform there and karras here"),
         (["--times", "999,500,250,100,-1"], "Sample.times is None there and [999.0, 500.0, 250.0, 100.0, -1.0] here"),
         (["--set", "Schedule.type=cosine"], "Schedule.type is linear there and cosine here"),
-        (["--total_num", "3"], "already holds 10 images"),
+        (["--method", "DDIM", "--total_num", "3"], "Sample.method is F-PNDM there and DDIM here"),
+        (["--total_num", "3"], "already holds 000009.png of this run, beyond the 3 images"),
     ],
 )
 def test_a_folder_with_other_images_is_refused(tiny, cli, tmp_path, change, said):
@@ -415,8 +437,9 @@ def test_a_folder_with_other_images_is_refused(tiny, cli, tmp_path, change, said
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_folder_with_foreign_images_is_refused(tiny, cli, tmp_path):
-    Image.new("L", (8, 8)).save(tmp_path / "000000.png")
+@pytest.mark.parametrize("name", ["000000.png", "00007.png"])
+def test_a_folder_with_foreign_images_is_refused(tiny, cli, tmp_path, name):
+    Image.new("L", (8, 8)).save(tmp_path / name)
     status, _, err = cli(*tiny.flags(tmp_path))
     assert status == 2
     assert "no run.json says" in err
