@@ -180,7 +180,7 @@ def parse(text, place):
 def parse_set(text):
     """Split "Section.key=value" into ("Section.key", value), the value read as YAML. Raises InputError."""
     target, equals, value = text.partition("=")
-    if not equals or "." not in target:
+    if not equals or "." not in target or not all(target.strip().split(".")):
         raise InputError(f"{shortened(text)} is not of the form Section.key=value", "set")
     return target.strip(), parse(value, f"--set {shortened(text)}")
 
@@ -200,8 +200,7 @@ def checked(validate, tree, *place):
     except ValidationError as failed:
         errors = failed.errors()
         error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
-    loc = [str(part) for part in (*place, *error["loc"]) if part not in MODELS and "[" not in str(part)]
-    loc = [part for part in loc if not part.startswith("constrained-")]
+    loc = _path((*place, *error["loc"]))
     name, keys, value = ".".join(loc), [".".join(loc[:2])], error.get("input")
     cause = error.get("ctx", {}).get("error")
     match error["type"]:
@@ -218,9 +217,18 @@ def checked(validate, tree, *place):
                 message = message.replace(keys[0], f"{name}.{keys[0]}", 1)
                 keys = [f"{name}.{key}" for key in keys]
         case _:
-            reason = str(cause or error["msg"])
-            message = f"{name} is {shortened(repr(value))}; {reason[:1].lower()}{reason[1:]}"
+            same = [other for other in errors if _path((*place, *other["loc"])) == loc]  # of a union, each of its types
+            reasons = [str(other.get("ctx", {}).get("error") or other["msg"]) for other in same]
+            reason = ", or ".join(reason[:1].lower() + reason[1:] for reason in dict.fromkeys(reasons))
+            message = f"{name} is {shortened(repr(value))}; {reason}"
     raise InputError(message, *keys)
+
+
+def _path(loc):
+    """Where an error of pydantic stands, without the names of the types that it tried."""
+    parts = [str(part) for part in loc if part != "int" and "[" not in str(part)]
+    parts = [part for part in parts if not part.startswith("constrained-")]
+    return [part for i, part in enumerate(parts) if parts[i - 1 : i] != ["Model"] or part not in MODELS]
 
 
 class _Loader(yaml.SafeLoader):

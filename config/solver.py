@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from typing import Annotated, Any
 
 import yaml
@@ -32,6 +33,8 @@ class Solver(Section):
     @model_validator(mode="after")
     def _consistent(self):
         searched, last = self.method == SEARCHED, self.schedule.diffusion_step - 1
+        if len(self.times) < 2 or any(later >= t for t, later in pairwise(self.times)):
+            raise Contradiction("times must be two or more and fall", "times")
         if not searched and (self.method not in METHODS or METHODS[self.method].adaptive):
             raise Contradiction(f"method {self.method!r} is neither {SEARCHED} nor a method of given times", "method")
         for name in ("weights", "told"):

@@ -63,14 +63,25 @@ def settings_of(config):
     # Narrow groups have 4 channels, until there are 32 groups.
     unit = 4 if settings.narrow_groups and widest < 132 else settings.norm_groups
     if settings.channels % unit:
-        key = {"DDIM": "ch", "iDDPM": "model_channels", "EDM": "model_channels"}.get(c.struc, "nf")
-        key = f"Model.{key}"
+        key = _widths_key(c)
         raise InputError(f"{key} is {settings.channels}; a multiple of {unit} is needed", key)
+    if settings.embedding == "sinusoidal" and settings.channels // 2 <= settings.frequency_shift:
+        least = 2 * settings.frequency_shift + 2
+        key = _widths_key(c)
+        raise InputError(f"{key} is {settings.channels}; at least {least} is needed", key)
     if c.struc == "iDDPM":
         _check_heads(settings)
     elif c.image_size % 2 ** (halvings := len(settings.multipliers) - 1):
-        raise InputError(f"Model.image_size {c.image_size} cannot be halved {halvings} times", "Model.image_size")
+        levels = "Model.channel_mult" if c.struc == "EDM" else "Model.ch_mult"
+        message = f"Model.image_size {c.image_size} cannot be halved {halvings} times"
+        raise InputError(message, "Model.image_size", levels)
     return settings
+
+
+def _widths_key(c):
+    """The key of a `Model` section that says the channels of the finest level."""
+    name = {"DDIM": "ch", "iDDPM": "model_channels", "EDM": "model_channels"}.get(c.struc, "nf")
+    return f"Model.{name}"
 
 
 def _sized(c):

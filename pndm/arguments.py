@@ -1,7 +1,6 @@
 """The flags of the command line: which runner takes them, their types for argparse, what they set in an experiment."""
 
 import argparse
-import math
 from typing import Any
 
 from pndm.config.errors import InputError
@@ -40,13 +39,13 @@ def count(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """A positive number of minutes."""
+    """A positive number of minutes, up to two years."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
+    if not 0 < value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes, at most 1,000,000")
     return value
 
 

@@ -132,7 +132,7 @@ class TrainFolder:
 
 
 def _check_sums(file):
-    """Raise InputError where what a checkpoint holds is not what was written: PyTorch stores sums, and checks none."""
+    """Raise InputError if a checkpoint's sums are wrong: PyTorch writes them, and does not check them."""
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()

@@ -77,7 +77,8 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         raise InputError(f"{noises} are too few; at least {2 * MINIBATCHES}", "noises")
     found = list(rank.candidates(schedule_of(experiment), s.nfe, names))
     if not found:
-        raise InputError(f"none of {', '.join(names)} can spend {s.nfe} network calls", "nfe")
+        message = f"none of {', '.join(names)} can spend {s.nfe} network calls; methods that draw noise or choose "
+        raise InputError(f"{message}their own steps are not searched", "nfe")
     with processes(device, timeout) as team:
         if team.size > (most := min(TRAJECTORIES, noises // 2)):
             raise InputError(f"{noises} can be shared by {most} processes at most, not by {team.size}", "noises")

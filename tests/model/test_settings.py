@@ -14,6 +14,7 @@ from pndm.model.settings import settings_of
     ("name", "changes", "message"),
     [
         ("ddim_small", {"ch": 16}, "Model.ch is 16; a multiple of 32 is needed"),
+        ("ddim_small", {"ch": 2, "norm_groups": 1}, "Model.ch is 2; at least 4 is needed"),
         ("iddpm_small", {"model_channels": 48}, "Model.model_channels is 48; a multiple of 32 is needed"),
         ("pf_small", {"nf": 16}, "Model.nf is 16; a multiple of 32 is needed"),
         ("pf_deep_small", {"nf": 6}, "Model.nf is 6; a multiple of 4 is needed"),

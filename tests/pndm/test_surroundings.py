@@ -38,6 +38,17 @@ from helpers import ROOT, process
         (["--metod", "DDIM"], "unknown flag --metod; did you mean --method?"),
         (["--method", "F-PDNM"], "did you mean F-PNDM?"),
         (["--timeout", "0"], "--timeout: '0' is not a positive number of minutes"),
+        (["--timeout", "1e12"], "at most 1,000,000"),
+        (["--set", "Model.=5"], "--set: Model.=5 is not of the form Section.key=value"),
+        (
+            ["--batch_size", "Auto"],
+            "should be a valid integer, unable to parse string as an integer, or input should be 'auto'",
+        ),
+        (["--set", "Dataset.dataset=LSUN", "--runner", "train"], "--set: LSUN needs a category"),
+        (
+            ["--runner", "search", "--methods", "DDPM", "--nfe", "5"],
+            "methods that draw noise or choose their own steps",
+        ),
         (["--runner", "reproduce", "--flow", "x"], "--flow: 'x' is not a whole number, at least 0"),
         (["--runner", "reproduce", "--seeds", "١"], "--seeds: '١' is not a number from 1 to 3"),
         (["--runner", "reproduce", "--set", "Sample.nfe=4"], "a table sets Sample.nfe itself"),
