@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -171,12 +171,6 @@ def place(args: Arguments, keys: tuple[str, ...]) -> str:
     return f"{found}: " if keys and found else ""
 
 
-def out_of_memory(args: Arguments) -> str:
-    """What to say when there is not enough memory."""
-    remedy = "; a smaller --batch_size may fit" if args.runner in KEYS["batch_size"].keys else ""
-    return f"the device is out of memory{remedy}"
-
-
 def reproduce(args: Arguments) -> int:
     """The runner reproduce; returns the exit status."""
     if args.config:
@@ -290,7 +284,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
-        return attempt(args)
+        remedy = "; a smaller --batch_size may fit" if args.runner in KEYS["batch_size"].keys else ""
+        return attempt(lambda: dispatch(args), lambda keys: place(args, keys), remedy)
     except KeyboardInterrupt:  # also one that comes while an error is told
         if not rank():
             how = dict.fromkeys(("sample", "reproduce", "fetch"), "the same command")
@@ -303,16 +298,20 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def attempt(args: Arguments) -> int:
-    """Call the runner; an error that it may raise is told in one line. Returns the exit status."""
+def attempt(run: Callable[[], int], place: Callable[[tuple[str, ...]], str], remedy: str) -> int:
+    """Call `run`; an error that it may raise is told in one line. Returns the exit status.
+
+    place(keys): what stands in front of an error about them. remedy: what may help where memory is short.
+    """
+    full = f"the device is out of memory{remedy}"
     try:
-        return dispatch(args)
+        return run()
     except InputError as error:
-        return complain(f"{place(args, error.keys)}{error}")
+        return complain(f"{place(error.keys)}{error}")
     except NotFinite as error:
         return complain(error)
     except MemoryError:
-        return complain(out_of_memory(args))
+        return complain(full)
     except BrokenPipeError:
         return 141  # as of a program that SIGPIPE ends
     except OSError as error:
@@ -322,7 +321,7 @@ def attempt(args: Arguments) -> int:
     except (RuntimeError, ImportError) as error:
         text = str(error).partition("\n")[0]
         if re.search(FULL, text):
-            return complain(out_of_memory(args))
+            return complain(full)
         raise
 
 

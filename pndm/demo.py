@@ -53,15 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run `pndm demo` with the arguments `argv`; returns the exit status."""
     early.open_streams()
     args = parser().parse_args(argv)
+    flags = {"Sample.model_path": "--model_path"} if args.model_path is not None else {}
+    flags |= {target.partition("=")[0].strip(): "--set" for target in args.set}
+
+    def place(keys: tuple[str, ...]) -> str:
+        found = place_of(keys, flags | {key: f"--{key}" for key in keys if "." not in key}, "")
+        return f"{found}: " if found else ""
+
     try:
-        return show(args)
-    except InputError as error:
-        flags = {"Sample.model_path": "--model_path"} if args.model_path is not None else {}
-        flags |= {target.partition("=")[0].strip(): "--set" for target in args.set}
-        found = place_of(error.keys, flags | {key: f"--{key}" for key in error.keys if "." not in key}, "")
-        return cli.complain(f"{found}: {error}" if found else error)
-    except OSError as error:
-        return cli.complain(f"{error.filename or '--port'}: {error.strerror or error}")
+        return cli.attempt(lambda: show(args), place, "; fewer --images may fit")
     except KeyboardInterrupt:
         return 130
 
@@ -97,7 +97,11 @@ def show(args: argparse.Namespace) -> int:
 
     chosen |= {name: listed(name, chosen[name]) for name in ("methods", "spacings")}
     chosen["share"] = request.noise.share
-    app.serve(app.build(artist, origin, chosen, facts, limit, files), args.host, args.port)
+    page = app.build(artist, origin, chosen, facts, limit, files)
+    try:
+        app.serve(page, args.host, args.port)
+    except OSError as error:
+        raise InputError(str(error.strerror or error), "port") from None
     return 0
 
 

@@ -87,8 +87,10 @@ def shell(cell, noise, origin):
         return None
     how = f"{cell.steps}steps" if cell.steps else "adaptive"
     flags = {"config": origin.config, "device": origin.device}
+    said = SAID
     if cell.file:
         flags |= {"solver": cell.file}
+        said = SAID | {"profile"}  # the solver file's method has none
     else:
         flags |= {"method": sampling.method, "spacing": sampling.options.get("spacing", "uniform")}
         flags |= {"sample_speed": sampling.steps} if sampling.steps else {}
@@ -96,7 +98,7 @@ def shell(cell, noise, origin):
     flags |= {"precision": cell.precision, "features": "none"}
     flags["image_path"] = f"temp/demo/{cell.row.method}_{cell.row.spacing}_{how}_seed{noise.seed}_{noise.images}"
     parts = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
-    more = {name: value for name, value in origin.overrides.items() if name.removeprefix("Sample.") not in SAID}
+    more = {name: value for name, value in origin.overrides.items() if name.removeprefix("Sample.") not in said}
     parts += [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in more.items()]
     return " \\\n    ".join(["python main.py --runner sample", *parts]) + "\n"
 

@@ -155,7 +155,7 @@ def test_what_is_copied_makes_the_very_bytes_of_the_cell(artist, tiny, check_byt
 def test_what_is_copied_of_a_solver_file_makes_the_very_bytes_of_the_cell(check_bytes):
     request = request_of("searched", "uniform", "6", seed=3, images=3, files="digits_nfe{nfe}")
     (cell,) = {cell.asked: cell for cell in Artist(load("digits.yml"), CPU).draw(request)}.values()
-    found = commands(cell, request.noise, Origin("digits.yml"))
+    found = commands(cell, request.noise, Origin("digits.yml", overrides={"Sample.profile": "published"}))
     assert [name for name, _ in found] == ["command line", "Python", "diffusers"]
     check_bytes(found, cell)
 
