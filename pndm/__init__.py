@@ -4,6 +4,7 @@ A name is imported when it is first used, so that `import pndm` is quick. Only `
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ __all__ = [
     "NotFinite", "Option", "PNDMPipeline", "PipelineOutput", "Pseudo", "Query", "Schedule", "SigmaSchedule",
     "Singlestep", "State", "Step", "fetch", "frechet_distance", "load_experiment", "load_model", "solve", "trajectory",
 ]  # fmt: skip
+if not find_spec("diffusers"):
+    __all__.remove("MethodScheduler")
 
 
 def __getattr__(name: str) -> Any:

@@ -55,6 +55,8 @@ def main():
     parser.add_argument("--components", type=int, default=3, help="1: a Gaussian (closed form); default 3")
     parser.add_argument("--lambda", dest="even", action="store_true", help="steps that are equal in λ, not in t")
     args = parser.parse_args()
+    if args.components < 1:
+        parser.error(f"--components is {args.components}, it must be at least 1")
     schedule = Schedule(args.schedule)
     network, noise = problem(schedule, args.components)
 

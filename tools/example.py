@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pndm import METHODS, PNDMPipeline, solve
+from pndm.config.files import aside
 from pndm.dataset import to_picture
 from pndm.runner.folder import grid
 
@@ -48,7 +49,8 @@ def show(method, steps, out):
     print(f"largest difference of the two: {((state.x + 1) / 2).clamp(0, 1).sub(images).abs().max():.1g}")
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    to_picture(grid((images * 255).round().to(torch.uint8))).save(out)
+    with aside(out) as file:
+        to_picture(grid((images * 255).round().to(torch.uint8))).save(file, "PNG")
     print(out)
 
 

@@ -100,8 +100,12 @@ def main(argv=None):
     if args.to:
         shown = [places[: len(images)] for _, places in found.values()]
         rows = [images, *(torch.stack([data[int(i)] for i in places]) for places in shown)]
-        with aside(args.to) as file:
-            to_picture(picture(rows)).save(file, "PNG")
+        try:
+            with aside(args.to) as file:
+                to_picture(picture(rows)).save(file, "PNG")
+        except OSError as error:
+            print(f"neighbours.py: {args.to}: {error.strerror or error}", file=sys.stderr)
+            return 2
         print(args.to)
     return 0
 

@@ -26,6 +26,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pndm import MethodScheduler
+from pndm.config.files import save_json
 
 METHODS = ("F-PNDM", "DPM-Solver++2M")
 STEPS = 3  # does not divide 1000: times that are no whole numbers are met
@@ -170,7 +171,7 @@ def main():
         found[name] = {"scheduler": scheduler, "outcomes": outcomes}
         print(name, scheduler, *outcomes, sep=" | ", file=sys.stderr, flush=True)
         args.to.parent.mkdir(parents=True, exist_ok=True)
-        args.to.write_text(json.dumps(found, indent=1))
+        save_json(args.to, found)
     print(table(found))
 
 

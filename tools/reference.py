@@ -25,9 +25,13 @@ def main(argv=None):
     for name in pndm.__all__:  # the package imports a name when it is first used; pdoc sees those that are there
         setattr(pndm, name, getattr(pndm, name))
     pdoc.render.configure(docformat="markdown", math=False, show_source=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pdoc.pdoc("pndm", output_directory=folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pdoc.pdoc("pndm", output_directory=folder)
+    except OSError as error:
+        print(f"reference.py: {folder}: {error.strerror or error}", file=sys.stderr)
+        return 2
     print(f"{folder / 'pndm.html'}: {len(pndm.__all__)} public names")
     return 0
 

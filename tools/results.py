@@ -29,16 +29,18 @@ def put(folder, page):
     beside = page.with_suffix("")
     beside.mkdir(exist_ok=True)
     shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
-    for old in [*beside.glob("*.svg"), *beside.glob("*.png")]:
-        old.unlink()
-    lines = []
+    lines, kept = [], set()
     for png in sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
         figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")
         shutil.copyfile(figure, beside / figure.name)
+        kept.add(figure.name)
         lines += [f"![{png.stem.replace('_', ' against ')}]({beside.name}/{figure.name})", ""]
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     with aside(page) as file:
         file.write_text(f"{before}{BEGIN}\n{tables}\n" + "\n".join(lines) + f"\n{END}{after}", encoding="utf-8")
+    for old in [*beside.glob("*.svg"), *beside.glob("*.png")]:
+        if old.name not in kept:
+            old.unlink()
 
 
 def main(argv=None):

@@ -13,10 +13,10 @@ from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.solve import solve
 from pndm.scheduler import MethodScheduler
+from pndm.times import one_call
 
 FLOW = {"prediction_type": "flow_prediction"}
-ABLE = [name for name, line in METHODS.items() if not line.adaptive and name not in (
-    "S-PNDM", "F-PNDM", "FON", "Heun", "DPM-Solver-2S", "DPM-Solver-3S")]  # fmt: skip
+ABLE = [name for name in METHODS if one_call(name)]
 
 
 # Measured from 80 to 160 steps: 1.73 (++2M) to 2.1. On equal steps of σ the steps of λ are long at both ends.

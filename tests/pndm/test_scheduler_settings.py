@@ -16,10 +16,11 @@ from pndm.runner.solver.methods import METHODS
 from pndm.runner.solver.run import Span
 from pndm.runner.solver.schedule import Schedule
 from pndm.scheduler import MethodScheduler
+from pndm.times import one_call
 
 ABLE = [name for name, line in METHODS.items() if not line.adaptive]
-STAGED = ["S-PNDM", "F-PNDM", "FON", "Heun", "DPM-Solver-2S", "DPM-Solver-3S"]
-ONE_CALL = [name for name in ABLE if name not in STAGED]
+ONE_CALL = [name for name in ABLE if one_call(name)]
+STAGED = [name for name in ABLE if not one_call(name)]
 
 
 def noise(*shape, seed=0):
