@@ -55,7 +55,7 @@ __all__ = [
     "NotFinite", "Option", "PNDMPipeline", "PipelineOutput", "Pseudo", "Query", "Schedule", "SigmaSchedule",
     "Singlestep", "State", "Step", "fetch", "frechet_distance", "load_experiment", "load_model", "solve", "trajectory",
 ]  # fmt: skip
-if not find_spec("diffusers"):
+if not TYPE_CHECKING and not find_spec("diffusers"):
     __all__.remove("MethodScheduler")
 
 
