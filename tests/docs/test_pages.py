@@ -16,6 +16,18 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def beginning(page):
+    """A page's title, and the first paragraph below it; comments are not shown, so they are no paragraph."""
+    title, _, rest = page.read_text(encoding="utf-8").partition("\n")
+    return title, re.sub(r"<!--.*?-->", "", rest, flags=re.S).strip("\n").partition("\n\n")[0]
+
+
+def says_what_for(page):
+    """Whether a page begins with a title and a sentence."""
+    title, first = beginning(page)
+    return title.startswith("# ") and len(first.split()) >= 8 and not first.startswith(("#", "|", "    ", "-", "!["))
+
+
 def links(page):
     """The targets of a page's links and pictures, those in code left out."""
     text = re.sub(r"^(    |\|.*`.*\]\().*$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M)
@@ -48,11 +60,23 @@ def test_a_broken_link_is_found(tmp_path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], **IDS)
 def test_a_page_begins_with_what_it_is_for_and_ends_with_where_to_go_next(page):
-    text = page.read_text(encoding="utf-8")
-    title, _, rest = text.partition("\n")
-    first = rest.strip().partition("\n\n")[0]
-    assert title.startswith("# ") and len(first.split()) >= 8 and not first.startswith(("#", "|", "    ", "-", "!["))
-    assert text.rstrip().rpartition("\n\n")[2].startswith("Next: ")
+    assert says_what_for(page)
+    assert page.read_text(encoding="utf-8").rstrip().rpartition("\n\n")[2].startswith("Next: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("# One\n\nWhat this page is for, in one sentence.\n", True),
+        ("# One\n\n<!-- not shown -->\n\nWhat this page is for, in one sentence.\n", True),
+        ("# One\n\n<!-- a comment that has more than eight words in it -->\n\n    python main.py\n", False),
+        ("# One\n\n    python main.py with more than eight words behind it\n", False),
+    ],
+)
+def test_a_comment_or_a_command_does_not_say_what_a_page_is_for(tmp_path, text, right):
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    assert says_what_for(page) == right
 
 
 def test_the_index_has_every_page():
