@@ -28,6 +28,7 @@ GROUPS = {
     "test_sample.py": "sample",
     "test_run.py": "table",
     "test_bundled_solvers.py": "solvers",
+    "test_search.py": "search",
 }
 ORDER = {group: i for i, group in enumerate(GROUPS.values())}
 # Beside every test that starts a process: what `make test-quick` leaves out. These files run before the quick ones, so

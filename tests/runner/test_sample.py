@@ -312,7 +312,7 @@ def test_noise_is_pinned():
 PINNED = [[0.0599110350, 0.0155596342, -1.1644384861], [-1.5529762506, -0.1028061435, 0.2341959924], [2, 1, 3, 4, 0, 5]]
 
 
-STOPPED = ["--total_num", 80, "--sample_speed", 50]
+STOPPED = ["--total_num", 48, "--sample_speed", 50]
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_to_the_same_bytes(tiny
         assert err.startswith("main.py: interrupted")
         assert err.count("\n") == 1
     done = image_files(tmp_path / "run")
-    assert 8 <= len(done) < 80
+    assert 8 <= len(done) < 48
     assert done.items() <= undisturbed.items()
     assert not (tmp_path / "run" / "result.json").exists()
     assert cli(*flags)[0] == 0
@@ -358,10 +358,10 @@ def test_a_killed_run_that_keeps_few_images_goes_on_to_the_same_distance(tiny, c
     run.kill()
     run.communicate()
     there = len(list(tmp_path.glob("run/features/*/*.npy")))
-    assert 3 <= there < 20
+    assert 3 <= there < 12
     assert not (tmp_path / "run/result.json").exists()
     assert cli(*flags)[0] == 0
-    assert json.loads((tmp_path / "run/result.json").read_text())["made"] == 80 - 4 * there
+    assert json.loads((tmp_path / "run/result.json").read_text())["made"] == 48 - 4 * there
     assert cli(*tiny.flags(tmp_path / "whole", *STOPPED))[0] == 0
     assert distance_of(tmp_path / "run") == distance_of(tmp_path / "whole")
     files = image_files(tmp_path / "run")
