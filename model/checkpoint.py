@@ -175,10 +175,10 @@ def _read_file(path):
         return _find_weights(content, "PyTorch file", path)
     if head == _OLD_FORMAT:
         return _find_weights(unpickle(path), "PyTorch file before 1.6", path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:  # may begin with a pickle's first byte, too
+        return _read_safetensors(path)
     if head[:1] == b"\x80":
         return _read_edm(path)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        return _read_safetensors(path)
     raise InputError(f"{path}: not a checkpoint (neither safetensors nor PyTorch), or its beginning is lost")
 
 
@@ -194,14 +194,16 @@ def _read_safetensors(path):
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("record", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            tensors, averaged = unwrapped({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged safetensors file: {first_line(error)}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path}: damaged safetensors file: its record is not a mapping")
     settings = _settings_of(record["Model"], path) if record.get("Model") is not None else None
     form = "safetensors" + (f", licence: {printable(record['licence'])}" if record.get("licence") else "")
-    return Checkpoint(tensors, form, record.get("weights") or "not stated", path, settings, record)
+    return Checkpoint(
+        tensors, form, record.get("weights") or ("EMA" if averaged else "not stated"), path, settings, record
+    )
 
 
 def _check_zip(path):

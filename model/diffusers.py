@@ -12,7 +12,7 @@ from pndm.config.errors import InputError, first_line
 from pndm.config.files import load_json
 from pndm.model.schedulers import FLOWS, check_class
 from pndm.model.settings import Settings
-from pndm.runner.solver.schedule import betas_of
+from pndm.runner.solver.schedule import Schedule, betas_of
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 PLACES = ("", "unet_ema/", "unet/")  # of a model in its folder or in a pipeline's, the best first
@@ -97,6 +97,11 @@ class Training(NamedTuple):
     prediction: str
     size: tuple | None
 
+    @property
+    def noise(self):
+        """The `Schedule`."""
+        return Schedule(**self.schedule)
+
 
 def training_of(weights):
     """The `Training` of a weights file, by its folder or pipeline; None where no scheduler_config.json belongs to it.
@@ -116,11 +121,25 @@ def training_of(weights):
     if kind in FLOWS:
         raise InputError(f"{path}: a network of {kind} learned flow matching; MethodScheduler samples with it")
     noise = _validated(Noise, found, path, "the methods")
-    size = _object(weights.with_name("config.json")).get("sample_size")
+    size = _size_of(weights.with_name("config.json"))
     schedule = schedule_of(noise.beta_schedule, noise.beta_start, noise.beta_end, noise.num_train_timesteps)
     if noise.trained_betas is not None:
         schedule = {"betas": noise.trained_betas}
-    return Training(schedule, noise.prediction_type, (size, size) if isinstance(size, int) else size)
+    training = Training(schedule, noise.prediction_type, size)
+    try:
+        training.noise  # noqa: B018 (what it raises)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return training
+
+
+def _size_of(path):
+    """(height, width) of a config.json; None where it says none. Raises InputError."""
+    size = _object(path).get("sample_size")
+    sides = size if isinstance(size, list) else [size, size]
+    if size is not None and (len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides)):
+        raise InputError(f"{path}: sample_size is {size!r}; it must be one or two whole numbers from 1")
+    return None if size is None else tuple(sides)
 
 
 def schedule_of(name, start, end, count):

@@ -17,7 +17,8 @@ HELD_BACK = "amx_bf16" in cpu_features() and torch.backends.cpu.get_cpu_capabili
 def group_norm(x, weight, bias, groups, eps, activate=False):
     """`F.group_norm` of x (n, C, H, W), then SiLU if `activate`; without gradients, by the fastest way there is."""
     compiling = torch.compiler.is_compiling()
-    if torch.is_grad_enabled() or (compiling and x.device.type != "cpu"):
+    by_others = x.device.type != "cpu" and (compiling or x.dtype == torch.float64)  # the kernel below sums in float32
+    if torch.is_grad_enabled() or by_others:
         norm = _plain
     elif compiling:
         norm = _opaque
@@ -61,7 +62,8 @@ def _on_cpu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: i
     if x.is_contiguous() or not small:
         return F.group_norm(x, groups, weight, bias, eps)
     # PyTorch's own kernel is slow for small channels-last images with few channels a group.
-    values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(torch.float32, copy=True)
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(exact, copy=True)
     sums = values.sum(1), values.square_().sum(1)
     mean, square = (v.view(n, groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
     scale = weight.view(groups, -1) * ((square - mean**2).clamp_(min=0) + eps).rsqrt()

@@ -21,9 +21,13 @@ def device_of(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         raise InputError(f"device {name!r} is not one of PyTorch's, such as cpu, cuda, cuda:1, mps") from None
-    module = getattr(torch, device.type, None)
-    if device.type != "cpu" and not (module is not None and module.is_available()):
+    if device.type == "cpu":
+        return device
+    module = torch.backends.mps if device.type == "mps" else getattr(torch, device.type, None)
+    if module is None or not module.is_available():
         raise InputError(f"device {name!r} is not there: PyTorch finds no {device.type} device on this machine")
+    if device.index and device.index >= (count := module.device_count() if hasattr(module, "device_count") else 1):
+        raise InputError(f"device {name!r} is not there: PyTorch finds {count} of this kind, numbered from 0")
     return device
 
 

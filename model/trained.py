@@ -2,19 +2,23 @@
 
 from pndm.config.errors import InputError
 from pndm.model import diffusers
-from pndm.runner.solver.schedule import Schedule
+
+
+def check_prediction(source, remedy):
+    """Raise InputError unless a `Checkpoint`'s network predicts ε, as far as its folder of diffusers says it."""
+    training = diffusers.training_of(source.path)
+    if training and training.prediction != "epsilon":
+        message = f"{source.path}: the network predicts {training.prediction}, not ε; {remedy}"
+        raise InputError(message, "Sample.model_path")
 
 
 def check_training(source, experiment, schedule):
-    """Raise InputError unless a `Checkpoint`'s network predicts ε, and has learned the experiment's noise and pixels.
+    """Raise InputError unless a `Checkpoint`'s network has learned the noise and the pixels of an experiment.
 
     As far as its file says it, or its folder of diffusers. schedule: the experiment's.
     """
     training, kind = diffusers.training_of(source.path), experiment.Schedule.type
-    if training and training.prediction != "epsilon":
-        message = f"{source.path}: the network predicts {training.prediction}, not ε; PNDMPipeline can sample from it"
-        raise InputError(message, "Sample.model_path")
-    if training and not schedule.alike(Schedule(**training.schedule)):
+    if training and not schedule.alike(training.noise):
         message = f"{source.path}: the network has learned another noise schedule; its scheduler_config.json says which"
         raise InputError(message, "Sample.model_path")
     names = ["Schedule.type", "Dataset.rescaled", "Dataset.logit_transform"]

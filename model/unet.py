@@ -135,6 +135,8 @@ class UNet(nn.Module):
         else:
             e = sinusoidal_embedding(t, s.channels, s.cosine_first, s.frequency_shift).to(dtype)
         label = 0
+        if labels is not None and not s.labels:
+            raise ValueError("labels are given to a network without classes")
         if s.labels:
             none = torch.zeros(1, s.labels, device=t.device, dtype=dtype)
             classes = torch.arange(s.labels, device=t.device)

@@ -48,6 +48,8 @@ def time_of(timestep: Any) -> float:
 def schedule_from(config: Mapping[str, Any], flow: bool) -> Schedule:
     """The schedule of a configuration. Raises ValueError."""
     total = whole("num_train_timesteps", config["num_train_timesteps"])
+    if total < 1:
+        raise ValueError(f"num_train_timesteps is {total}, it must be at least 1")
     if flow:
         return FlowSchedule(total)
     named = schedule_of(config["beta_schedule"], config["beta_start"], config["beta_end"], total)
@@ -67,16 +69,29 @@ def sigmas_at(schedule: Schedule, times: Sequence[float]) -> NDArray[np.float64]
     return np.asarray(schedule.rho(np.asarray(times)))
 
 
-def factors_at(schedule: Schedule, times: NDArray[np.float64]) -> tuple[Any, Any]:
-    """What image and noise are multiplied by at each time. Raises ValueError for times that no network knows."""
-    flow = isinstance(schedule, FlowSchedule)
-    last = schedule.last
+def factors_at(schedule: Schedule, timesteps: Any, known: Mapping[float, float], like: Any) -> tuple[Any, Any]:
+    """What images `like` (n, …) and their noise are multiplied by at `timesteps`, (n,) or (1,): two tensors (n, 1, …).
+
+    known: told time → the time that x is at. Raises ValueError for times that no network knows, and other images.
+    """
+    if not like.is_floating_point():
+        raise ValueError(f"the images are {like.dtype}, they must be of floating-point numbers")
+    try:
+        listed = torch.as_tensor(timesteps).cpu().double().numpy().reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"timesteps are {timesteps!r}, they must be numbers") from None
+    if len(listed) not in (1, len(like)):
+        raise ValueError(f"{len(listed)} timesteps are given for {len(like)} images")
+    times, last = np.array([known.get(t, t) for t in listed.tolist()]), schedule.last
     if not np.all((times >= 0) & (times <= last)):
         raise ValueError(f"timesteps must be in 0 … {last}, not {times.min():g} … {times.max():g}")
-    if flow:
-        return 1 - times / schedule.diffusion_step, times / schedule.diffusion_step
-    alpha = schedule.alpha_cumprod(times)
-    return alpha**0.5, (1 - alpha) ** 0.5
+    if isinstance(schedule, FlowSchedule):
+        factors = 1 - times / schedule.diffusion_step, times / schedule.diffusion_step
+    else:
+        alpha = schedule.alpha_cumprod(times)
+        factors = alpha**0.5, (1 - alpha) ** 0.5
+    a, b = (torch.from_numpy(v).reshape(-1, *[1] * (like.ndim - 1)).to(like) for v in factors)
+    return a, b
 
 
 def check_start(config: Mapping[str, Any], t: float) -> None:
@@ -105,5 +120,8 @@ def check_shapes(model_output: Any, sample: Any, generator: Any = None) -> None:
             f"model_output is {tuple(model_output.shape)} for a sample {tuple(sample.shape)}; "
             "it must be like the sample (n, C, …), or have twice its channels"
         )
+    for one in generator if isinstance(generator, list) else [generator]:
+        if not isinstance(one, torch.Generator | None):
+            raise ValueError(f"generator is {one!r}, it must be a torch.Generator, or a list of one for each image")
     if isinstance(generator, list) and len(generator) not in (1, n):
         raise ValueError(f"generator has {len(generator)} for {n} images")

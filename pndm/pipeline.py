@@ -17,17 +17,18 @@ from PIL.Image import Image
 
 from pndm.config.errors import InputError
 from pndm.config.load import load, load_solver, validate
-from pndm.config.schema import OF_A_NETWORK
+from pndm.config.schema import OF_A_NETWORK, Experiment
 from pndm.dataset import to_picture, to_unit
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.model.machine import device_of
+from pndm.model.trained import check_training
 from pndm.runner.build import checkpoint_path, schedule_of
 from pndm.runner.fetch import refuse_place
 from pndm.runner.solver.events import NotFinite
 from pndm.runner.solver.schedule import Schedule, eps_from
 from pndm.runner.solver.sigma import SigmaSchedule
-from pndm.runner.solver.solve import nothing, solve, trajectory, whole
+from pndm.runner.solver.solve import like, nothing, solve, trajectory, whole
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 PREDICTED = ("epsilon", "v_prediction", "sample")
@@ -81,20 +82,21 @@ class PNDMPipeline:
             raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTED)}")
         self.network, self.schedule, self.shape, self.decode = network, schedule, shape, decode
         self.prediction, self.device = prediction, device_of(device)
-        self.checkpoint: Path | None = None  # the network's file, if there is one
+        self.digest: str | None = None  # sha256 of the network's file, if there is one
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
-        config: str | Path | dict[str, Any] | None = None,
+        config: str | Path | dict[str, Any] | Experiment | None = None,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
     ) -> "PNDMPipeline":
         """A pipeline from an experiment (NAME.yml), or from a checkpoint: a file, a folder, or a name on the hub.
 
-        config: for a checkpoint that does not say its schedule and image size, the experiment that does: NAME.yml or
-        a dict of its sections. Folders of diffusers say them, and so do this project's training files.
+        config: for a checkpoint that does not say its schedule and image size, the experiment that does: NAME.yml, a
+        dict of its sections, or what `load_experiment` returned. Folders of diffusers say them, and so do this
+        project's training files; an experiment that contradicts them is refused.
         precision: of the network: "fp32", "tf32", "bf16" or "auto" (bf16 where it is fast). PF needs "fp32".
         Raises InputError (a ValueError).
         """
@@ -108,18 +110,20 @@ class PNDMPipeline:
         training = diffusers.training_of(weights.path)
         prediction = training.prediction if training else "epsilon"
         given = experiment and schedule_of(experiment)
+        if experiment is not None:
+            check_training(weights, experiment, given)
         network = load_model(experiment and experiment.Model, weights, schedule=given).float()
         if experiment is not None:
             shape, schedule = experiment.Dataset.shape, given
             decoded: dict[str, Any] = {"decode": partial(to_unit, section=experiment.Dataset)}
         elif training is not None and training.size is not None:
-            shape, schedule = (network.settings.in_channels, *training.size), Schedule(**training.schedule)
+            shape, schedule = (network.settings.in_channels, *training.size), training.noise
             decoded = {}
         else:
             raise InputError(f"{source}: does not say its noise schedule and image size; give them as config=NAME.yml")
         engine = Engine(network, where, resolve(precision, where))
         pipeline = cls(engine, schedule, shape, prediction=prediction, device=where, **decoded)
-        pipeline.checkpoint = weights.path
+        pipeline.digest = checkpoint.sha256(weights.path)
         return pipeline
 
     def to(self, device: str | torch.device) -> "PNDMPipeline":
@@ -164,7 +168,7 @@ class PNDMPipeline:
         n = whole("batch_size", batch_size)
         line: Any = method
         if solver is not None:
-            line, num_inference_steps, options = self._searched(solver, any_network, options)
+            line, num_inference_steps, options = self._searched(solver, any_network, method, options)
         x = self._noise(n, generator)
         if isinstance(self.schedule, SigmaSchedule):  # EDM's images start from σ · noise, here over √(1+σ²)
             how = {name: value for name, value in options.items() if name != "noise"}
@@ -183,12 +187,16 @@ class PNDMPipeline:
         images = _output(self.decode(state.x), output_type)
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _searched(self, solver: Any, any_network: bool, options: dict[str, Any]) -> tuple[Any, int, dict[str, Any]]:
+    def _searched(
+        self, solver: Any, any_network: bool, method: Any, options: dict[str, Any]
+    ) -> tuple[Any, int, dict[str, Any]]:
         """What a solver file says: method, steps and options of `solve`. Raises InputError (a ValueError)."""
         if options:
             raise InputError(
                 f"a solver file says the method and its times; {', '.join(options)} cannot be given with it"
             )
+        if method != "F-PNDM":  # the default
+            raise InputError(f"a solver file says the method; {method!r} cannot be given with it")
         if self.prediction != "epsilon":
             raise InputError(
                 f"a solver file is of a network that predicts epsilon, this one predicts {self.prediction}; "
@@ -196,15 +204,15 @@ class PNDMPipeline:
             )
         found, name = load_solver(solver), "solver" if isinstance(solver, dict) else str(solver)
         found.check_schedule(self.schedule, name)
-        if self.checkpoint is not None and not any_network:
-            found.check_network(checkpoint.sha256(self.checkpoint), name, "any_network=True takes it all the same")
+        if self.digest is not None and not any_network:
+            found.check_network(self.digest, name, "any_network=True takes it all the same")
         return found.line, len(found.times) - 1, {"times": found.times}
 
     def _eps(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ε of a network that predicts something else."""
         alpha = self.schedule.alpha_cumprod(t.cpu().double().numpy())
         a, b = (x.new_tensor(value).reshape(-1, *[1] * (x.ndim - 1)) for value in (alpha**0.5, (1 - alpha) ** 0.5))
-        eps: torch.Tensor = eps_from(self.network(x, t), x, a, b, self.prediction)
+        eps: torch.Tensor = eps_from(like(x, self.network(x, t), "the network returned"), x, a, b, self.prediction)
         return eps
 
     def _noise(self, n: int, generator: Generators) -> torch.Tensor:
@@ -224,7 +232,7 @@ class PNDMPipeline:
         return torch.randn(n, *self.shape, generator=generator, device=where).to(self.device)
 
 
-def _experiment(source: str | Path, config: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
+def _experiment(source: str | Path, config: str | Path | dict[str, Any] | Experiment | None) -> tuple[Any, str]:
     """The experiment, None where none is given, and the checkpoint that belongs to `source`."""
     if Path(source).suffix in (".yml", ".yaml"):
         if config is not None:
@@ -232,8 +240,8 @@ def _experiment(source: str | Path, config: str | Path | dict[str, Any] | None) 
         experiment = load(str(source))
         return experiment, experiment.Sample.model_path
     refuse_place(source, "model_path")
-    if config is None:
-        return None, str(source)
+    if config is None or isinstance(config, Experiment):
+        return config, str(source)
     return validate(config, "config") if isinstance(config, dict) else load(str(config)), str(source)
 
 

@@ -171,18 +171,18 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if self._solver:
             if timesteps is not None or sigmas is not None:
                 raise ValueError("a solver file says the times; timesteps and sigmas do not go with it")
-            self._grid = list(self._solver.times)
+            grid = list(self._solver.times)
         else:
             nodes = step_times(self.config, self.schedule, self._end, num_inference_steps, timesteps, sigmas, mu)
-            self._grid = [*nodes, self._end]
-        calls = calls_of(self._method, self._grid, self.schedule)
+            grid = [*nodes, self._end]
+        calls = calls_of(self._method, grid, self.schedule)
         told = [float(call.t) for call in calls]
         if timesteps is not None and sigmas is not None:
             told = told_times(timesteps, len(calls), self.schedule)
         counts = not self.flow and all(t == int(t) for t in told)
         listed = torch.tensor(told, dtype=torch.int64 if counts else torch.float32)
-        self.timesteps = self._listed = listed.to(place)
-        self._times = listed.tolist()
+        self.timesteps = self._listed = listed.to(place)  # the last that may fail: until here the old run stands
+        self._grid, self._times = grid, listed.tolist()
         self._levels = [float(call.level) for call in calls]
         self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*self._levels, self._grid[-1]])).float()
         self.num_inference_steps = len(self._grid) - 1
@@ -226,10 +226,10 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
         check_shapes(model_output, sample, generator)
-        if self.step_index is None:
-            self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
-        self._check_turn(timestep, self.step_index)
-        query, x = self._asked(sample, options)
+        index = self.begin_index if self.step_index is None else self.step_index
+        index = self.index_for_timestep(timestep) if index is None else index
+        self._check_turn(timestep, index)
+        query, x = self._asked(sample, index, options)
         alpha = self.schedule.alpha_cumprod(query.level)
         output = model_output[:, : sample.shape[1]].to(x.dtype)
         eps = eps_from(output, x, math.sqrt(alpha), math.sqrt(1 - alpha), self.config["prediction_type"])
@@ -240,20 +240,21 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
         assert self.run is not None
         event = self.run.answer(eps, noise, self.schedule, **options)
-        self.step_index += 1
+        self.step_index = index + 1
         found = self._shown(event.x, event.t, sample.dtype), data.to(sample.dtype)
         if self.step_index == len(self._times):
             self.run = None
         return SchedulerOutput(*found) if return_dict else found
 
-    def _asked(self, sample: torch.Tensor, options: dict[str, Any]) -> tuple[Query, torch.Tensor]:
+    def _asked(self, sample: torch.Tensor, index: int, options: dict[str, Any]) -> tuple[Query, torch.Tensor]:
         """The network call that is under way, and its x in the precision and the frame of the method."""
         x = sample.to(self._precision(sample))
         if self.run is None:
-            left = rest_of(spans(self._method, self._grid), self.schedule, self.step_index or 0)
-            self.run = Run(left, x / self._scale(left[0].grid[0]))
-            query = self.run.query(self.schedule, **options)
+            left = rest_of(spans(self._method, self._grid), self.schedule, index)
+            run = Run(left, x / self._scale(left[0].grid[0]))
+            query = run.query(self.schedule, **options)
             check_start(self.config, float(query.level))
+            self.run = run
             return query, query.x
         query = self.run.query(self.schedule, **options)
         if query.x.shape != sample.shape:
@@ -339,12 +340,8 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
 
     def _factors(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of image and noise at t (n,), each (n, 1, …)."""
-        times = torch.as_tensor(timesteps).cpu().double().numpy().reshape(-1)
-        if self.num_inference_steps:  # x's time may be another than the told one
-            known = dict(zip(self._times, self._levels, strict=True))
-            times = np.array([known.get(t, t) for t in times.tolist()])
-        a, b = (torch.from_numpy(v).reshape(-1, *[1] * (like.ndim - 1)) for v in factors_at(self.schedule, times))
-        return a.to(like), b.to(like)
+        known = dict(zip(self._times, self._levels, strict=True)) if self.num_inference_steps else {}
+        return factors_at(self.schedule, timesteps, known, like)
 
     def __len__(self) -> int:
         return self.schedule.diffusion_step

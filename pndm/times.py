@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,8 @@ def flow_sigmas(config: Config, steps: int, sigmas: Sequence[float] | None, mu: 
     if dynamic:
         if mu is None:
             raise ValueError("use_dynamic_shifting is on; set_timesteps needs mu, the shift for this size of image")
+        if not isinstance(mu, Real):
+            raise ValueError(f"mu is {mu!r}, it must be a number")
         shift = np.exp(mu) if config["time_shift_type"] == "exponential" else mu
 
     def shifted(sigma: Any) -> Any:

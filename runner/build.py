@@ -21,7 +21,7 @@ from pndm.dataset import decode
 from pndm.model import checkpoint, diffusers, load_model
 from pndm.model.engine import Engine, resolve
 from pndm.model.guidance import Conditional, Guided
-from pndm.model.trained import check_training
+from pndm.model.trained import check_prediction, check_training
 from pndm.runner import fetch
 from pndm.runner.random import Ahead, generator, noise
 from pndm.runner.solver.events import Method, NotFinite
@@ -292,6 +292,7 @@ def read_network(experiment):
     if kept not in (None, digest):
         raise InputError(f"{path}: its sha256 is {digest[:12]}…, not {kept[:12]}… as when it was downloaded; delete it")
     check_solver(experiment, digest)
+    check_prediction(source, "PNDMPipeline can sample from it")
     check_training(source, experiment, schedule_of(experiment))
     record = {"path": given, "sha256": digest, "format": source.format, "weights": source.weights}
     if path not in (given, bundled(given)):  # a published name, or another file with the same network

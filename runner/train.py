@@ -25,7 +25,7 @@ from pndm.model.backend import compiled, tf32
 from pndm.model.ema import EMA
 from pndm.model.engine import resolve
 from pndm.model.settings import settings_of
-from pndm.model.trained import check_training
+from pndm.model.trained import check_prediction, check_training
 from pndm.model.unet import UNet
 from pndm.runner.advice import attention_nowhere
 from pndm.runner.batches import batches, steps_of
@@ -64,6 +64,7 @@ def weights_of(experiment, schedule):
     """The state of the network in Train.start, a path or a published name. Raises InputError."""
     try:
         source = checkpoint.read(checkpoint_path(experiment.Train.start))
+        check_prediction(source, "training here is for ε")
         check_training(source, experiment, schedule)
         return load_model(experiment.Model, source, schedule=schedule).state_dict()
     except InputError as error:
@@ -117,6 +118,8 @@ class Trainer:
         """
         if self.done >= self.steps:
             if self.team.first:
+                with self.folder.locked():  # a run that was killed after its last checkpoint left an older average
+                    self._save_average()
                 print(f"{self.folder.path}: all {self.done:,} steps are done")
             return
         e, team = self.experiment, self.team
@@ -245,6 +248,9 @@ class Trainer:
             "experiment": self.experiment.model_dump(),
         }
         self.folder.save(state)
+        self._save_average()
+
+    def _save_average(self):
         self.folder.save_network("ema.safetensors", self.ema.network, self.experiment, self.done)
 
     def _take(self, state):

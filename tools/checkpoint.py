@@ -19,8 +19,9 @@ from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.keys import Section
 from pndm.config.load import files, load, model_section
-from pndm.model import checkpoint
+from pndm.model import checkpoint, diffusers
 from pndm.model.settings import settings_of
+from pndm.model.trained import check_prediction
 from pndm.model.unet import UNet
 from pndm.runner import fetch
 
@@ -86,7 +87,8 @@ def examine(file, to=None, rounded=False):
         return 1
     say("fits", ", ".join(fitting))
     if target:
-        metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest}
+        trained = training_record(source)
+        metadata = {"Model": best.section.model_dump(), "weights": source.weights, "source_sha256": digest} | trained
         if licence := entry.licence if entry else source.record.get("licence"):
             metadata["licence"] = licence
         tensors = checkpoint.state_dict_for(best.network, source)
@@ -95,6 +97,17 @@ def examine(file, to=None, rounded=False):
         checkpoint.save(target, tensors, metadata)
         say("written", target)
     return 0
+
+
+def training_record(source):
+    """What a `Checkpoint` says of the noise and the pixels that its network learned, as sections. Raises InputError."""
+    check_prediction(source, "a converted file would not say so; sample from the folder itself")
+    training = diffusers.training_of(source.path)
+    if training and "type" not in training.schedule:
+        message = f"{source.path}: no converted file can say its noise schedule; sample from the folder itself"
+        raise InputError(message)
+    found = {"Schedule": training.schedule} if training else {}
+    return found | {name: source.record[name] for name in ("Schedule", "Dataset") if name in source.record}
 
 
 def say(what, value):

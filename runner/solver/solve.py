@@ -87,8 +87,8 @@ def _states(events: Trajectory, network: Any, noise: Any, images: int) -> Iterat
 
     def answer(event: Query | Draw) -> Tensor:
         if isinstance(event, Draw):
-            return _like(event.x, noise(done), f"noise({done}) returned")
-        return _like(event.x, network(event.x, _times(event, network)), "the network returned")
+            return like(event.x, noise(done), f"noise({done}) returned")
+        return like(event.x, network(event.x, _times(event, network)), "the network returned")
 
     for event in drive(events, answer):
         if isinstance(event, Query):
@@ -107,7 +107,7 @@ def _times(query: Query, network: Any) -> Tensor:
     return x.new_full((1,), t).expand(1 if getattr(network, "broadcasts_time", False) else len(x))
 
 
-def _like(x: Tensor, answer: Any, who: str) -> Tensor:
+def like(x: Tensor, answer: Any, who: str) -> Tensor:
     """The answer in x's dtype. Raises ValueError unless it is a tensor of x's shape."""
     if not isinstance(answer, Tensor):
         raise ValueError(f"{who} {type(answer).__name__}, it must return a tensor like x, {tuple(x.shape)}")

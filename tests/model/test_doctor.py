@@ -12,6 +12,7 @@ import torch
 from helpers import published_section, published_weights
 from safetensors import safe_open
 
+from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import read, save
@@ -140,3 +141,28 @@ def test_a_network_of_ones_own_is_known_by_its_own_record(doctor, tiny, tmp_path
     assert (status, errors) == (0, "")
     assert lines["fits"] == "no experiment of config/, but what the file itself says"
     assert doctor(tmp_path / "again.safetensors")[0] == 0
+
+
+def test_how_a_network_was_trained_goes_with_it(doctor, tiny, tmp_path):
+    record = {name: getattr(load(str(tiny.config)), name).model_dump() for name in ("Model", "Schedule", "Dataset")}
+    record["Schedule"]["type"] = "cosine"
+    save(tmp_path / "own.safetensors", tiny.network.state_dict(), record)
+    assert doctor(tmp_path / "own.safetensors", "--to", tmp_path / "again.safetensors")[0] == 0
+    found = read(tmp_path / "again.safetensors").record
+    assert (found["Schedule"], found["Dataset"]) == (record["Schedule"], record["Dataset"])
+
+
+def test_a_folder_of_diffusers_with_its_schedule_or_not_at_all(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    diffusers.UNet2DModel(8, 1, 1, layers_per_block=1, block_out_channels=(32, 32), **blocks).save_pretrained(tmp_path)
+    source = read(tmp_path)
+    diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(tmp_path)
+    assert tool.training_record(source)["Schedule"]["type"] == "cosine"
+    for settings, said in (
+        ({"prediction_type": "v_prediction"}, "predicts v_prediction, not ε; a converted file would not say so"),
+        ({"num_train_timesteps": 2, "trained_betas": [0.1, 0.2]}, "no converted file can say its noise schedule"),
+    ):
+        diffusers.DDIMScheduler(**settings).save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=said):
+            tool.training_record(source)

@@ -104,6 +104,22 @@ def test_own_safetensors(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
+def test_safetensors_of_any_length_of_header(tmp_path):
+    """The first byte is the lowest of the header's length, and now and then that of a pickle."""
+    firsts = set()
+    for letters in range(256):
+        save(tmp_path / "own.safetensors", {"a": torch.ones(1)}, {"note": "x" * letters})
+        firsts.add((tmp_path / "own.safetensors").read_bytes()[0])
+        assert read(tmp_path / "own.safetensors").format == "safetensors"
+    assert 0x80 in firsts
+
+
+def test_wrappers_are_taken_off_safetensors(tmp_path):
+    tensors = {f"module.{i}.weight": torch.ones(1) for i in range(3)}
+    save(tmp_path / "wrapped.safetensors", tensors, {})
+    assert set(read(tmp_path / "wrapped.safetensors").tensors) == {f"{i}.weight" for i in range(3)}
+
+
 def test_published_names_in_safetensors(tmp_path):
     """Weights that someone stored again as safetensors, under whatever published names."""
     for name in ("ddim_small", "iddpm_small", "pf_small", "pf_deep_small"):

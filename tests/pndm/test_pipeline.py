@@ -96,6 +96,7 @@ def test_callback_and_options_of_solve(pipeline):
         ({"num_inference_steps": 30, "profile": "published"}, "profile 'published' cannot run 30 steps; it can run 1"),
         ({"rtol": 1e-3}, "method F-PNDM takes no option rtol"),
         ({"steps": 5}, "the pipeline takes no steps; num_inference_steps says the steps"),
+        ({"solver": "digits_nfe8", "method": "DDIM"}, "a solver file says the method; 'DDIM' cannot be given with it"),
         ({"solver": 5}, "solver is 5, it must be a path, a name, or a mapping"),
         ({"batch_size": 0}, "batch_size is 0, it must be at least 1"),
         ({"batch_size": "two"}, "batch_size is 'two', it must be a whole number"),
@@ -121,6 +122,13 @@ def test_a_network_that_predicts_something_else_takes_no_solver_file():
         pipeline(1, solver="digits_nfe8")
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_a_network_that_returns_another_shape(prediction):
+    pipeline = PNDMPipeline(lambda x, t: x[:1], Schedule(), (1, 4, 4), prediction=prediction)
+    with pytest.raises(ValueError, match=r"the network returned a tensor \(1, 1, 4, 4\), it must be like x"):
+        pipeline(2, 5, method="DDIM")
+
+
 def test_a_network_that_returns_nan():
     broken = PNDMPipeline(lambda x, t: x * torch.nan, Schedule(), (1, 4, 4))
     with pytest.raises(NotFinite, match="the network returned NaN or infinity, with F-PNDM in 5 steps"):
@@ -144,6 +152,7 @@ class TestFromPretrained:
             tiny.config,
             str(tiny.config),
             {name: sections[name] for name in ("Schedule", "Dataset", "Model")},
+            load(str(tiny.config)),
         ):
             found = PNDMPipeline.from_pretrained(tiny.model, config)
             assert torch.equal(found(2, 3, seeded(0), "pt").images, pipeline(2, 3, seeded(0), "pt").images)
@@ -157,6 +166,14 @@ class TestFromPretrained:
         for name in ("ema.safetensors", "train-1.ckpt"):
             found = PNDMPipeline.from_pretrained(tmp_path / name)
             assert torch.equal(found(2, 3, seeded(0), "pt").images, pipeline(2, 3, seeded(0), "pt").images)
+
+    def test_an_experiment_that_contradicts_the_training_is_refused(self, tiny, tmp_path):
+        sections = load(str(tiny.config)).model_dump()
+        for section, key, value in (("Schedule", "type", "cosine"), ("Dataset", "rescaled", False)):
+            record = {section: sections[section] | {key: value}}
+            checkpoint.save(tmp_path / "ema.safetensors", tiny.network.state_dict(), record)
+            with pytest.raises(InputError, match=f"{section}.{key} is .* was trained with {value!r}"):
+                PNDMPipeline.from_pretrained(tmp_path / "ema.safetensors", tiny.config)
 
     def test_how_images_are_scaled(self, tiny):
         tree = load(str(tiny.config)).model_dump()
@@ -210,7 +227,10 @@ class TestFromPretrained:
             ("scheduler_config.json", "use_flow_sigmas", True, "use_flow_sigmas is True"),
             ("scheduler_config.json", "timestep_type", "continuous", "timestep_type is 'continuous'"),
             ("scheduler_config.json", None, "[]", "scheduler_config.json: not a JSON object"),
+            ("scheduler_config.json", "beta_start", 0.5, "scheduler_config.json: betas must"),
+            ("scheduler_config.json", "trained_betas", [], "scheduler_config.json: betas must"),
             ("config.json", "sample_size", None, "does not say its noise schedule and image size"),
+            ("config.json", "sample_size", [8], r"sample_size is \[8\]; it must be one or two whole numbers"),
         ],
     )
     def test_a_diffusers_folder_that_cannot_beread_image(self, file, key, value, said, unet, tmp_path):

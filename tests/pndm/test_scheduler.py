@@ -348,7 +348,7 @@ def test_a_method_that_chooses_its_calls_is_refused_whatever_it_takes_the_place_
         ({"timestep_spacing": "odd"}, "timestep_spacing 'odd' is not one of uniform, quad, trailing, logsnr, karras"),
         ({"time_shift_type": "odd"}, "time_shift_type 'odd' is not one of exponential, linear"),
         ({"num_train_timesteps": 10.5}, "num_train_timesteps is 10.5, it must be a whole number"),
-        ({"num_train_timesteps": 0}, "diffusion_step is 0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0, it must be at least 1"),
         ({"beta_start": 0.5}, "betas must satisfy"),
         ({"trained_betas": [0.1, 1.5]}, "betas must be one row of numbers 0 < β < 1"),
         ({"rescale_betas_zero_snr": True}, "method F-PNDM cannot start where x is noise alone"),
@@ -586,3 +586,35 @@ class TestPipelines:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         assert math.isfinite(expected.std())
         assert expected.std() > 0
+
+
+def test_a_run_stands_where_a_new_one_cannot_begin():
+    x = noise(2, 3, 4, 4)
+    whole = run(made_up, x, 4, method="F-PNDM")
+    scheduler = MethodScheduler(method="F-PNDM")
+    scheduler.set_timesteps(4)
+    for wrong in ({"timesteps": [900, 600, 300, 0], "sigmas": [9.0, 5.0, 2.0, 1.0, 0.5]}, {"timesteps": [1, 2]}):
+        with pytest.raises(ValueError):
+            scheduler.set_timesteps(**wrong)
+    assert torch.equal(drive(scheduler, made_up, x), whole)
+
+
+def test_a_start_without_signal_is_refused_as_often_as_it_is_tried():
+    scheduler = MethodScheduler(method="DDIM", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler.set_timesteps(4)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="prediction_type epsilon says nothing"):
+            scheduler.step(noise(1, 3, 4, 4), scheduler.timesteps[0], noise(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "images, times, said",
+    [
+        (torch.ones(1, 3, 4, 4, dtype=torch.int64), [5], "they must be of floating-point numbers"),
+        (torch.ones(2, 3, 4, 4), [5, 6, 7], "3 timesteps are given for 2 images"),
+        (torch.ones(2, 3, 4, 4), "a", "they must be numbers"),
+    ],
+)
+def test_noise_is_added_to_images_at_times(images, times, said):
+    with pytest.raises(ValueError, match=said):
+        MethodScheduler().add_noise(images, torch.ones(images.shape), times)
