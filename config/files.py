@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and folders with one run in them."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def made(folder):
 
 @contextlib.contextmanager
 def alone(path, argument=None, message=None):
-    """While inside, `path`, a folder or a lock file, is this run's alone; the lock goes with its process.
+    """While inside, `path`, a folder or a lock file, is this run's alone; the lock goes with its processes.
 
     If another run is in there: raises InputError about `argument`, or waits for it if that is None. Systems without
     such locks let everyone in.
@@ -90,6 +91,16 @@ def load_json(path):
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
+
+
+def save_array(path, array):
+    """Write a NumPy array as .npy, whole or not at all."""
+    import numpy as np  # which `--help` need not wait for
+
+    held = io.BytesIO()  # np.save to a file does not say that the disk is full
+    np.save(held, array)
+    with aside(path) as file:
+        file.write_bytes(held.getbuffer())
 
 
 def save_json(path, value):

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import os
 import shutil
 import sys
 import zlib
@@ -179,7 +180,7 @@ def ffhq(section):
     root, recipe = _root(section), Recipe(section.channels, None, section.image_size)
     record = {"dataset": "FFHQ", "split": "all"} | recipe.record
     if not (root / "data.mdb").exists():
-        if not (files := image_files(root, "**/*")):
+        if not (files := image_files(root, below=True)):
             raise _missing(
                 section, "the images in any subfolders, or data.mdb of an LMDB, from github.com/NVlabs/ffhq-dataset"
             )
@@ -196,7 +197,7 @@ def ffhq(section):
 def folder(section):
     """All image files in a folder and below: upright, smaller side resized to the image size, centre cropped."""
     root, recipe = _root(section), Recipe(section.channels, None, section.image_size, upright=True)
-    if not (files := image_files(root, "**/*")):
+    if not (files := image_files(root, below=True)):
         raise _missing(section, f"image files ({', '.join(sorted(SUFFIXES))}) in any subfolders")
     return Images(files, recipe.decode, {"dataset": "FOLDER", "path": str(root), "split": "all"} | recipe.record)
 
@@ -220,22 +221,22 @@ def is_numbered(path):
     return path.suffix == ".png" and path.stem.isdecimal()
 
 
-def image_files(path, pattern="*"):
-    """The image files of a folder, sorted; of a sampling run's folder the numbered images alone, not its grid.
+def image_files(path, below=False):
+    """The image files of a folder, sorted, and of all folders `below` it if asked for, linked ones too.
 
-    Raises InputError for a link to nothing.
+    Of a sampling run's folder the numbered images alone, not its grid. Raises InputError for a link to nothing.
     """
-    path = Path(path)
-    if (path / "run.json").exists():
-        found = filter(is_numbered, path.iterdir())
-    else:
-        found = (file for file in path.glob(pattern) if file.suffix.lower() in SUFFIXES)
-    found = sorted(found)
-    files = [file for file in found if file.is_file()]
-    for file in set(found).difference(files):
+    found, seen = [], set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if below and os.path.realpath(Path(folder, name)) not in seen]
+        of_a_run, files = "run.json" in names, (Path(folder, name) for name in names)
+        found += [file for file in files if (is_numbered(file) if of_a_run else file.suffix.lower() in SUFFIXES)]
+    found.sort()
+    for file in found:
         if file.is_symlink() and not file.exists():
             raise InputError(f"{file}: a link to nothing")
-    return files
+    return [file for file in found if file.is_file()]
 
 
 def plain_folder(path):

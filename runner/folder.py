@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from pndm.config.errors import InputError
-from pndm.config.files import alone, aside, load_json, made, remove_left, save_json
+from pndm.config.files import alone, aside, load_json, made, remove_left, save_array, save_json
 from pndm.config.schema import difference
 from pndm.dataset import from_picture, is_numbered, to_picture
 
@@ -94,8 +94,7 @@ class Folder:
         """Keep features (n, d) of a batch, if this run keeps any and they are not there."""
         if self.features and batch_name(ids) not in self.described:
             self.features.mkdir(parents=True, exist_ok=True)
-            with aside(self.features / batch_name(ids)) as other, open(other, "wb") as file:
-                np.save(file, features.numpy())
+            save_array(self.features / batch_name(ids), features.numpy())
 
     def read(self, ids):
         """Images `ids`: uint8 (n, C, H, W). Raises InputError where one is damaged or of another size."""

@@ -69,7 +69,7 @@ def current(record, experiment):
         card = record["frechet"]
         anew = card is not None and outdated(card, experiment.Dataset, experiment.Sample)
         return "" if anew else told(record)
-    except (KeyError, TypeError, ValueError):  # not as `Sampler.record` wrote it
+    except (KeyError, TypeError, ValueError, AttributeError):  # not as `Sampler.record` wrote it
         return ""
 
 

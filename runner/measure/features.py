@@ -134,8 +134,8 @@ def fashion(shape, device, path):
     from pndm.model.checkpoint import sha256
     from pndm.runner.measure.classifier import WIDTH, Classifier
 
-    if shape[0] != 1:
-        raise InputError(f"features fashion: for grey images, not of {shape[0]} channels", "Sample.features")
+    if tuple(shape) != (1, 28, 28):
+        raise InputError(f"features fashion: for grey images of 28×28, not of {tuple(shape)}", "Sample.features")
     file = ROOT / "model" / "fashion_classifier.safetensors"
     net = Classifier().eval()
     net.load_state_dict(load_file(file))

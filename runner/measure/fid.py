@@ -50,7 +50,8 @@ def compare(paths, features, device, inception_path=None, out=None, metrics=()):
         if None not in (features, held) and features != held:
             message = f"{path}: features {held}, to be compared with {features}; only equal ones can be"
             raise InputError(message, "paths")
-    features = features or next(filter(None, map(_features_of, paths, sides)), "inception")
+    said = sorted(pairs, key=lambda pair: not isinstance(pair[1], Moments))  # a statistics file fits no others
+    features = features or next(filter(None, (_features_of(*pair) for pair in said)), "inception")
     images = [(path, tuple(side[0].shape)) for path, side in pairs if not isinstance(side, Moments)]
     extractor = _extractor_for(images, features, device, inception_path) if images else None
     for path, side in pairs:

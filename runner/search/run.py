@@ -8,6 +8,7 @@ the best of all is the start of the fit of times and weights. What beats all bef
 solver file, for --solver. docs/search.md explains it. The folder also gets rank.csv, rank.png and search.json.
 """
 
+import contextlib
 import hashlib
 import pickle
 import shlex
@@ -19,7 +20,7 @@ import torch
 
 from pndm.config.errors import InputError
 from pndm.config.files import aside, made, save_json
-from pndm.config.load import replaced, words_of
+from pndm.config.load import load_solver, replaced, words_of
 from pndm.config.solver import MOST_CALLS, SEARCHED, Solver, save_solver
 from pndm.dataset import decode
 from pndm.runner import sample
@@ -80,9 +81,10 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         message = f"none of {', '.join(names)} can spend {s.nfe} network calls; methods that draw noise or choose "
         raise InputError(f"{message}their own steps are not searched", "nfe")
     with processes(device, timeout) as team:
-        if team.size > (most := min(TRAJECTORIES, noises // 2)):
+        if team.size > (most := min(TRAJECTORIES, noises // MINIBATCHES)):
             raise InputError(f"{noises} can be shared by {most} processes at most, not by {team.size}", "noises")
         loaded = load_network(experiment, team.device, "fp32")  # differences would be lost in less
+        refuse_other(folder, loaded.record["sha256"], s.nfe)
         if s.batch_size == "auto":
             experiment = replaced(experiment, batch_size=sample.fitting(experiment, loaded.network, team))
         with made(folder), torch.inference_mode(), Progress(team, None, " image×calls", "search") as progress:
@@ -92,6 +94,15 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
         words = words_of({key: value for key, value in overrides.items() if key != "Sample.nfe"}, solver=path)
         print(f"{path}: {shlex.join(['python', 'main.py', '--runner', 'sample', '--config', name, *words])}")
     return solver
+
+
+def refuse_other(folder, network, calls):
+    """Raise InputError if a folder holds the solver of another network (its sha256), or of other calls."""
+    if (folder / "solver.yml").exists():
+        held = load_solver(folder / "solver.yml")
+        if (held.network, held.calls) != (network, calls):
+            message = f"{folder} holds the solver of another network, or of other calls; choose another folder"
+            raise InputError(message, "search_path")
 
 
 def settled(values, size):
@@ -168,8 +179,8 @@ class Search:
             kept = None
         if not self.team.least(torch.tensor(float(kept is not None))):  # the processes follow a flow together
             found = self.problem.noises(count, held_out)
-            with aside(path) as file:
-                known = {"steps": self.problem.steps, "known": self.problem.known}
+            known = {"steps": self.problem.steps, "known": self.problem.known}
+            with contextlib.suppress(OSError, RuntimeError), aside(path) as file:  # it is a cache: the search goes on
                 torch.save(known | {"x": found.x, "ends": found.ends}, file)
             return found
         self.problem.steps, self.problem.known = kept["steps"], kept.get("known")

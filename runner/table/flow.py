@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import torch
 
-from pndm.config.files import aside, save_json
+from pndm.config.files import save_array, save_json
 from pndm.model.backend import tf32
 from pndm.runner.build import network_key, read_network, sampling_of
 from pndm.runner.progress import Progress
@@ -167,8 +167,7 @@ def _measured(group, bench, images, progress):
         path = bench.folder / "flow" / f"{cell.name}.npy"
         path.parent.mkdir(exist_ok=True)
         decoded = sampling_of(cell.experiment).decode(ends[:IMAGES].float()).cpu().numpy()  # uint8 (n, C, H, W)
-        with aside(path) as file, open(file, "wb") as out:
-            np.save(out, decoded)
+        save_array(path, decoded)
         yield {
             "cell": cell.name,
             "label": cell.label,

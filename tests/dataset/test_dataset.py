@@ -464,6 +464,18 @@ def test_folder_in_grey(tmp_path):
     assert open_dataset(section("FOLDER", tmp_path, 8, channels=1))[0].shape == (1, 8, 8)
 
 
+def test_linked_folders_are_read_and_grids_of_runs_are_not(tmp_path):
+    for name in ("here/0.png", "here/run/000000.png", "here/run/grid.png", "there/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0, 8, 8).save(tmp_path / name)
+    (tmp_path / "here/run/run.json").write_text("{}")
+    (tmp_path / "here/linked").symlink_to(tmp_path / "there")
+    (tmp_path / "there/circle").symlink_to(tmp_path / "here")
+    images = open_dataset(section("FOLDER", tmp_path / "here", 8))
+    names = [str(Path(images.name(i)).relative_to(tmp_path / "here")) for i in range(len(images))]
+    assert names == ["0.png", "linked/0.png", "run/000000.png"]
+
+
 @pytest.mark.parametrize(("name", "what"), [("FFHQ", "ffhq-dataset"), ("FOLDER", r"\.png.* in any subfolders")])
 def test_empty_folder(tmp_path, name, what):
     with pytest.raises(InputError, match=f"{name}: its files are not in {tmp_path}; what belongs there is .*{what}"):

@@ -85,7 +85,7 @@ def test_the_classifier_of_fashion_mnist_and_its_statistics():
     found = extractor(noise)
     far = frechet_distance(found.mean(0), found.T.cov(), reference.mu, reference.sigma)
     assert far > 30
-    with pytest.raises(InputError, match="for grey images, not of 3 channels"):
+    with pytest.raises(InputError, match=r"for grey images of 28×28, not of \(3, 28, 28\)"):
         features.make_extractor("fashion", (3, 28, 28))
 
 
