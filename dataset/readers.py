@@ -222,14 +222,17 @@ def is_numbered(path):
 
 
 def image_files(path, below=False):
-    """The image files of a folder, sorted, and of all folders `below` it if asked for, linked ones too.
+    """The image files of a folder, sorted; if asked for, those of all folders `below` it, linked ones too, each once.
 
     Of a sampling run's folder the numbered images alone, not its grid. Raises InputError for a link to nothing.
     """
     found, seen = [], set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        folders[:] = [name for name in folders if below and os.path.realpath(Path(folder, name)) not in seen]
+        real = os.path.realpath(folder)
+        folders[:] = sorted(folders) if below and real not in seen else []
+        if real in seen:
+            continue
+        seen.add(real)
         of_a_run, files = "run.json" in names, (Path(folder, name) for name in names)
         found += [file for file in files if (is_numbered(file) if of_a_run else file.suffix.lower() in SUFFIXES)]
     found.sort()

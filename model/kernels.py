@@ -17,8 +17,8 @@ HELD_BACK = "amx_bf16" in cpu_features() and torch.backends.cpu.get_cpu_capabili
 def group_norm(x, weight, bias, groups, eps, activate=False):
     """`F.group_norm` of x (n, C, H, W), then SiLU if `activate`; without gradients, by the fastest way there is."""
     compiling = torch.compiler.is_compiling()
-    by_others = x.device.type != "cpu" and (compiling or x.dtype == torch.float64)  # the kernel below sums in float32
-    if torch.is_grad_enabled() or by_others:
+    by_pytorch = x.device.type != "cpu" and (compiling or x.dtype == torch.float64)  # Triton's kernel sums in float32
+    if torch.is_grad_enabled() or by_pytorch:
         norm = _plain
     elif compiling:
         norm = _opaque

@@ -62,12 +62,11 @@ def settings_of(config):
     widest = 2 * settings.channels * max(settings.multipliers)
     # Narrow groups have 4 channels, until there are 32 groups.
     unit = 4 if settings.narrow_groups and widest < 132 else settings.norm_groups
+    key = _widths_key(c)
     if settings.channels % unit:
-        key = _widths_key(c)
         raise InputError(f"{key} is {settings.channels}; a multiple of {unit} is needed", key)
     if settings.embedding == "sinusoidal" and settings.channels // 2 <= settings.frequency_shift:
         least = 2 * settings.frequency_shift + 2
-        key = _widths_key(c)
         raise InputError(f"{key} is {settings.channels}; at least {least} is needed", key)
     if c.struc == "iDDPM":
         _check_heads(settings)

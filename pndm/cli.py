@@ -216,8 +216,8 @@ def distance(args: Arguments, resolved: Any) -> None:
     from pndm.dataset.readers import plain_folder
     from pndm.runner.measure import fid
 
-    settings, given = resolved.Sample, args.config is not None or "Sample.features" in overrides_of(args)
-    features = settings.features if given or (args.runner == "stats" and not args.paths) else None
+    settings, given = resolved.Sample, "Sample.features" in overrides_of(args)
+    features = settings.features if given or args.config or (args.runner == "stats" and not args.paths) else None
     if features == "none":
         if given:
             raise InputError(f"none leaves --runner {args.runner} nothing to do", "Sample.features")

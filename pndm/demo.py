@@ -99,9 +99,11 @@ def show(args: argparse.Namespace) -> int:
     chosen["share"] = request.noise.share
     page = app.build(artist, origin, chosen, facts, limit, files)
     try:
-        app.serve(page, args.host, args.port)
+        address = app.serve(page, args.host, args.port)
     except OSError as error:
         raise InputError(str(error.strerror or error), "port") from None
+    print(f"{address} shows the page; Ctrl-C ends it", flush=True)
+    page.block_thread()
     return 0
 
 

@@ -70,9 +70,10 @@ def sigmas_at(schedule: Schedule, times: Sequence[float]) -> NDArray[np.float64]
 
 
 def factors_at(schedule: Schedule, timesteps: Any, known: Mapping[float, float], like: Any) -> tuple[Any, Any]:
-    """What images `like` (n, …) and their noise are multiplied by at `timesteps`, (n,) or (1,): two tensors (n, 1, …).
+    """What images `like` (n, …) and their noise are multiplied by at `timesteps`, (n,) or (1,): (n or 1, 1, …) each.
 
-    known: told time → the time that x is at. Raises ValueError for times that no network knows, and other images.
+    known: told time → the time that x is at. Raises ValueError for times that no network knows, and for images that
+    are not of floating-point numbers.
     """
     if not like.is_floating_point():
         raise ValueError(f"the images are {like.dtype}, they must be of floating-point numbers")

@@ -339,7 +339,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         return noise - sample if self.flow else a * noise - b * sample
 
     def _factors(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of image and noise at t (n,), each (n, 1, …)."""
+        """What `factors_at` says, for a run whose x may be at another time than the told one."""
         known = dict(zip(self._times, self._levels, strict=True)) if self.num_inference_steps else {}
         return factors_at(self.schedule, timesteps, known, like)
 

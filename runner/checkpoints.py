@@ -61,6 +61,11 @@ class TrainFolder:
         if restart and not self.checkpoints:
             raise InputError(f"there is no train-STEP.ckpt in {self.path} to continue from", "restart", "train_path")
 
+    def step_of(self, name):
+        """The step of a network in this folder, as its file says it; None if there is no such file."""
+        path = self.path / name
+        return checkpoint.read(path).record.get("step") if path.exists() else None
+
     @contextlib.contextmanager
     def locked(self):
         """While inside, no other run trains in the folder. Raises InputError when another does, or has meanwhile.

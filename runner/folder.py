@@ -139,10 +139,10 @@ class Folder:
 
 
 def check_owner(folder, identity):
-    """Raise InputError if `folder` holds images of a run with another fingerprint."""
+    """What `held_identity` says of a folder. Raises InputError if it holds images of a run with another fingerprint."""
     held = held_identity(folder)
     if held is None or not (found := difference(held, identity)):
-        return
+        return held
     if found.startswith("checkpoint "):
         first = "another network, or of the same before more training"
         raise InputError(f"{folder} holds images of {first} ({found}); {DELETE}", "image_path")
@@ -174,12 +174,11 @@ def finished(folder, identity, fingerprint, total, kept):
     identity: what the images depend on; fingerprint: what they and their distance depend on, as the record has it.
     total: number of images. kept: how many files. Raises InputError if the folder is another run's, or holds more.
     """
-    check_owner(folder, identity)
-    if not holds_images(folder):
+    if check_owner(folder, identity) is None:
         return None
-    count = max((int(path.stem) + 1 for path in folder.iterdir() if is_numbered(path)), default=0)
-    if count > total:
-        message = f"{folder} already holds {name_of(count - 1)} of this run, beyond the {total:,} images asked for"
+    last = max(filter(is_numbered, folder.iterdir()), key=lambda path: int(path.stem), default=None)
+    if last and int(last.stem) >= total:
+        message = f"{folder} already holds {last.name} of this run, beyond the {total:,} images asked for"
         raise InputError(f"{message}; {DELETE}", "total_num")
     try:
         record = load_json(folder / "result.json")

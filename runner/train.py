@@ -118,8 +118,9 @@ class Trainer:
         """
         if self.done >= self.steps:
             if self.team.first:
-                with self.folder.locked():  # a run that was killed after its last checkpoint left an older average
-                    self._save_average()
+                if self.folder.step_of("ema.safetensors") != self.done:  # a kill after the last checkpoint leaves that
+                    with self.folder.locked():
+                        self._save_average()
                 print(f"{self.folder.path}: all {self.done:,} steps are done")
             return
         e, team = self.experiment, self.team

@@ -150,5 +150,4 @@ def serve(page, host, port):
         enable_monitoring=False,
         mcp_server=False,
     )
-    print(f"{address} shows the page; Ctrl-C ends it", flush=True)
-    page.block_thread()
+    return address

@@ -99,7 +99,10 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
 def refuse_other(folder, network, calls):
     """Raise InputError if a folder holds the solver of another network (its sha256), or of other calls."""
     if (folder / "solver.yml").exists():
-        held = load_solver(folder / "solver.yml")
+        try:
+            held = load_solver(folder / "solver.yml")
+        except InputError as error:
+            raise InputError(f"{error}; choose another folder", "search_path") from None
         if (held.network, held.calls) != (network, calls):
             message = f"{folder} holds the solver of another network, or of other calls; choose another folder"
             raise InputError(message, "search_path")

@@ -38,7 +38,7 @@ class Row:
 
     @property
     def seconds_per_step(self):
-        """Seconds of one step of 512 images, the paper's batch, all that a run does included."""
+        """Seconds of one step of 512 images, the paper's batch; features and files are included."""
         made = -(-self.images // self.batch) * self.batch  # whole batches
         return self.seconds / self.steps / made * 512
 

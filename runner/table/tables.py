@@ -10,7 +10,7 @@ MEANING = {
     "exact": "exact is what the paper says",
     "published": "published is what the released code does, quirks included (docs/methods.md lists them)",
 }
-CLOSE = 1.05  # a distance is as good as another up to this factor
+CLOSE = 1.05  # a distance is as near as another up to this factor
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def tables_of(table, rows, flow=()):
         mine = [row for row in rows if row.profile == profile]
         found += [_distances(mine, profile, unit, budgets), _adaptive(mine, profile)]
     found += [_beside_the_paper(table, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
-    found += [_as_good_as_the_best(rows, unit), _as_good_as_the_first(rows), _published_minus_exact(rows, unit)]
+    found += [_as_good_as_the_best(rows, unit), _as_near_as_the_first(rows), _published_minus_exact(rows, unit)]
     return [made for made in found if made.body]
 
 
@@ -125,8 +125,8 @@ def _beside_the_paper(table, rows):
 
 def _seconds(paper, rows):
     title = (
-        "Seconds a step of 512 images, over 50 steps. Ours, from runs with the batch of the third column, hold "
-        "features and files, too; the paper's are of one batch on an RTX 3090:"
+        "Seconds a step of 512 images, over 50 steps. Our seconds, of runs with the batch of the third "
+        "column, include computing features and writing files. The paper's are of one batch on an RTX 3090:"
     )
     body = [
         [row.label, row.profile, str(row.batch), f"{row.seconds_per_step:.3f}", f"{paper.seconds_per_step[row.label]}"]
@@ -170,7 +170,7 @@ def _as_good(row, least):
     return statistics.fmean(worse) <= 2 * statistics.stdev(worse) / len(worse) ** 0.5
 
 
-def _as_good_as_the_first(rows):
+def _as_near_as_the_first(rows):
     """The fewest calls in which each method comes close to the first method in its most steps."""
     head = ["method", "steps", "network calls", "distance"]
     mine = [row for row in rows if row.called and row.profile == rows[0].profile]

@@ -471,9 +471,10 @@ def test_linked_folders_are_read_and_grids_of_runs_are_not(tmp_path):
     (tmp_path / "here/run/run.json").write_text("{}")
     (tmp_path / "here/linked").symlink_to(tmp_path / "there")
     (tmp_path / "there/circle").symlink_to(tmp_path / "here")
+    (tmp_path / "here/again").symlink_to(tmp_path / "there")
     images = open_dataset(section("FOLDER", tmp_path / "here", 8))
     names = [str(Path(images.name(i)).relative_to(tmp_path / "here")) for i in range(len(images))]
-    assert names == ["0.png", "linked/0.png", "run/000000.png"]
+    assert names == ["0.png", "again/0.png", "run/000000.png"]
 
 
 @pytest.mark.parametrize(("name", "what"), [("FFHQ", "ffhq-dataset"), ("FOLDER", r"\.png.* in any subfolders")])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data.edm import NETWORKS, REFERENCE, SIGMAS, classes, install, noise, published, section, snapshot, weights, write
-from helpers import last
+from helpers import last, published_section
 
 from pndm.config.errors import InputError
 from pndm.config.load import load
@@ -81,6 +81,12 @@ def test_one_time_for_all_images_and_classes():
     assert (same - network(x, t, torch.full((4,), 2))).abs().max() < 1e-12
     assert none.abs().max() < 1e-12
     assert (together - same).abs()[0].max() > 1e-3, "the classes make a difference"
+
+
+def test_labels_are_for_networks_with_classes():
+    network = UNet(settings_of(published_section("ddim_small")))
+    with pytest.raises(ValueError, match="labels are given to a network without classes"):
+        network(torch.zeros(1, 3, 16, 16), torch.tensor([5.0]), torch.tensor([0]))
 
 
 def test_guidance_counts_its_calls():

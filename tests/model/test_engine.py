@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.dataset import encode, open_dataset
-from pndm.model import backend, engine, load_model
+from pndm.model import backend, engine, kernels, load_model
 from pndm.model.backend import Graphs
 from pndm.model.blocks import GroupNorm
 from pndm.model.engine import Engine, largest_batch, resolve
@@ -337,3 +337,12 @@ def test_the_first_process_decides_for_all_what_timing_says(monkeypatch):
     for _ in range(2):
         assert engine.resolve("auto", torch.device("cpu")) == "fp32"
     assert asked == [True], "later calls need no other process"
+
+
+@torch.inference_mode()
+def test_group_norm_of_float64_is_summed_in_float64():
+    """Of few channels a group, for which there is a way of its own on a CPU."""
+    x = torch.randn(2, 32, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+    weight, bias = torch.linspace(0.5, 2, 32, dtype=torch.float64), torch.linspace(-1, 1, 32, dtype=torch.float64)
+    found = kernels.group_norm(x.to(memory_format=torch.channels_last), weight, bias, 32, 1e-6)
+    torch.testing.assert_close(found, F.group_norm(x, 32, weight, bias, 1e-6), rtol=1e-12, atol=1e-12)

@@ -233,7 +233,7 @@ class TestFromPretrained:
             ("config.json", "sample_size", [8], r"sample_size is \[8\]; it must be one or two whole numbers"),
         ],
     )
-    def test_a_diffusers_folder_that_cannot_beread_image(self, file, key, value, said, unet, tmp_path):
+    def test_a_diffusers_folder_that_cannot_be_read(self, file, key, value, said, unet, tmp_path):
         unet.save_pretrained(tmp_path)
         diffusers.DDIMScheduler().save_pretrained(tmp_path)
         text = value if key is None else json.dumps(json.loads((tmp_path / file).read_text()) | {key: value})

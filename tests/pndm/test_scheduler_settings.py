@@ -19,8 +19,8 @@ from pndm.scheduler import MethodScheduler
 from pndm.times import one_call
 
 ABLE = [name for name, line in METHODS.items() if not line.adaptive]
-ONE_CALL = [name for name in ABLE if one_call(name)]
 STAGED = [name for name in ABLE if not one_call(name)]
+ONE_CALL = [name for name in ABLE if name not in STAGED]
 
 
 def noise(*shape, seed=0):

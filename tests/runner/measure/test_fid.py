@@ -14,6 +14,7 @@ import scipy.linalg
 from helpers import coloured_images, write_images
 from PIL import Image
 
+from pndm.runner.measure import fid
 from pndm.runner.measure.statistics import Moments
 
 
@@ -120,6 +121,23 @@ def test_features_of_a_run_are_those_it_was_measured_with(tiny, cli, tmp_path):
         (tmp_path / "0" / "result.json").write_text(damaged)
         status, out, _ = cli("--runner", "fid", tmp_path / "0", tmp_path / "s.npz")
         assert status == 0 and out.startswith("Fréchet distance on pixels: ")
+
+
+def test_a_statistics_file_says_the_features_before_a_run_does(tiny, cli, tmp_path):
+    """The run was measured on pixels of its 8×8 images; the file is of Inception's features, which are not here."""
+    assert cli(*tiny.flags(tmp_path / "run", "--total_num", 4, "--sample_speed", 2))[0] == 0
+    np.savez(tmp_path / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048), features="inception", hash="0" * 64)
+    said = cli("--runner", "fid", tmp_path / "run", tmp_path / "other.npz", "--offline")[2]
+    assert "inception" in said.lower() and "to be compared with" not in said
+
+
+def test_an_experiment_says_the_features_if_it_names_any(tiny, cli, tmp_path, monkeypatch):
+    write_images(tmp_path / "images", coloured_images(0, 8)[..., 0])
+    asked = []
+    monkeypatch.setattr(fid, "compare", lambda paths, features, *rest: asked.append(features))
+    for config in (tiny.config, "ddim_cifar10.yml"):
+        assert cli("--runner", "fid", tmp_path / "images", tmp_path / "images", "--config", config)[0] == 0
+    assert asked == ["pixels", None]  # None: as the images' records say, else Inception's
 
 
 def test_features_can_be_set_by_their_key(tmp_path, cli):

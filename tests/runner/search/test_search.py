@@ -91,6 +91,15 @@ def test_the_same_seed_finds_the_same(found, tiny, cli, tmp_path):
     assert ranks[0] == ranks[1] != ranks[2]
 
 
+def test_a_folder_with_the_solver_of_another_search_is_refused(found, searched, tiny, cli, tmp_path):
+    shutil.copy(searched, tmp_path / "solver.yml")
+    status, _, err = cli(*flags(tiny, tmp_path, "--nfe", "5"))
+    assert status == 2 and "holds the solver of another network, or of other calls" in err
+    (tmp_path / "solver.yml").write_text("[]")
+    status, _, err = cli(*flags(tiny, tmp_path))
+    assert status == 2 and err.startswith("main.py: --search_path: ") and "choose another folder" in err
+
+
 def test_sampling_by_a_file_spends_exactly_its_calls(tiny, searched, cli, tmp_path):
     status, out, err = cli(*tiny.flags(tmp_path / "run", "--solver", searched))
     assert (status, err) == (0, "")
