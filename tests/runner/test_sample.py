@@ -443,7 +443,7 @@ def test_a_folder_with_foreign_images_is_refused(tiny, cli, tmp_path, name):
     status, _, err = cli(*tiny.flags(tmp_path))
     assert status == 2
     assert "no run.json says" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["000000.png"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_of_two_runs_that_begin_together_in_a_folder_the_second_is_refused(tmp_path, monkeypatch):
