@@ -11,6 +11,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from helpers import coloured_images, write_images
 from PIL import Image
 
@@ -124,11 +125,11 @@ def test_features_of_a_run_are_those_it_was_measured_with(tiny, cli, tmp_path):
 
 
 def test_a_statistics_file_says_the_features_before_a_run_does(tiny, cli, tmp_path):
-    """The run was measured on pixels of its 8×8 images; the file is of Inception's features, which are not here."""
+    """The run was measured on pixels; the file is of a classifier's features, which its 8×8 images cannot have."""
     assert cli(*tiny.flags(tmp_path / "run", "--total_num", 4, "--sample_speed", 2))[0] == 0
-    np.savez(tmp_path / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048), features="inception", hash="0" * 64)
-    said = cli("--runner", "fid", tmp_path / "run", tmp_path / "other.npz", "--offline")[2]
-    assert "inception" in said.lower() and "to be compared with" not in said
+    Moments(torch.zeros(4).double(), torch.eye(4).double(), {"features": "fashion"}).save(tmp_path / "other.npz")
+    status, _, err = cli("--runner", "fid", tmp_path / "run", tmp_path / "other.npz")
+    assert status == 2 and "features fashion: for grey images of 28×28, not of (1, 8, 8)" in err
 
 
 def test_an_experiment_says_the_features_if_it_names_any(tiny, cli, tmp_path, monkeypatch):

@@ -238,7 +238,7 @@ def test_more_processes_than_noises_are_refused(tiny, cli, tmp_path, monkeypatch
     team = types.SimpleNamespace(size=9, first=True)
     monkeypatch.setattr(search, "processes", lambda *_: contextlib.nullcontext(team))
     status, _, err = cli(*flags(tiny, tmp_path / "run"))
-    assert (status, err) == (2, "main.py: --noises: 17 can be shared by 8 processes at most, not by 9\n")
+    assert (status, err) == (2, "main.py: --noises: 17 can be shared by 2 processes at most, not by 9\n")
     assert not (tmp_path / "run").exists()
 
 
