@@ -62,9 +62,10 @@ class TrainFolder:
             raise InputError(f"there is no train-STEP.ckpt in {self.path} to continue from", "restart", "train_path")
 
     def step_of(self, name):
-        """The step of a network in this folder, as its file says it; None if there is no such file."""
+        """The step of a network in this folder, as its file says it; None if there is none, or it is damaged."""
         path = self.path / name
-        return checkpoint.read(path).record.get("step") if path.exists() else None
+        with contextlib.suppress(InputError):
+            return checkpoint.read(path).record.get("step") if path.exists() else None
 
     @contextlib.contextmanager
     def locked(self):

@@ -134,7 +134,7 @@ def build(artist, origin, chosen, facts, limit=LIMIT, files=None):
 
 
 def serve(page, host, port):
-    """Serve a page of `build` until it is ended. Raises OSError where the port is taken."""
+    """Begin to serve a page of `build`; returns its address. Raises OSError where the port is taken."""
     head = f"<style>{STYLE}</style><script>{SCRIPT}</script>"
     _, address, _ = page.launch(
         server_name=host,
