@@ -26,8 +26,7 @@ def group_norm(x, weight, bias, groups, eps, activate=False):
         return ours(x, weight, bias, groups, eps, activate)
     else:
         norm = _on_cpu if x.device.type == "cpu" else _plain
-    x = norm(x, weight, bias, groups, eps)
-    return silu(x) if activate else x
+    return norm(x, weight, bias, groups, eps, activate)
 
 
 @functools.cache
@@ -41,7 +40,7 @@ def fused(device):
         x = torch.linspace(-300, 300, 2 * 64 * 64, device=device).sin()
         x = x.view(2, 64, 8, 8).to(memory_format=torch.channels_last)
         ones = torch.ones(64, device=device)
-        right = torch.allclose(ours(x, ones, ones, 16, 1e-6, True), F.silu(_plain(x, ones, ones, 16, 1e-6)), atol=1e-4)
+        right = torch.allclose(ours(x, ones, ones, 16, 1e-6, True), _plain(x, ones, ones, 16, 1e-6, True), atol=1e-4)
     except Exception as error:  # a missing compiler and a GPU that Triton does not know raise different errors
         why = first_line(error)
     else:
@@ -52,29 +51,26 @@ def fused(device):
     return None
 
 
-def _plain(x, weight, bias, groups, eps):
-    return F.group_norm(x, groups, weight, bias, eps)
+def _plain(x, weight, bias, groups, eps, activate):
+    x = F.group_norm(x, groups, weight, bias, eps)
+    return silu(x) if activate else x
 
 
-def _on_cpu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
-    n, c, height, width = x.shape
-    small = height * width < 1024 and c // groups * x.element_size() < 32
-    if x.is_contiguous() or not small:
-        return F.group_norm(x, groups, weight, bias, eps)
-    # PyTorch's own kernel is slow for small channels-last images with few channels a group.
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    values = x.permute(0, 2, 3, 1).reshape(n, height * width, c).to(exact, copy=True)
-    sums = values.sum(1), values.square_().sum(1)
-    mean, square = (v.view(n, groups, -1).mean(2, keepdim=True) / (height * width) for v in sums)
-    scale = weight.view(groups, -1) * ((square - mean**2).clamp_(min=0) + eps).rsqrt()
-    shift = bias.view(groups, -1) - mean * scale
-    scale, shift = (v.reshape(n, c, 1, 1).to(x.dtype) for v in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+def _on_cpu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, activate: bool
+) -> torch.Tensor:
+    channels, pixels = x.shape[1] // groups, x.shape[2] * x.shape[3]
+    if x.dtype != torch.bfloat16 or x.is_contiguous() or pixels >= 1024 or channels >= 16:
+        return _plain(x, weight, bias, groups, eps, activate)
+    # PyTorch's kernel for channels last is slow for small images with less than 32 bytes of channels a group.
+    if channels >= 8:
+        return _plain(x.float(), weight.float(), bias.float(), groups, eps, activate).to(x.dtype)
+    return _plain(x.contiguous(), weight, bias, groups, eps, activate).contiguous(memory_format=torch.channels_last)
 
 
 # A custom operator is left as it is by torch.compile, whose own group norm is slower on a CPU.
 _opaque = torch.library.custom_op("pndm::group_norm", _on_cpu, mutates_args=())
-_opaque.register_fake(lambda x, weight, bias, groups, eps: torch.empty_like(x))
+_opaque.register_fake(lambda x, weight, bias, groups, eps, activate: torch.empty_like(x))
 
 
 def attention(q, k, v):

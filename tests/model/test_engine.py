@@ -341,8 +341,21 @@ def test_the_first_process_decides_for_all_what_timing_says(monkeypatch):
 
 @torch.inference_mode()
 def test_group_norm_of_float64_is_summed_in_float64():
-    """Of few channels a group, for which there is a way of its own on a CPU."""
+    """Of few channels a group, for which there is a way of its own on a CPU, in bfloat16."""
     x = torch.randn(2, 32, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
     weight, bias = torch.linspace(0.5, 2, 32, dtype=torch.float64), torch.linspace(-1, 1, 32, dtype=torch.float64)
     found = kernels.group_norm(x.to(memory_format=torch.channels_last), weight, bias, 32, 1e-6)
     torch.testing.assert_close(found, F.group_norm(x, 32, weight, bias, 1e-6), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [8, 4, 2])
+@torch.inference_mode()
+def test_group_norm_of_bfloat16_rounds_pixel_by_pixel(groups):
+    """So that rounding does not shift whole channels: an error in the mean of ε is enlarged by 1/√ᾱ at large t."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(4, 32, 28, 28, generator=generator) + 1).bfloat16().to(memory_format=torch.channels_last)
+    weight, bias = (torch.randn(32, generator=generator).bfloat16() for _ in range(2))
+    found = kernels.group_norm(x, weight, bias, groups, 1e-6)
+    error = found.double() - F.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == torch.bfloat16
+    assert error.mean((2, 3)).square().mean().sqrt() < 0.15 * error.square().mean().sqrt()
