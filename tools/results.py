@@ -2,8 +2,8 @@
 
     python tools/results.py temp/reproduce/digits docs/results-digits.md
 
-Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, all cells in cells.csv. Figures
-that the table no longer has are deleted.
+Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, all cells in cells.csv, distances
+to the exact flow in flow.json. Figures that the table no longer has are deleted.
 """
 
 import argparse
@@ -28,7 +28,9 @@ def put(folder, page):
     tables = found[2]
     beside = page.with_suffix("")
     beside.mkdir(exist_ok=True)
-    shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
+    for name in ("cells.csv", "flow.json"):
+        if name == "cells.csv" or (folder / name).exists():
+            shutil.copyfile(folder / name, beside / name)
     lines, kept = [], set()
     for png in sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
         figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")

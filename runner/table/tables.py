@@ -1,7 +1,10 @@
 """The tables that are made of rows, and the words that explain them; `report` writes both as Markdown and HTML."""
 
+import math
 import statistics
 from dataclasses import dataclass
+
+from scipy.special import stdtrit
 
 from pndm.runner.solver.published import PROFILES
 from pndm.runner.table.results import best, nearest
@@ -60,8 +63,8 @@ def explanation(table, rows, flow=()):
         )
     if flow:
         lines.append(
-            "The exact flow is the solution of the probability flow equation from the same noise: the image that a "
-            "method makes with ever more steps."
+            "The exact flow is the solution of the probability flow equation from the same noise, begun at the time at "
+            "which the method begins (of ten uniform steps t = 900)."
         )
     return lines
 
@@ -70,9 +73,13 @@ def value(row):
     """A row's distance and spread as text; "" for none."""
     if row is None or row.distance is None:
         return ""
-    digits = 2 if row.distance >= 1 else 4
+    digits = _digits(row.distance)
     spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
     return f"{row.distance:.{digits}f}{spread}"
+
+
+def _digits(distance):
+    return 2 if distance >= 1 else 4
 
 
 def crossed(title, entries, labels, budgets, least=()):
@@ -155,8 +162,8 @@ def _as_good_as_the_best(rows, unit):
         if others:
             body.append([str(budget), least.label, value(least), equal or "none"])
     title = (
-        f"The best by {unit}, profile {rows[0].profile}. As good: from the same noise the method is worse by at most "
-        "two standard errors of the difference over the seeds; with one seed, by at most the error of the best:"
+        f"The best by {unit}, profile {rows[0].profile}. As good: not worse from the same noise, by a one-sided t-test "
+        "over the seeds at 5 %; with one seed, worse by at most the error of the best, which is a wide margin:"
     )
     return ResultTable(title, [unit, "best", "distance", "as good"], body)
 
@@ -167,7 +174,8 @@ def _as_good(row, least):
     worse = [row.by_seed[seed] - least.by_seed[seed] for seed in seeds]
     if len(worse) < 2:
         return row.distance - least.distance <= (least.spread or 0)
-    return statistics.fmean(worse) <= 2 * statistics.stdev(worse) / len(worse) ** 0.5
+    margin = stdtrit(len(worse) - 1, 0.95) * statistics.stdev(worse) / len(worse) ** 0.5
+    return statistics.fmean(worse) <= margin
 
 
 def _as_near_as_the_first(rows):
@@ -184,18 +192,27 @@ def _as_near_as_the_first(rows):
         least = min(able, key=lambda row: row.nfe, default=target)
         if least is not target:
             steps = str(least.steps or "adaptive")
-            body.append([label, steps, f"{least.nfe:.4g}", value(least), _beside(least.nfe, target.nfe)])
+            distance, _ = _paired(least, target)
+            shown = f"{distance:.{_digits(distance)}f}"
+            body.append([label, steps, f"{least.nfe:.4g}", shown, _beside(least.nfe, target.nfe)])
     title = (
-        f"The fewest calls for a distance at most {CLOSE - 1:.0%} above {target.label}'s in {target.steps} steps "
-        f"from the same noise, {value(target)}, profile {target.profile}:"
+        f"The fewest calls, of those that were run, for a distance at most {CLOSE - 1:.0%} above {target.label}'s in "
+        f"{target.steps} steps, {value(target)}, from the same noise, over the seeds that both have; profile "
+        f"{target.profile}:"
     )
     return ResultTable(title, [*head, f"against {target.nfe:g} calls"], body)
 
 
 def _close(row, target):
-    """Whether the row's distances are at most `CLOSE` times the target's, over the seeds that both have."""
-    seeds = row.by_seed.keys() & target.by_seed.keys()
-    return bool(seeds) and sum(row.by_seed[seed] - CLOSE * target.by_seed[seed] for seed in seeds) <= 0
+    """Whether the row's distance is at most `CLOSE` times the target's, over the seeds that both have."""
+    distance, wanted = _paired(row, target)
+    return distance <= CLOSE * wanted
+
+
+def _paired(row, other):
+    """The distances of two rows, each the mean over the seeds that both have; NaN where they share none."""
+    seeds = row.by_seed.keys() & other.by_seed.keys()
+    return [statistics.fmean(each.by_seed[seed] for seed in seeds) if seeds else math.nan for each in (row, other)]
 
 
 def _beside(calls, others):

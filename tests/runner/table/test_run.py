@@ -274,9 +274,31 @@ def test_the_least_calls_are_those_of_the_first_row_that_is_as_good():
         "F-PNDM",
         "11",
         "20",
-        "0.0104 ± 0.0100",
+        "0.0104",
         "50 times fewer",
     ]
+
+
+def by_seeds(label, steps, distances):
+    """A row whose distances over the seeds 0, 1, … are these."""
+    numbers = (len(distances), 10, statistics.fmean(distances), None, 0.01, 1.0, 5, "FID")
+    return Row(label, "exact", steps, steps, steps, *numbers, dict(enumerate(distances)))
+
+
+def test_the_fewest_calls_show_the_distances_of_the_seeds_that_decided():
+    """DDIM in 1000 steps has one seed, S-PNDM two."""
+    rows = [by_seeds("DDIM", 10, [3.0]), by_seeds("DDIM", 1000, [0.79]), by_seeds("S-PNDM", 20, [0.8, 0.9])]
+    line = next(line for line in text_of(rows).split("The fewest calls")[1].splitlines() if "S-PNDM" in line)
+    assert "| 0.8000 |" in line.replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("worse", "as_good"), [([0.03, 0.11], True), ([0.030, 0.031], False), ([0.1, 0.1, 0.1], False)]
+)
+def test_a_method_is_as_good_if_a_t_test_over_the_seeds_does_not_tell_it_from_the_best(worse, as_good):
+    rows = [by_seeds("S-PNDM", 5, [1.3 + d for d in worse]), by_seeds("F-PNDM", 5, [1.3] * len(worse))]
+    line = text_of(rows).split("The best by")[1].splitlines()[-1]
+    assert ("S-PNDM" in line) == as_good
 
 
 def test_more_calls_are_called_more():
