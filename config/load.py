@@ -205,6 +205,7 @@ def checked(validate, tree, *place):
     cause = error.get("ctx", {}).get("error")
     match error["type"]:
         case "extra_forbidden":
+            name = name or ".".join(map(str, error["loc"]))
             message = f"unknown section {name}{nearest(name, Experiment.model_fields)}"
         case "missing":
             message = f"{name} is missing"

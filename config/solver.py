@@ -48,7 +48,10 @@ class Solver(Section):
                 raise Contradiction(f"told must be {steps} times from 0 to {last}", "told")
         from pndm.runner.solver.solve import network_calls  # imports PyTorch, which `--help` need not wait for
 
-        counted = network_calls(self.line, self.noise_schedule, 1, times=self.times)
+        try:
+            counted = network_calls(self.line, self.noise_schedule, 1, times=self.times)
+        except ValueError as error:
+            raise Contradiction(str(error), "times") from None
         if counted != self.calls:
             raise Contradiction(f"calls is {self.calls}, but the method makes {counted} on these times", "calls")
         return self

@@ -288,7 +288,7 @@ def _fashion_file(section, ending):
 def _idx(file, magic):
     """The uint8 array of an IDX file: big-endian numbers, `magic` (its last byte: dimensions), shape; then values."""
     try:
-        content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         found, *shape = np.frombuffer(content, ">i4", 1 + magic % 256).tolist()
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError) as error:

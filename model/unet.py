@@ -123,7 +123,7 @@ class UNet(nn.Module):
         s = self.settings
         if s.preconditioning is None:
             return self.run(x, t, labels)
-        exact = torch.float32 if t.device.type == "mps" else torch.float64  # which that device does not have
+        exact = torch.float64 if t.device.type in ("cpu", "cuda") else torch.float32  # others may have no float64
         sigma = self.schedule.sigma(t.to(exact)).reshape(-1, 1, 1, 1)
         return PRECONDITIONINGS[s.preconditioning](lambda x, time: self.run(x, time, labels), x, sigma, s.sigma_data)
 

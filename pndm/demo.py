@@ -100,8 +100,9 @@ def show(args: argparse.Namespace) -> int:
     page = app.build(artist, origin, chosen, facts, limit, files)
     try:
         address = app.serve(page, args.host, args.port)
-    except OSError as error:
-        raise InputError(str(error.strerror or error), "port") from None
+    except OSError:  # which Gradio words as a want of ports, whatever the reason
+        where = f"{args.host}, port {args.port}"
+        raise InputError(f"nothing can listen on {where}; choose another --host or --port", "port") from None
     print(f"{address} shows the page; Ctrl-C ends it", flush=True)
     page.block_thread()
     return 0

@@ -269,7 +269,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     def _precision(self, sample: torch.Tensor) -> torch.dtype:
         """Of the state. Where x can be noise alone, ε and the image are both had from it in float64 alone."""
         exact = self.flow or self.config["rescale_betas_zero_snr"]
-        if exact and sample.device.type != "mps":  # which has no float64
+        if exact and sample.device.type in ("cpu", "cuda"):  # others may have no float64
             return torch.float64
         return sample.dtype if sample.dtype.itemsize >= 4 else torch.float32
 

@@ -22,7 +22,8 @@ def all_clipped(clip, norm, steps):
 
 def attention_nowhere(model):
     """Say so if a `Model` section asks for attention at sizes that its network does not have."""
-    sizes = [model.image_size // 2**i for i in range(len(getattr(model, "ch_mult", ())))]
+    widths = getattr(model, "ch_mult", None) or getattr(model, "channel_mult", ())
+    sizes = [model.image_size // 2**i for i in range(len(widths))]
     if sizes and (lost := set(model.attn_resolutions) - set(sizes)):
         say(
             f"Model.attn_resolutions has {', '.join(map(str, sorted(lost)))}, but the network's sizes are "

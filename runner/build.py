@@ -29,7 +29,7 @@ from pndm.runner.solver.methods import METHODS, method_named
 from pndm.runner.solver.options import GRID_OPTIONS, OPTIONS
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.sigma import SigmaSchedule
-from pndm.runner.solver.solve import nothing, rehearse, solve, steps_for, trajectory
+from pndm.runner.solver.solve import nothing, rehearse, solve, steps_for, steps_near, trajectory
 
 # Keys of Sample that are options of `solve`.
 OF_SOLVE = (*OPTIONS, *GRID_OPTIONS, "spacing", "times")
@@ -77,6 +77,12 @@ class Sampling:
     def calls_per_eps(self):
         """Network calls that one ε takes: two with guidance."""
         return 1 if self.guidance == 1 else Guided.calls
+
+    def near(self, nfe):
+        """(steps, network calls) of the most calls below `nfe`, and of the fewest of `nfe` or more, as `steps_near`."""
+        each = self.calls_per_eps
+        found = steps_near(self.method, nfe // each, self.schedule, self.profile, **self.options)
+        return [(steps, each * spent) for steps, spent in found]
 
     def events(self):
         """The method's events on an x of least size, to be answered by the caller."""

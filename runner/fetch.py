@@ -10,6 +10,7 @@ imported when a download begins. Nothing that is downloaded is executed or unpac
 import contextlib
 import errno
 import sys
+from glob import escape
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,7 +157,7 @@ def download(entry, address):
             finally:
                 if part.exists() and not size_of(part):
                     part.unlink()
-            for other in file.parent.glob(f".{file.name}.*.part*"):
+            for other in file.parent.glob(f".{escape(file.name)}.*.part*"):
                 other.unlink()
     return file
 
@@ -172,7 +173,7 @@ def announce(entry, address):
 
 def _whole(entry, address, part, transfer):
     """Bring the whole file to `part`. One that was resumed and is wrong is downloaded anew once. Raises Failed."""
-    resumed = any(part.parent.glob(f"{part.name}*"))
+    resumed = any(part.parent.glob(f"{escape(part.name)}*"))
     transfer(address, part, entry)
     if wrong := complaint(entry, part) or ("" if size_of(part) else "it is empty"):
         _remove(part)
@@ -233,7 +234,7 @@ def _beside(file):
 
 
 def _remove(part):
-    for path in part.parent.glob(f"{part.name}*"):  # gdown has a part of its own
+    for path in part.parent.glob(f"{escape(part.name)}*"):  # gdown has a part of its own
         path.unlink()
 
 

@@ -29,7 +29,7 @@ from pndm.runner.checkpoints import KEEP
 from pndm.runner.measure.statistics import GROUPS
 from pndm.runner.preview import check
 from pndm.runner.solver.published import PublishedSchedule
-from pndm.runner.solver.solve import calls, rehearse, steps_near
+from pndm.runner.solver.solve import calls, rehearse
 
 ENOUGH = 0.5  # seconds that a calibrating call takes, or more
 PILOT = 4  # images that tell how many calls an adaptive method takes
@@ -141,10 +141,10 @@ def most_calls(experiment, nfe):
         if nfe / 2 <= spent <= nfe:
             return spent
         raise ValueError(f"the solver file makes {spent} network calls, not {nfe} or half of them")
-    near = steps_near(s.method, nfe // s.calls_per_eps, s.schedule, s.profile, **s.options)
-    spent = [s.calls_per_eps * calls for _, calls in near if nfe / 2 <= s.calls_per_eps * calls <= nfe]
+    near = [calls for _, calls in s.near(nfe)]
+    spent = [calls for calls in near if nfe / 2 <= calls <= nfe]
     if not spent:
-        able = " or ".join(str(s.calls_per_eps * calls) for _, calls in near)
+        able = " or ".join(map(str, near))
         raise ValueError(f"method {s.method} cannot spend {nfe} network calls or half of them; it can spend {able}")
     return spent[-1]
 

@@ -182,6 +182,8 @@ def processes(device: torch.device, timeout: float | None = None) -> Iterator[Pr
             device = torch.device("cuda", _number("LOCAL_RANK", 0))
         if device.index is not None:
             if device.index >= (there := torch.cuda.device_count()):
+                if size == 1:
+                    raise InputError(f"{device} is not there; this machine has {there} GPUs", "device")
                 raise InputError(f"more processes than the {there} GPUs of this machine (torchrun's --nproc_per_node)")
             torch.cuda.set_device(device)
     if size == 1:

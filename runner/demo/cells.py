@@ -15,7 +15,7 @@ from pndm.model.backend import tf32
 from pndm.runner.build import Sampling, check_solver, load_network, network_key, read_network, sampling_of
 from pndm.runner.demo.request import ADAPTIVE, Row
 from pndm.runner.solver.events import NotFinite
-from pndm.runner.solver.solve import rehearse, steps_near
+from pndm.runner.solver.solve import rehearse
 from pndm.runner.table.flow import distance, flow_device, flow_from
 
 STRIP = 10  # predicted images shown of a cell
@@ -240,8 +240,8 @@ class Artist:
         found, n = {}, noise.images
         samplings = {cell.sampling.span: cell.sampling for cell in cells}
         for span in samplings:
-            if (noise, span) in self.flows:
-                found[span] = self.flows[noise, span]
+            if (held := self.flows.get((noise, span))) is not None:  # another thread may drop it meanwhile
+                found[span] = held
         missing, groups = [span for span in samplings if span not in found], {}
         for start, end in missing:
             groups.setdefault((end, start > max(end, 0)), []).append((start, end))
@@ -277,9 +277,8 @@ class Artist:
 
 def steps_within(sampling, calls):
     """The most steps in which a method spends at most `calls` network calls an image. Raises InputError."""
-    options = sampling.options
     try:
-        near = steps_near(sampling.method, calls, sampling.schedule, sampling.profile, **options)
+        near = sampling.near(calls)
     except ValueError as error:
         raise InputError(str(error)) from None
     able = [steps for steps, spent in near if spent <= calls]

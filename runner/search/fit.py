@@ -50,7 +50,7 @@ class Parameters:
         n = self.calls
         inner, told = np.split(np.maximum(self.schedule.time(vector[: 2 * n - 1]), 0), [n - 1])
         times = [self.start, *inner.tolist(), self.end]
-        if np.any(np.diff(times) >= 0):
+        if not np.all(np.diff(times) < 0):  # nor where they are not numbers
             return None
         rows = np.split(vector[2 * n - 1 :], np.cumsum(range(1, n)))
         return Tabulated(tuple(tuple(row.tolist()) for row in rows), tuple(told.tolist())), times

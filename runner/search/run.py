@@ -24,7 +24,7 @@ from pndm.config.load import load_solver, replaced, words_of
 from pndm.config.solver import MOST_CALLS, SEARCHED, Solver, save_solver
 from pndm.dataset import decode
 from pndm.runner import sample
-from pndm.runner.build import load_network, schedule_of
+from pndm.runner.build import OF_SOLVE, load_network, schedule_of
 from pndm.runner.measure.measurement import describe
 from pndm.runner.processes import processes
 from pndm.runner.progress import Progress
@@ -71,6 +71,10 @@ def run(experiment, name, device, folder, methods=None, noises=None, minutes=Non
     if experiment.Schedule.type == "edm":
         raise InputError("type is edm; a solver file has times of training, linear or cosine", "Schedule.type")
     overrides = overrides or {}
+    own = {f"Sample.{name}" for name in (*OF_SOLVE, "method", "profile")}
+    chosen = [key for key, (flag, _) in overrides.items() if flag and key in own]
+    if chosen:
+        raise InputError(f"a search chooses the method and its times itself; leave out {chosen[0]}", chosen[0])
     words = words_of(overrides, methods=methods, noises=noises, time=minutes)
     command = shlex.join(["python", "main.py", "--runner", "search", "--config", name, *words])
     noises = NOISES if noises is None else noises

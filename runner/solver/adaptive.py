@@ -72,7 +72,7 @@ class Control:
     def norm(self, values: Tensor, size: Tensor) -> Any:
         """Root mean square of values/(atol + rtol·size) over each image (m,), or over all if they are joint."""
         scaled = values / (self.atol + self.rtol * size)
-        scaled = scaled if scaled.device.type != "mps" else scaled.cpu()  # which has no float64
+        scaled = scaled if scaled.device.type in ("cpu", "cuda") else scaled.cpu()  # others may have no float64
         squares = (scaled.double() ** 2).flatten(1).mean(1).cpu().numpy()
         return np.sqrt(np.full_like(squares, squares.mean()) if self.joint else squares)
 

@@ -108,6 +108,7 @@ def flow_distances(cells, bench, images):
     groups = {}
     for cell in chosen:
         if known.get(cell.name, {}).get("run") != _run(cell, bench):
+            known.pop(cell.name, None)
             sampling = sampling_of(cell.experiment)
             key = network_key(cell.experiment, bench.team.device), sampling.span, sampling.label, sampling.guidance
             groups.setdefault(key, []).append(cell)

@@ -237,10 +237,12 @@ def _read(file):
     """The record in a cell's result.json. Raises InputError where it lacks what tables are made of."""
     try:
         record = load_json(file)
-        whole = {"frechet", "seconds", "images", "fingerprint"} <= record.keys()
-        if whole and isinstance(record["fingerprint"], dict):
+        results.seconds_of(record), sample.told(record), record["seed"], record["profile"]
+        if record["frechet"]:
+            record["frechet"]["hash"], record["frechet"]["error"]
+        if isinstance(record["fingerprint"], dict):
             return record
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         pass
     raise InputError(f"{file}: damaged, or of another version; delete it and run again")
 
@@ -277,6 +279,8 @@ def _analytic(done):
     """(steps, method → errors) on a network in closed form, of the methods that stand in the table by their name."""
     found = [cell.experiment for cell, _ in done if convergence.has_flow(cell)]
     names = dict.fromkeys(e.Sample.method for e in found if not sampling_of(e).options)
+    if not names:
+        return convergence.STEPS, {}
     schedule = schedule_of(done[0][0].experiment)
     if schedule.diffusion_step != 1000:
         schedule = Schedule()

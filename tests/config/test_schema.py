@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pndm.config.errors import InputError
 from pndm.config.load import files, load, load_solver, parse_set
-from pndm.config.schema import Experiment
+from pndm.config.schema import Experiment, difference
 
 PUBLISHED = sorted((DATA / "published_configs").glob("*.yml"))
 CIFAR10 = str(DATA / "published_configs" / "ddim_cifar10.yml")
@@ -101,7 +101,8 @@ def test_wrong_values_are_named_with_flag_section_and_key(target, value, said):
         ("Schedule: {}\nDataset: {}\n", "Dataset.dataset is missing"),
         ("Sample:\n  seed: 1\n  seed: 2\n", ":3: not YAML: key 'seed' stands twice"),
         ("Sample: {}\nSample: {}\n", "key 'Sample' stands twice"),
-        ("Smple: {}\n", ""),
+        ("Smple: {}\n", "unknown section Smple; did you mean Sample?"),
+        ("int: {}\n", "unknown section int;"),
         ("Schedule: 5\n", "Schedule is 5"),
         ("Sample: !!python/object/apply:os.system ['true']\n", "not YAML"),
         (b"\xff\xfe\x00", "not YAML"),
@@ -151,3 +152,10 @@ def test_calls_and_times_stand_without_a_number_of_steps_that_fits():
         assert load("digits.yml", short | {f"Sample.{name}": ("--set", value)}).Schedule.diffusion_step == 20
     with pytest.raises(InputError, match="sample_speed 50 is above"):
         load("digits.yml", short)
+
+
+def test_a_difference_shows_a_hash_by_its_beginning_and_a_path_whole():
+    one, other = "a1" * 32, "/data/" + "s" * 58
+    found = difference({"checkpoint": one, "file": other}, {"checkpoint": "b" + one[1:], "file": other[:-1] + "t"})
+    assert found == "checkpoint is a1a1a1a1a1a1… there and b1a1a1a1a1a1… here"
+    assert other in difference({"file": other}, {"file": other[:-1] + "t"})

@@ -1,9 +1,13 @@
 """What a training run says to who has just begun, and what is in its folder."""
 
+from types import SimpleNamespace
+
 import pytest
 from helpers import image_files
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pndm.runner import advice
 
 
 def train(tiny, folder, steps, *more):
@@ -33,6 +37,11 @@ def test_a_network_that_is_trained_already_needs_no_many_images(tiny, cli, tmp_p
 def test_attention_at_a_size_that_no_level_has_is_said(tiny, cli, tmp_path):
     err = cli(*train(tiny, tmp_path / "run", 10, "--set=Model.attn_resolutions=[3]", "--set=Optim.grad_clip=1e9"))[2]
     assert "note: Model.attn_resolutions has 3, but the network's sizes are 8\n" in err
+
+
+def test_attention_of_edms_networks_is_looked_at_too(capsys):
+    advice.attention_nowhere(SimpleNamespace(image_size=8, channel_mult=[1, 2], attn_resolutions=[16, 4]))
+    assert capsys.readouterr().err == "note: Model.attn_resolutions has 16, but the network's sizes are 8, 4\n"
 
 
 def test_the_plan_says_it_too(tiny, cli, tmp_path):

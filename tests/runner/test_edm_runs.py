@@ -21,6 +21,8 @@ from pndm.runner.solver.methods import METHODS
 from pndm.runner.table.cells import cells_of
 from pndm.runner.table.flow import distance, exact_flow
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
@@ -147,7 +149,7 @@ def test_wrong_input_ends_in_one_line(run, flags, said):
 
 def test_images_start_from_the_greatest_sigma_times_noise():
     """EDM's x = σ_max · noise, over √(1+σ²); of other schedules the noise itself."""
-    cpu = torch.device("cpu")
+    cpu = CPU
     for flags, scale in (({}, 80 / 6401**0.5), ({"sigma_max": 3}, 3 / 10**0.5)):
         given = {f"Sample.{name}": ("test", value) for name, value in flags.items()}
         sampling = sampling_of(load("edm_cifar10.yml", given))
@@ -235,11 +237,20 @@ def test_cells_of_the_demo(config):
     request = request_of("DDIM", "karras", "4", images=2)
     for label, known in ((None, False), (1, True)):
         given = {"Sample.label": ("test", label)}
-        *_, cell = Artist(load(str(config), given), torch.device("cpu")).draw(request)
+        *_, cell = Artist(load(str(config), given), CPU).draw(request)
         assert cell.images is not None and (cell.distance is not None) == known
         if known:
             asked = load(str(config), given | {"Sample.nfe": ("test", 4), "Sample.method": ("test", "DDIM")})
             network = read_network(asked)[0]
-            ends = exact_flow(asked, network, torch.device("cpu"), 2, 1e-6)
+            ends = exact_flow(asked, network, CPU, 2, 1e-6)
             assert cell.distance == pytest.approx(distance(cell.x, ends), abs=LEAST)
         assert [name for name, _ in commands(cell, request.noise, Origin(str(config)))] == ["command line"]
+
+
+def test_cells_of_the_demo_count_both_calls_of_guidance(config):
+    given = {"Sample.label": ("test", 1), "Sample.guidance": ("test", 2.0)}
+    cells = {
+        cell.asked: cell for cell in Artist(load(str(config), given), CPU).draw(request_of("DDIM", "karras", "1,5"))
+    }
+    assert (cells[5].message, cells[5].steps, cells[5].nfe) == ("", 2, 4)
+    assert cells[1].message == "DDIM spends 2 calls at least"

@@ -78,6 +78,16 @@ def test_a_server_that_does_not_resume_gives_the_file_from_its_beginning(made_up
         pndm.fetch("made_up")
 
 
+def test_a_wrong_file_whose_name_has_brackets_is_downloaded_anew(publish, server):
+    path = publish("made_up", f"{server.url}/made_up", hash=MD5, path="models/made[1].bin")
+    server.files["/made_up"] = bytes(len(CONTENT))
+    with pytest.raises(InputError):
+        pndm.fetch("made_up")
+    assert not names(path.parent)
+    server.files["/made_up"] = CONTENT
+    assert pndm.fetch("made_up").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
 def test_a_file_that_changed_while_it_was_cut_is_downloaded_anew(publish, server, size):
     path = publish("made_up", f"{server.url}/made_up", hash=MD5, size=size)

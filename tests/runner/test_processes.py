@@ -302,3 +302,10 @@ def test_a_process_in_one_long_call_is_waited_for():
     thread.start()
     second.wait()
     thread.join()
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    here = pytest.raises(InputError, match=r"^cuda:9 is not there; this machine has 2 GPUs")
+    with here, processes(torch.device("cuda:9")):
+        pass

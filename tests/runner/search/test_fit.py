@@ -38,6 +38,7 @@ def test_times_that_do_not_fall_are_no_solver():
     parameters, vector = start()
     vector[0], vector[1] = vector[1], vector[0]
     assert parameters.solver(vector) is None
+    assert parameters.solver(vector * np.nan) is None
 
 
 @pytest.mark.parametrize(("difference", "close"), [(fit_module.DIFFERENCE, 0.1), (1e-6, 1e-4)])

@@ -143,6 +143,7 @@ def test_another_networks_file_is_refused_unless_it_is_forced(tiny, searched, cl
         ({"method": "PF"}, "neither searched nor a method of given times"),
         ({"method": "DDIM"}, "weights: only of method searched"),
         ({"times": [999, 600, 600, 50, -1]}, "wrong.yml: times must be two or more and fall"),
+        ({"times": [2000, 900, 500, 50, -1]}, "wrong.yml: times must be two or more and fall from 999"),
         ({"times": []}, "wrong.yml: times must be two or more and fall"),
         ({"network": "abc"}, "network"),
         ({"colour": 1}, "unknown key colour"),
@@ -219,6 +220,7 @@ def test_a_saved_solver_is_read_again(searched, tmp_path):
         (("--noises", "3"), "--noises: 3 are too few"),
         (("--noises", "0"), "--noises: 0 are too few"),
         (("--methods", "PF"), "none of PF can spend 4 network calls"),
+        (("--set", "Sample.clip=true"), "--set: a search chooses the method and its times itself; leave out Sample.clip"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny, cli, tmp_path):
