@@ -49,12 +49,12 @@ def missing(section):
     return ""
 
 
-def batches(images, size):
-    """(ids, uint8 images (n, C, H, W)) of all `images` in order, decoded ahead by threads, two batches at most.
+def batches(images, size, ids=None):
+    """(ids, uint8 images (n, C, H, W)) of `images` in order, decoded ahead by threads, two batches at most.
 
-    Raises InputError when one has another shape than the first.
+    ids: the range of those that are read; None: all. Raises InputError when one has another shape than the first.
     """
-    shape = images[0].shape
+    shape, wanted = images[0].shape, range(len(images)) if ids is None else ids
 
     def stack(ids, loaded):
         loaded = list(loaded)
@@ -68,8 +68,8 @@ def batches(images, size):
 
     pending = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(images), size):
-            ids = range(len(images))[first : first + size]
+        for first in range(0, len(wanted), size):
+            ids = wanted[first : first + size]
             pending.append((ids, pool.map(images.__getitem__, ids)))
             if len(pending) > 2:
                 yield stack(*pending.popleft())

@@ -28,10 +28,10 @@ from pndm.dataset import open_dataset, to_picture
 from pndm.runner.folder import grid, read_image
 from pndm.runner.solver.solve import nothing, rehearse
 from pndm.runner.table.figures import COLOURS
+from pndm.runner.table.tables import CLOSE
 
 DOCS = Path("docs")
 SHOWN = {"DDIM": COLOURS[0], "S-PNDM": COLOURS[1], "F-PNDM": COLOURS[2]}
-WITHIN = 1.05  # "as near as": at most 5 % above
 TABLES = [DOCS / name / "cells.csv" for name in ("results-fashion", "results-digits")]
 CALLED = {"FASHION": "clothes, 28×28", "DIGITS": "digits, 8×8"}
 
@@ -54,7 +54,7 @@ def gain_of(path, axes):
     first = {(row["label"], float(row["nfe"])): float(row["distance"]) for row in cells if row["seed"] == "0"}
     most = max(calls for label, calls in means if label == "DDIM")
     goal = first["DDIM", most]
-    enough = {name: min(n for (label, n), d in first.items() if label == name and d <= WITHIN * goal) for name in SHOWN}
+    enough = {name: min(n for (label, n), d in first.items() if label == name and d <= CLOSE * goal) for name in SHOWN}
     for label, colour in SHOWN.items():
         points = sorted((calls, value) for (name, calls), value in means.items() if name == label)
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=4)
@@ -70,7 +70,8 @@ def gain_of(path, axes):
     axes.set_yticks(shown := [y for y in nice if low / 1.5 < y < 1.5 * high], [f"{y:g}" for y in shown])
     axes.minorticks_off()
     for label, calls in enough.items():
-        print(f"{path}: {label}: {calls:g} calls for DDIM's distance in {most:g}, {goal:.4f}, or at most 5 % more")
+        target = f"DDIM's distance in {most:g}, {goal:.4f}, or at most {CLOSE - 1:.0%} more"
+        print(f"{path}: {label}: {calls:g} calls for {target}")
 
 
 def method(args):

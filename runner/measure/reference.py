@@ -22,24 +22,6 @@ CACHE = Path("temp/stats")
 PROBES = 16  # images whose values enter the cache key
 
 
-class Lane:
-    """The images numbered `ids` of `images`: len() images, [i]. Reading raises InputError if shapes differ."""
-
-    def __init__(self, images, ids):
-        self.images, self.ids, self.shape = images, ids, images[0].shape
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, i):
-        image = self.images[self.ids[i]]
-        if image.shape != self.shape:
-            name = getattr(self.images, "name", "image {}".format)
-            shapes = f"{name(self.ids[i])} is {tuple(image.shape)}, {name(0)} {tuple(self.shape)}"
-            raise InputError(f"{shapes}; all must be of one shape")
-        return image
-
-
 def reference_of(section, extractor, device, team=ALONE, kept=None):
     """The `Moments` of the data set of a `Dataset` section.
 
@@ -80,7 +62,7 @@ def moments_of(images, extractor, device="cpu", team=ALONE, kept=None):
         for first in range(0, LANES, team.size):
             turn = lanes[first : first + team.size]  # one lane for each process
             lane = turn[team.rank] if team.rank < len(turn) else range(0)
-            part, features = _describe(Lane(images, lane), extractor, device, kept is not None, team)
+            part, features = _describe(images, lane, extractor, device, kept is not None, team)
             team.wait()
             for source, lane in enumerate(turn):
                 total.join(len(lane), team.broadcast(part.mean, source), team.broadcast(part.scatter, source))
@@ -101,13 +83,13 @@ def open_statistics(path):
     return replace(moments, record=moments.record | {"file": str(path), "file_hash": checkpoint.sha256(file)})
 
 
-def _describe(lane, extractor, device, keep, team):
-    """`Part` of a lane's features, and these (n, d) float32 if `keep`."""
+def _describe(images, lane, extractor, device, keep, team):
+    """`Part` of the features of the images numbered `lane`, a range, and these (n, d) float32 if `keep`."""
     part, waiting, kept = Part(extractor.dimension, device), [], [torch.zeros(0, extractor.dimension)]
     describe = extractor.describe if torch.device(device).type == "cuda" else extractor  # on a GPU they stay there
-    for positions, images in batches(lane, BATCH) if len(lane) else ():
-        features = describe(images)
-        refuse_infinite(features, [lane.ids[i] for i in positions])
+    for ids, read in batches(images, BATCH, lane):
+        features = describe(read)
+        refuse_infinite(features, ids)
         waiting.append(features)
         if keep:
             kept.append(features.float().cpu())

@@ -55,7 +55,7 @@ def solve(
         `broadcasts_time` = True: the network takes t of shape (1,) where all images are at one time.
     x: noise (n, …), float32 or float64. The states keep its dtype and device.
     schedule: a `Schedule` of N training steps.
-    steps: their number, 1 … N. PF chooses its own steps and ignores it.
+    steps: their number, 1 … N. With PF, which chooses its own steps, and with `times` any whole number from 1 will do.
     profile: "exact", the paper, or "published", the released code with its quirks.
     noise(k): standard normal noise like x for step k = 0, 1, …; for the methods that draw noise.
     options: spacing, a name in `SPACINGS`; or, in place of spacing and steps, times: the falling list of times, the

@@ -220,7 +220,7 @@ def test_a_saved_solver_is_read_again(searched, tmp_path):
         (("--noises", "3"), "--noises: 3 are too few"),
         (("--noises", "0"), "--noises: 0 are too few"),
         (("--methods", "PF"), "none of PF can spend 4 network calls"),
-        (("--set", "Sample.clip=true"), "--set: a search chooses the method and its times itself; leave out Sample.clip"),
+        (("--set", "Sample.clip=true"), "--set: a search chooses the method and its times itself; leave out Sample"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_written(more, message, tiny, cli, tmp_path):
