@@ -317,7 +317,7 @@ def difference(held, wanted):
 
 def _short(value):
     """A value for a message; of a hash the beginning."""
-    return f"{value[:12]}…" if len(str(value)) == 64 and str(value).isalnum() else value
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 and value.isalnum() else value
 
 
 @dataclass

@@ -28,9 +28,9 @@ def put(folder, page):
     tables = found[2]
     beside = page.with_suffix("")
     beside.mkdir(exist_ok=True)
-    for name in ("cells.csv", "flow.json"):
-        if name == "cells.csv" or (folder / name).exists():
-            shutil.copyfile(folder / name, beside / name)
+    shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
+    if (folder / "flow.json").exists():
+        shutil.copyfile(folder / "flow.json", beside / "flow.json")
     lines, kept = [], set()
     for png in sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
         figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")

@@ -159,3 +159,4 @@ def test_a_difference_shows_a_hash_by_its_beginning_and_a_path_whole():
     found = difference({"checkpoint": one, "file": other}, {"checkpoint": "b" + one[1:], "file": other[:-1] + "t"})
     assert found == "checkpoint is a1a1a1a1a1a1… there and b1a1a1a1a1a1… here"
     assert other in difference({"file": other}, {"file": other[:-1] + "t"})
+    assert str(10**63) in difference({"seed": 10**63}, {"seed": 1})
