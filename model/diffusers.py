@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pndm.config import published
 from pndm.config.errors import InputError, first_line
 from pndm.config.files import load_json
-from pndm.model.schedulers import FLOWS, check_class
+from pndm.model.schedulers import FLOWS, check_class, translated
 from pndm.model.settings import Settings
 from pndm.runner.solver.schedule import Schedule, betas_of
 
@@ -112,7 +112,7 @@ def training_of(weights):
     path = next((path for path in places if path.is_file()), None)
     if path is None or not weights.with_name("config.json").is_file():
         return None
-    found = _object(path)
+    found = translated(_object(path))
     if (kind := str(found.get("_class_name", "MethodScheduler"))) != "MethodScheduler":
         try:
             check_class(kind)

@@ -42,6 +42,12 @@ SETTINGS = {
 OWN = "set_timesteps takes times, or noise levels, of one's own"
 
 
+def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration in today's words: what predicts the image, releases of 2022 told by predict_epsilon false."""
+    old = config.get("predict_epsilon") is False and "prediction_type" not in config
+    return {**config, "prediction_type": "sample"} if old else dict(config)
+
+
 def check_class(name: str) -> None:
     """Raise InputError for a class whose networks the methods cannot sample with."""
     if name not in ALPHAS | FLOWS:

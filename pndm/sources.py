@@ -8,7 +8,7 @@ import diffusers
 
 from pndm.config.errors import InputError
 from pndm.config.keys import resembling
-from pndm.model.schedulers import ALPHAS, FLOWS, WHY, check_class, check_followed
+from pndm.model.schedulers import ALPHAS, FLOWS, WHY, check_class, check_followed, translated
 
 # The times of classes that have no setting for them, and classes that end at the noise of t = 0.
 SPACED = {
@@ -53,8 +53,8 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any], known: It
     the words of that class or of `MethodScheduler`, whose own are `known`. Of a method and a solver file the one that
     is given takes the place of the other.
     """
-    name = source_of(config)
-    found = dict(config) if name is None else _defaults(name, config)
+    name, config = source_of(config), translated(config)
+    found = config if name is None else _defaults(name, config)
     wanted = found | dict(given)
     for key in given:
         if key not in {*known, *found, *WORDS} and (meant := resembling(key, known)):

@@ -157,9 +157,8 @@ def test_settings_that_differ_or_are_not_there(key, value, message, saved):
     config = json.loads((saved / "config.json").read_text())
     try:
         (saved / "config.json").write_text(json.dumps(config | {key: value}))
-        with pytest.raises(InputError, match=message) as caught:
+        with pytest.raises(InputError, match=message):
             load_model(SMALL_SECTION, saved)
-        assert "\n" not in str(caught.value)
     finally:
         (saved / "config.json").write_text(json.dumps(config))
 

@@ -311,6 +311,10 @@ def test_what_a_source_leaves_to_its_class():
     assert MethodScheduler.from_config(own).config.timestep_spacing == "karras"
     hand_written = MethodScheduler.from_config({"num_train_timesteps": 1000, "timestep_spacing": "trailing"})
     assert not hand_written.config.whole_timesteps  # no class is said, though some are there without arguments
+    of_2022 = {"_class_name": "DDPMScheduler", "predict_epsilon": False}
+    assert MethodScheduler.from_config(of_2022).config.prediction_type == "sample"
+    stated = of_2022 | {"prediction_type": "v_prediction"}
+    assert MethodScheduler.from_config(stated).config.prediction_type == "v_prediction"
     assert MethodScheduler.from_config({"_class_name": "Mine", "method": "DDIM"}).config.method == "DDIM"
     assert MethodScheduler.from_config({"beta_end": 0.03}).schedule.betas[-1] == Schedule(beta_end=0.03).betas[-1]
 
