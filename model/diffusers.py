@@ -21,7 +21,7 @@ VARIANTS = ("", ".fp16", ".bf16", ".non_ema")  # part of the names, as `save_pre
 EMA_STATE = {  # what EMAModel.save_pretrained adds to config.json
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 }  # fmt: skip
-# What is taken from the hub: the first group whose first name is there.
+# What is taken from the hub: of the best place that has weights, the first group whose first name is there.
 DOWNLOADS = (
     (WEIGHTS[0],),
     (INDEX, "diffusion_pytorch_model-*-of-*.safetensors"),
@@ -300,12 +300,15 @@ def download(name):
             f"{name}: no such file; to take it from the hub, pip install huggingface_hub, or give a folder"
         ) from None
     local = {"local_files_only": True} if published.offline() else {}  # only what is in the hub's cache
+    beside = [*SCHEDULERS, *(f"{place}config.json" for place in PLACES)]
     try:
-        for weights in DOWNLOADS:
-            places = [f"{place}{file}" for place in PLACES for file in ("config.json", *weights)]
-            folder = Path(snapshot_download(name, allow_patterns=[*places, *SCHEDULERS], **local))
-            if any(folder.glob(f"**/{weights[0]}")):
-                return folder
+        folder = Path(snapshot_download(name, allow_patterns=beside, **local))
+        for place in (place for place in PLACES if (folder / place / "config.json").is_file()):
+            for weights in DOWNLOADS:
+                files = [f"{place}{file}" for file in weights]
+                folder = Path(snapshot_download(name, allow_patterns=[*beside, *files], **local))
+                if (folder / files[0]).is_file():
+                    return folder
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
         raise InputError(f"{name}: no such file, and huggingface_hub cannot get it: {first_line(error)}") from None
     raise InputError(f"{name}: no weights are in {folder}")

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from fnmatch import fnmatch
 from importlib.machinery import ModuleSpec
 
 import diffusers
@@ -194,29 +195,41 @@ class TestHub:
         asked = []
         self.library(monkeypatch, lambda name, **_: asked.append(name) or str(saved))
         assert read(checkpoint_path("google/ddpm-cifar10-32")).path == saved / WEIGHTS[0]
-        assert asked == ["google/ddpm-cifar10-32"]
+        assert set(asked) == {"google/ddpm-cifar10-32"}
 
-    def test_only_pickled_weights_there(self, saved, tmp_path, monkeypatch):
-        (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+    @pytest.mark.parametrize(
+        "there, taken",
+        [
+            ([WEIGHTS[1]], WEIGHTS[1]),
+            ([f"unet/{WEIGHTS[0]}", f"unet_ema/{WEIGHTS[0]}"], f"unet_ema/{WEIGHTS[0]}"),
+            ([f"unet/{WEIGHTS[0]}", f"unet_ema/{WEIGHTS[1]}"], f"unet_ema/{WEIGHTS[1]}"),
+            ([f"unet/{WEIGHTS[1]}"], f"unet/{WEIGHTS[1]}"),
+        ],
+    )
+    def test_the_average_comes_before_the_network_and_is_all_that_is_taken(
+        self, there, taken, saved, tmp_path, monkeypatch
+    ):
+        hub, cache = tmp_path / "hub", tmp_path / "cache"
+        for file in map(hub.joinpath, there):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(saved / "config.json", file.parent)
+            if file.suffix == ".bin":
+                torch.save(random_network(SMALL).state_dict(), file)
+            else:
+                shutil.copy(saved / file.name, file)
 
         def snapshot_download(name, allow_patterns):
-            if WEIGHTS[1] in allow_patterns:
-                torch.save(random_network(SMALL).state_dict(), tmp_path / WEIGHTS[1])
-            return str(tmp_path)
-
-        self.library(monkeypatch, snapshot_download)
-        assert read("someone/old").path == tmp_path / WEIGHTS[1]
-
-    def test_the_average_comes_before_the_network(self, saved, tmp_path, monkeypatch):
-        def snapshot_download(name, allow_patterns):
-            for place in ("unet", "unet_ema"):
-                if f"{place}/{WEIGHTS[0]}" in allow_patterns and f"{place}/config.json" in allow_patterns:
-                    shutil.copytree(saved, tmp_path / place, dirs_exist_ok=True)
-            return str(tmp_path)
+            for file in (file for file in hub.rglob("*.*") if file.is_file()):
+                path = file.relative_to(hub)
+                if any(fnmatch(str(path), pattern) for pattern in allow_patterns):
+                    (cache / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, cache / path)
+            return str(cache)
 
         self.library(monkeypatch, snapshot_download)
         found = read("someone/pipeline")
-        assert (found.path, found.weights) == (tmp_path / "unet_ema" / WEIGHTS[0], "EMA")
+        assert (found.path, found.weights == "EMA") == (cache / taken, "unet_ema" in taken)
+        assert [path for path in cache.rglob("*") if path.name in WEIGHTS] == [cache / taken]
 
     def test_one_line_says_what_is_published_under_a_name(self, saved, monkeypatch, capsys):
         """As of a file of config/published.yml."""
