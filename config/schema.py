@@ -200,7 +200,7 @@ class _Sampling(Section):
     precision: str = key(
         "auto", "of the network: fp32, tf32, bf16; auto: bf16 where it is fast", "network", RUN, "P", among=PRECISIONS
     )
-    compile: bool = key(False, "compile the network: half a minute, then faster", "images network", RUN)
+    compile: bool = key(False, "compile the network: one to three minutes, then faster", "images network", RUN)
     keep: int | None = key(None, "images left as files, the first K; all by default", "", RUN, "K", ge=0, le=10**8)
     model_path: Place | None = key(
         None, "checkpoint to sample from: a path, a published name, a name on the hub", "network", f"{NEED} search", "F"
