@@ -56,9 +56,7 @@ def _plain(x, weight, bias, groups, eps, activate):
     return silu(x) if activate else x
 
 
-def _on_cpu(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, activate: bool
-) -> torch.Tensor:
+def _on_cpu(x, weight, bias, groups, eps, activate):
     channels, pixels = x.shape[1] // groups, x.shape[2] * x.shape[3]
     if x.dtype != torch.bfloat16 or x.is_contiguous() or pixels >= 1024 or channels >= 16:
         return _plain(x, weight, bias, groups, eps, activate)
