@@ -117,6 +117,10 @@ def compiled(network, device, key, mode=None):
     names = os.environ.get(variable, usual).split()
     if not any(map(shutil.which, names)):
         raise InputError(f"compile needs a {language} compiler, and there is no {' or '.join(names)}", key)
+    if "ATEN_CPU_CAPABILITY" in os.environ:
+        from torch._inductor import config
+
+        config.fx_graph_cache = False  # kept code is found by a key that does not tell instruction sets apart
     return torch.compile(network, dynamic=False, mode=mode)
 
 
