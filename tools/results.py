@@ -3,16 +3,16 @@
     python tools/results.py temp/reproduce/digits docs/results-digits.md
 
 Run it when the table is finished, or has grown. Plots are kept as SVG, images as PNG, all cells in cells.csv, distances
-to the exact flow in flow.json. Figures that the table no longer has are deleted.
+to the exact flow in flow.json. Files that the table no longer has are deleted.
 """
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from pndm.config.files import aside
-from pndm.runner.table.report import PHOTOGRAPHS
 
 BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
 
@@ -25,22 +25,21 @@ def put(folder, page):
     found = (folder / "table.md").read_text(encoding="utf-8").split("\n", 2)
     if len(found) < 3:
         raise ValueError(f"{folder / 'table.md'}: cut short")
-    tables = found[2]
+    numbers = found[2]
     beside = page.with_suffix("")
     beside.mkdir(exist_ok=True)
     shutil.copyfile(folder / "cells.csv", beside / "cells.csv")
-    if (folder / "flow.json").exists():
+    kept = re.findall(r"\(figures/([\w.]+)\)", numbers)
+    for name in kept:
+        shutil.copyfile(folder / "figures" / name, beside / name)
+    if any(name.startswith("flow") for name in kept):
         shutil.copyfile(folder / "flow.json", beside / "flow.json")
-    lines, kept = [], set()
-    for png in sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
-        figure = png if png.stem in PHOTOGRAPHS else png.with_suffix(".svg")
-        shutil.copyfile(figure, beside / figure.name)
-        kept.add(figure.name)
-        lines += [f"![{png.stem.replace('_', ' against ')}]({beside.name}/{figure.name})", ""]
+        kept.append("flow.json")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
+    numbers = numbers.replace("(figures/", f"({beside.name}/")
     with aside(page) as file:
-        file.write_text(f"{before}{BEGIN}\n{tables}\n" + "\n".join(lines) + f"\n{END}{after}", encoding="utf-8")
-    for old in [*beside.glob("*.svg"), *beside.glob("*.png")]:
+        file.write_text(f"{before}{BEGIN}\n{numbers}\n{END}{after}", encoding="utf-8")
+    for old in [*beside.glob("*.svg"), *beside.glob("*.png"), *beside.glob("flow.json")]:
         if old.name not in kept:
             old.unlink()
 

@@ -53,7 +53,7 @@ def draw(rows, flow, analytic, images, by_calls=False):
     called = next((row.called for row in rows if row.called), None)
     if called:
         for name, key, what in axes:
-            caption, rings = f"{called} against {what}.", []
+            caption, rings = f"{called} against {what}. Bars: ±, as in the tables.", []
             if by_steps == (key == "steps"):
                 rings = [(getattr(row, key), row.distance) for row in best(rows).values()]
                 caption += " Rings: the best at each number."
@@ -91,7 +91,8 @@ def _distances(rows, key, what, called, rings):
         dashed = profile != profiles[0]
         if mine and not mine[0].budget and (key == "steps" or mine[0].nfe > most):
             lines.append(Line(label, [], [mine[0].distance], dashed=dashed))
-            names.setdefault(label, f"{label}, {mine[0].nfe:.0f} calls")
+            calls = f"{mine[0].nfe:.0f}"
+            names[label] = f"{names[label]} ({profile}: {calls})" if label in names else f"{label}, {calls} calls"
         elif mine:
             mine = sorted(mine, key=attrgetter(key))
             x, y = [getattr(row, key) for row in mine], [row.distance for row in mine]
@@ -244,7 +245,10 @@ def finish(panel, steps=None):
 
 
 def save(figures, folder):
-    """Write (name, caption, figure)s as PNG and SVG below `folder`; returns name → (caption, PNG, SVG, inches wide)."""
+    """Write (name, caption, figure)s as PNG and SVG below `folder`, and delete others that are there.
+
+    Returns name → (caption, PNG, SVG, inches wide).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     saved = {}
     for name, caption, figure in figures:
@@ -253,4 +257,7 @@ def save(figures, folder):
             with aside(path) as file:
                 figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
         saved[name] = (caption, *paths, figure.get_figwidth())
+    for old in folder.iterdir():  # of an earlier go
+        if old.suffix in (".png", ".svg") and old.stem not in saved:
+            old.unlink()
     return saved

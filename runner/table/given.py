@@ -11,7 +11,7 @@ from pathlib import Path
 from pndm.config.errors import InputError
 from pndm.config.schema import difference
 
-OF_A_CELL = ("label", "profile", "budget", "seed")  # columns that tell a cell from all others
+OF_A_CELL = ("label", "profile", "budget", "seed", "nfe")  # columns that tell a cell from all others
 NUMBERS = ("nfe", "images", "made", "seconds", "images_per_second", "world_size")  # that every cell has
 # Columns that are the table's, not the record's.
 OF_THE_TABLE = {"label", "budget", "distance", "error", "seeds"}
@@ -35,12 +35,16 @@ def read(path, cells):
     for column in OF_A_CELL:
         if lines and column not in lines[0]:
             raise InputError(f"{path}: no column {column}; not a cells.csv, or of an older version", "cells")
-    names = {(cell.label, cell.profile, str(cell.asked or ""), str(cell.seed)): cell.name for cell in cells}
+    names = {}
+    for cell in cells:  # by their calls, since a table by steps and one by calls ask for different numbers
+        calls = str(cell.budget.calls) if cell.budget else ""
+        names[cell.label, cell.profile, str(cell.seed), calls] = cell.name
     found = {}
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
             raise InputError(f"{path}, line {number}: not as long as the first line", "cells")
-        if name := names.get(tuple(line[column] for column in OF_A_CELL)):
+        calls = line["nfe"] if line["budget"] else ""
+        if name := names.get((line["label"], line["profile"], line["seed"], calls)):
             found[name] = {key: value for key, value in _record(line).items() if key not in OF_THE_TABLE}
     if not found:
         raise InputError(f"{path}: none of the table's cells is in it", "cells")

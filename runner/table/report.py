@@ -41,12 +41,21 @@ def markdown(title, paragraphs, tables):
     return "\n".join(lines) + "\n"
 
 
+def pictures(figures):
+    """The Markdown of the figures, each above its caption. figures: as `figures.save` returns them."""
+    lines = []
+    for name, (caption, png, svg, _) in figures.items():
+        path = png if name in PHOTOGRAPHS else svg
+        lines += ["", f"![{name.replace('_', ' against ')}](figures/{path.name})", "", caption]
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _line(entries):
     return f"| {' | '.join(entries)} |"
 
 
 def page(title, paragraphs, tables, figures, facts):
-    """The HTML page of the same. figures: as `figures.save` returns them. facts: what made the numbers, name → text."""
+    """The HTML page of all. figures: as `figures.save` returns them. facts: what made the numbers, name → text."""
     body = [
         f"<h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(text)}</p>" for text in paragraphs),

@@ -4,7 +4,7 @@ import csv
 import json
 import statistics
 from dataclasses import dataclass
-from operator import attrgetter, itemgetter
+from operator import itemgetter, methodcaller
 
 from pndm.config.files import aside
 from pndm.runner.measure.measurement import name_of
@@ -16,8 +16,8 @@ class Row:
 
     budget: the steps, or network calls, that the table asks for; None of an adaptive method. steps: as run; None of an
     adaptive method. nfe, distance, seconds: means over the seeds; seconds: of all images by one process. deviation:
-    standard deviation of the distance over the seeds; None with one seed. error: with one seed, the distance's standard
-    error over its images. batch: images a network call. called: the distance's name; None where none was measured.
+    standard deviation of the distance over the seeds; None with one seed. error: the distance's standard error over the
+    images of its first seed. batch: images a network call. called: the distance's name; None where none was measured.
     by_seed: seed → distance.
     """
 
@@ -41,6 +41,10 @@ class Row:
         """Seconds of one step of 512 images, the paper's batch; features and files are included."""
         made = -(-self.images // self.batch) * self.batch  # whole batches
         return self.seconds / self.steps / made * 512
+
+    def over(self, seeds):
+        """The mean distance over those of its seeds that are in `seeds`; over all of its own where none is."""
+        return statistics.fmean([self.by_seed[seed] for seed in seeds if seed in self.by_seed] or self.by_seed.values())
 
     @property
     def spread(self):
@@ -67,7 +71,7 @@ def summary(done):
             images=records[0]["images"],
             distance=statistics.fmean(values) if values else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
-            error=first["error"] if len(cards) == 1 else None,
+            error=first["error"] if first else None,
             seconds=statistics.fmean(map(seconds_of, records)),
             batch=records[0]["config"]["Sample"]["batch_size"],
             called=name_of(first) if first else None,
@@ -84,19 +88,20 @@ def seconds_of(record):
 
 
 def best(rows):
-    """Budget → the row of the least distance, among the rows of the first profile."""
+    """Budget → the row of the least distance over the seeds that all have, among the rows of the first profile."""
     measured = [row for row in rows if row.budget and row.distance is not None and row.profile == rows[0].profile]
-    return _least(measured, attrgetter("budget"), attrgetter("distance"))
+    found = {}
+    for budget in dict.fromkeys(row.budget for row in measured):
+        column = [row for row in measured if row.budget == budget]
+        shared = set(column[0].by_seed).intersection(*(row.by_seed for row in column))
+        found[budget] = min(column, key=methodcaller("over", shared))
+    return found
 
 
 def nearest(flow):
     """Budget → the entry of the least distance to the exact flow."""
-    return _least(flow, itemgetter("budget"), itemgetter("rms"))
-
-
-def _least(entries, budget, distance):
-    budgets = dict.fromkeys(map(budget, entries))
-    return {n: min((entry for entry in entries if budget(entry) == n), key=distance) for n in budgets}
+    budgets = dict.fromkeys(entry["budget"] for entry in flow)
+    return {n: min((entry for entry in flow if entry["budget"] == n), key=itemgetter("rms")) for n in budgets}
 
 
 def tidy(cell, record, row):

@@ -266,10 +266,10 @@ def write(table, name, done, bench, flow_images, made_by):
     flow = convergence.flow_distances([cell for cell, _ in done], bench, flow_images)
     paragraphs, made = tables.explanation(table, rows, flow), tables.tables_of(table, rows, flow)
     text = report.markdown(name, paragraphs, made)
-    _save_text(folder / "table.md", text)
     print(f"\n{text}")
     drawn = figures.draw(rows, flow, _analytic(done), read_cells(done, bench), table.by_calls)
     saved = figures.save(drawn, folder / "figures")
+    _save_text(folder / "table.md", text + report.pictures(saved))
     title = f"{name}, {len(done)} sampling runs"
     _save_text(folder / "report.html", report.page(title, paragraphs, made, saved, _facts(made_by, done)))
     print(f"{folder}: report.html, table.md, cells.csv, cells.json, figures/")

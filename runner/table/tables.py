@@ -14,6 +14,8 @@ MEANING = {
     "published": "published is what the released code does, quirks included (docs/methods.md lists them)",
 }
 CLOSE = 1.05  # a distance is as near as another up to this factor
+BASELINE = "DDIM"  # whose most steps the fewest calls of the others are compared with
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ def tables_of(table, rows, flow=()):
     """
     unit = "network calls" if table.by_calls else "steps"
     budgets = sorted({row.budget for row in rows if row.budget})
+    most = max((row.seeds for row in rows), default=0)
     found = []
     for profile in dict.fromkeys(row.profile for row in rows):
         mine = [row for row in rows if row.profile == profile]
-        found += [_distances(mine, profile, unit, budgets), _adaptive(mine, profile)]
+        found += [_distances(mine, profile, unit, budgets, most), _adaptive(mine, profile, most)]
     found += [_beside_the_paper(table, rows), _seconds(table.paper, rows), _to_the_flow(flow, unit)]
-    found += [_as_good_as_the_best(rows, unit), _as_near_as_the_first(rows), _published_minus_exact(rows, unit)]
+    found += [_as_good_as_the_best(rows, unit), _as_near_as_ddim(rows), _published_minus_exact(rows, unit)]
     return [made for made in found if made.body]
 
 
@@ -54,8 +57,14 @@ def explanation(table, rows, flow=()):
         f"{called}, {rows[0].images:,} images a cell. A cell is one sampling run: one method, number of steps, profile "
         "and seed. A network call is one evaluation of ε for one image; calls are counted for each image. The profile "
         f"says which formulas are used: {'; '.join(said)}.",
-        f"± is the {spread}. Bold: the least of its column.",
+        f"± is the {spread}. Bold: the least of its column, over the seeds that all in it have.",
     ]
+    most = max(row.seeds for row in rows)
+    if any(row.seeds < most for row in rows):
+        lines.append(
+            f"A number raised behind the distance is that of its seeds, where they are fewer than {most}. With other "
+            "seeds it would differ by about ±, so compare it closely with means over the same seeds alone."
+        )
     if any(row.nfe < (row.budget or 0) for row in rows) and table.by_calls:
         lines.append(
             "Some methods cannot make exactly the number of calls at the head of a column. The calls that they make "
@@ -69,17 +78,18 @@ def explanation(table, rows, flow=()):
     return lines
 
 
-def value(row):
-    """A row's distance and spread as text; "" for none."""
+def value(row, most=0):
+    """A row's distance and spread as text; "" for none. With fewer than `most` seeds their number is raised behind."""
     if row is None or row.distance is None:
         return ""
-    digits = _digits(row.distance)
+    digits = _digits(row.distance, row.spread)
     spread = "" if row.spread is None else f" ± {row.spread:.{digits}f}"
-    return f"{row.distance:.{digits}f}{spread}"
+    seeds = f" {row.seeds}".translate(RAISED) if row.seeds < most else ""
+    return f"{row.distance:.{digits}f}{spread}{seeds}"
 
 
-def _digits(distance):
-    return 2 if distance >= 1 else 4
+def _digits(distance, spread=None):
+    return 2 if distance >= 1 and not 0 < (spread or 0) < 0.01 else 4
 
 
 def crossed(title, entries, labels, budgets, least=()):
@@ -91,19 +101,19 @@ def crossed(title, entries, labels, budgets, least=()):
     return ResultTable(title, ["method", *map(str, budgets)], body, frozenset(bold))
 
 
-def _distances(rows, profile, unit, budgets):
+def _distances(rows, profile, unit, budgets, most):
     rows = [row for row in rows if row.budget]
     labels = list(dict.fromkeys(row.label for row in rows))
     entries = {}
     for row in rows:
         fewer = f" ({row.nfe:g})" if unit == "network calls" and row.nfe < row.budget else ""
-        entries[row.label, row.budget] = value(row) + fewer
+        entries[row.label, row.budget] = value(row, most) + fewer
     least = {(row.label, budget) for budget, row in best(rows).items()} if len(labels) > 1 else ()
     return crossed(f"Profile {profile}, by {unit}:", entries, labels, budgets, least)
 
 
-def _adaptive(rows, profile):
-    body = [[row.label, f"{row.nfe:.1f}", value(row)] for row in rows if not row.budget]
+def _adaptive(rows, profile, most):
+    body = [[row.label, f"{row.nfe:.1f}", value(row, most)] for row in rows if not row.budget]
     return ResultTable(f"Profile {profile}, adaptive steps:", ["method", "network calls", "distance"], body)
 
 
@@ -161,11 +171,12 @@ def _as_good_as_the_best(rows, unit):
         equal = ", ".join(row.label for row in others if _as_good(row, least))
         if others:
             body.append([str(budget), least.label, value(least), equal or "none"])
-    title = (
-        f"The best by {unit}, profile {rows[0].profile}. As good: not worse from the same noise, by a one-sided t-test "
-        "over the seeds at 5 %; with one seed, worse by at most the error of the best, which is a wide margin:"
+    title = f"The best by {unit}, profile {rows[0].profile}, and the methods that cannot be told from it:"
+    note = (
+        "As good: not worse from the same noise, by a one-sided t-test at 5 % over the seeds that both have. With one "
+        "such seed: worse by at most the best's standard error over its images, which is a wide margin."
     )
-    return ResultTable(title, [unit, "best", "distance", "as good"], body)
+    return ResultTable(title, [unit, "best", "distance", "as good"], body, notes=(note,))
 
 
 def _as_good(row, least):
@@ -173,16 +184,16 @@ def _as_good(row, least):
     seeds = row.by_seed.keys() & least.by_seed.keys()
     worse = [row.by_seed[seed] - least.by_seed[seed] for seed in seeds]
     if len(worse) < 2:
-        return row.distance - least.distance <= (least.spread or 0)
+        return row.over(seeds) - least.over(seeds) <= (least.error or 0)
     margin = stdtrit(len(worse) - 1, 0.95) * statistics.stdev(worse) / len(worse) ** 0.5
     return statistics.fmean(worse) <= margin
 
 
-def _as_near_as_the_first(rows):
-    """The fewest calls in which each method comes close to the first method in its most steps."""
+def _as_near_as_ddim(rows):
+    """The fewest calls in which each method comes close to DDIM in its most steps."""
     head = ["method", "steps", "network calls", "distance"]
     mine = [row for row in rows if row.called and row.profile == rows[0].profile]
-    first = [row for row in mine if row.label == rows[0].label and row.steps]
+    first = [row for row in mine if row.label == BASELINE and row.steps]
     if len(first) < 2:
         return ResultTable("", head, [])
     target = max(first, key=lambda row: row.steps)
@@ -196,9 +207,9 @@ def _as_near_as_the_first(rows):
             shown = f"{distance:.{_digits(distance)}f}"
             body.append([label, steps, f"{least.nfe:.4g}", shown, _beside(least.nfe, target.nfe)])
     title = (
-        f"The fewest calls, of those that were run, for a distance at most {CLOSE - 1:.0%} above {target.label}'s in "
+        f"The fewest calls, of those that were run, for a distance at most {CLOSE - 1:.0%} above DDIM's in "
         f"{target.steps} steps, {value(target)}, from the same noise, over the seeds that both have; profile "
-        f"{target.profile}:"
+        f"{target.profile}; methods that never come so near are left out:"
     )
     return ResultTable(title, [*head, f"against {target.nfe:g} calls"], body)
 

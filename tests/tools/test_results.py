@@ -13,7 +13,9 @@ def table(tmp_path):
     for name in ("distance_steps.png", "distance_steps.svg", "images.png", "images.svg"):
         (folder / "figures" / name).write_text(name)
     (folder / "cells.csv").write_text("label,steps\n")
-    (folder / "table.md").write_text("# made up\n\nA distance.\n\n| a |\n| --- |\n| 1 |\n")
+    shown = "\n".join(f"![{name}](figures/{name})" for name in ("distance_steps.svg", "images.png"))
+    (folder / "table.md").write_text(f"# made up\n\nA distance.\n\n| a |\n| --- |\n| 1 |\n\n{shown}\n")
+    (folder / "flow.json").write_text("[]")
     return folder
 
 
@@ -21,7 +23,8 @@ def test_numbers_are_put_between_the_marks_however_often(table, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\nBefore.\n\n{results.BEGIN}old\n{results.END}\nAfter.\n")
     (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "no_longer_drawn.svg").write_text("")
+    for name in ("no_longer_drawn.svg", "flow.json"):  # the table has no figure of the flow any more
+        (tmp_path / "page" / name).write_text("")
     for _ in range(2):
         assert results.main([str(table), str(page)]) == 0
         text = page.read_text()
@@ -32,6 +35,16 @@ def test_numbers_are_put_between_the_marks_however_often(table, tmp_path):
         assert "made up" not in text
     held = {path.name: path.read_text() for path in (tmp_path / "page").iterdir()}
     assert held == {name: name for name in ("distance_steps.svg", "images.png")} | {"cells.csv": "label,steps\n"}
+
+
+def test_distances_to_the_flow_go_with_their_figure(table, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{results.BEGIN}{results.END}")
+    (table / "figures/flow_calls.svg").write_text("")
+    with open(table / "table.md", "a") as file:
+        file.write("![flow](figures/flow_calls.svg)\n")
+    assert results.main([str(table), str(page)]) == 0
+    assert (tmp_path / "page/flow.json").read_text() == "[]"
 
 
 def test_a_page_without_marks_is_left_alone(table, tmp_path, capsys):

@@ -113,16 +113,31 @@ def test_a_cell_of_another_run_is_refused_and_nothing_is_written(table, cli, tmp
     assert not (tmp_path / "taken").exists()
 
 
+def test_a_table_by_calls_takes_what_one_by_steps_made_in_as_many_calls(table, cli, tmp_path):
+    """DDIM makes 4 calls in 4 steps, S-PNDM 5."""
+    keys = {"methods": ["DDIM", "S-PNDM"], "profiles": ["exact"], "seeds": 1}
+    assert cli(*table("whole", **keys, steps=[4]))[0] == 0
+    flags = table("taken", **keys, steps=[], nfe=[4, 5])
+    status, out, _ = cli(*flags, "--cells", tmp_path / "whole/cells.csv")
+    assert (status, "4 cells, 0 of them finished, 2 from" in out) == (0, True)
+    whole, taken = records(tmp_path / "whole"), records(tmp_path / "taken")
+    for before, after in (
+        ("DDIM_4_exact_seed0", "DDIM_nfe4_exact_seed0"),
+        ("S-PNDM_4_exact_seed0", "S-PNDM_nfe5_exact_seed0"),
+    ):
+        assert whole[before]["frechet"] == taken[after]["frechet"]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (None, "No such file or directory"),
         (b"", "none of the table's cells is in it"),
         (b"label,profile,seed\nDDIM,exact,0\n", "no column budget; not a cells.csv, or of an older version"),
-        (b"label,profile,budget,seed\nDDIN,exact,4,0\n", "none of the table's cells is in it"),
-        (b"label,profile,budget,seed\nDDIM,exact,4\n", "line 2: not as long as the first line"),
-        (b"label,profile,budget,seed\nDDIM,exact,4,0,1\n", "line 2: not as long as the first line"),
-        (b"label,profile,budget,seed\nDDIM,exact,4,0\n", "damaged, or of another version"),
+        (b"label,profile,budget,seed,nfe\nDDIN,exact,4,0,4\n", "none of the table's cells is in it"),
+        (b"label,profile,budget,seed,nfe\nDDIM,exact,4,0\n", "line 2: not as long as the first line"),
+        (b"label,profile,budget,seed,nfe\nDDIM,exact,4,0,4,1\n", "line 2: not as long as the first line"),
+        (b"label,profile,budget,seed,nfe\nDDIM,exact,4,0,4\n", "damaged, or of another version"),
         (b"\xff\xfe\x00", "not a cells.csv"),
         (b'label\n"open', "not a cells.csv"),
         (b"label," + b"9" * 200_000 + b"\n1,2\n", "not a cells.csv"),

@@ -31,8 +31,35 @@ def rows():
             for n in COUNTS:
                 numbers = {"distance": 1 / n, "deviation": 0.01 / n, "error": None, "seconds": 0.1 * n, "batch": 50}
                 budget = {"budget": n, "steps": n, "nfe": n + extra, "seeds": 3, "images": 500}
-                made.append(Row(label, profile, **budget, **numbers, called="Fréchet distance on pixels", by_seed={}))
-    return [*made, Row("PF", "exact", None, None, 215.3, 3, 500, 0.02, 0.001, None, 20.0, 50, made[0].called, {})]
+                made.append(
+                    Row(
+                        label,
+                        profile,
+                        **budget,
+                        **numbers,
+                        called="Fréchet distance on pixels",
+                        by_seed=dict.fromkeys(range(3), 1 / n),
+                    )
+                )
+    return [
+        *made,
+        Row(
+            "PF",
+            "exact",
+            None,
+            None,
+            215.3,
+            3,
+            500,
+            0.02,
+            0.001,
+            None,
+            20.0,
+            50,
+            made[0].called,
+            dict.fromkeys(range(3), 0.02),
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +83,7 @@ def saved(tmp_path_factory):
 
 
 def made(label, budget, distance):
-    return Row(label, "exact", budget, budget, budget, 1, 10, distance, None, 0.1, 1.0, 5, "FID", {})
+    return Row(label, "exact", budget, budget, budget, 1, 10, distance, None, 0.1, 1.0, 5, "FID", {0: distance})
 
 
 def named(panel):
@@ -135,6 +162,22 @@ def test_a_single_point_has_room():
     for name, x in (("distance_steps", 10), ("distance_calls", 9)):
         low, high = drawn[name].axes[0].get_xlim()
         assert low < 0.9 * x and high > 1.1 * x
+
+
+def test_a_level_says_its_calls_of_each_profile():
+    """PF with adaptive steps, which the axis of steps does not show."""
+    level = replace(made("DDIM", 5, 0.9), label="PF", budget=None, steps=None, nfe=221.3)
+    rows = [*(made("DDIM", n, 1 / n) for n in COUNTS), level, replace(level, profile="published", nfe=189.6)]
+    figure = next(figures.draw(rows, [], ((10, 20), {}), {}))[2]
+    assert "PF, 221 calls (published: 190)" in {text.get_text() for text in figure.findobj(Text)}
+
+
+def test_figures_that_are_no_longer_drawn_are_deleted(tmp_path):
+    for name in ("flow_calls.svg", "flow_calls.png", "notes.txt"):
+        (tmp_path / name).write_text("")
+    figures.save(figures.draw([made("DDIM", 5, 1.0)], [], ((10, 20), {}), {}, by_calls=True), tmp_path)
+    held = {file.name for file in tmp_path.iterdir()}
+    assert held == {"distance_calls.png", "distance_calls.svg", "notes.txt"}
 
 
 @pytest.mark.parametrize("worst", [1.1, 3, 11])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -297,8 +298,34 @@ def test_the_fewest_calls_show_the_distances_of_the_seeds_that_decided():
 )
 def test_a_method_is_as_good_if_a_t_test_over_the_seeds_does_not_tell_it_from_the_best(worse, as_good):
     rows = [by_seeds("S-PNDM", 5, [1.3 + d for d in worse]), by_seeds("F-PNDM", 5, [1.3] * len(worse))]
-    line = text_of(rows).split("The best by")[1].splitlines()[-1]
+    line = next(line for line in text_of(rows).split("The best by")[1].splitlines() if line.startswith("| 5 |"))
     assert ("S-PNDM" in line) == as_good
+
+
+def test_the_best_is_the_best_over_the_seeds_that_all_have():
+    """F-PNDM has the easier seed alone."""
+    rows = [by_seeds("F-PNDM", 20, [0.8585]), by_seeds("FON", 20, [0.8493, 0.8781])]
+    text = text_of(rows)
+    assert "| F-PNDM | 0.8585 ± 0.0100 ¹ |" in text
+    assert "| FON | **0.8637 ± 0.0100** |" in text
+    assert "A number raised behind the distance is that of its seeds, where they are fewer than 2." in text
+    assert "| 20 | FON | 0.8637 ± 0.0100 | F-PNDM |" in text  # worse by less than the error of the best
+    assert results.best(rows)[20].label == "FON"
+
+
+def test_rows_without_a_seed_in_common_are_compared_by_their_means():
+    rows = [by_seeds("FON", 20, [0.845]), replace(by_seeds("DDIM", 20, [0.84]), by_seed={7: 0.84})]
+    assert results.best(rows)[20].label == "DDIM"
+    assert "| 20 | DDIM | 0.8400 ± 0.0100 | FON |" in text_of(rows)
+
+
+def test_a_small_deviation_of_a_large_distance_is_shown():
+    row = replace(by_seeds("FON", 10, [1.3, 1.3034]), deviation=0.0017)
+    assert "| FON | 1.3017 ± 0.0017 |" in text_of([row])
+
+
+def test_there_is_no_comparison_with_ddim_in_a_table_without_it():
+    assert "The fewest calls" not in text_of([by_seeds("FON", n, [1 / n]) for n in (5, 10)])
 
 
 def test_more_calls_are_called_more():
