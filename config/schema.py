@@ -258,8 +258,8 @@ class Experiment(Section):
             if value not in (None, wanted):
                 message = f"Model.{ours} {value} is not Dataset.{theirs} {wanted}"
                 raise Contradiction(message, f"Model.{ours}", f"Dataset.{theirs}")
-        steps = 0 if sample.nfe or sample.times or sample.solver else sample.sample_speed
-        if steps > (total := self.Schedule.diffusion_step):
+        counted = not (sample.nfe or sample.times or sample.solver or METHODS[sample.method].adaptive)
+        if counted and (steps := sample.sample_speed) > (total := self.Schedule.diffusion_step):
             message = f"Sample.sample_speed {steps} is above Schedule.diffusion_step {total}"
             raise Contradiction(message, "Sample.sample_speed", "Schedule.diffusion_step")
         halvings = len(getattr(model, "channel_mult", [1])) - 1  # of a model that does not know its image size

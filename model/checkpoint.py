@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
 from pndm.config.errors import InputError, first_line
-from pndm.config.files import aside
+from pndm.config.files import aside, bundled
 from pndm.model import diffusers, persistence
 from pndm.model.families import families_of, layout
 from pndm.model.settings import Settings, settings_of
@@ -128,7 +128,7 @@ def read(source):
         return source
     if not isinstance(source, (str, Path)):
         return _find_weights(source, "in memory", None)
-    path = Path(source)
+    path = bundled(source) or Path(source)
     if not path.exists() and diffusers.is_hub_name(str(source)):
         path = diffusers.download(str(source))
     if path.is_dir():

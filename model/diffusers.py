@@ -258,7 +258,8 @@ def weights_in(folder):
         for name in (name for variant in VARIANTS for name in names(variant)):
             if (place / name).is_file() and (place / "config.json").is_file():
                 return place / name
-    raise InputError(f"{folder}: no diffusers model in this folder: no config.json with {' or '.join(WEIGHTS)}")
+    message = f"{folder}: no diffusers model in this folder: no config.json with {' or '.join(WEIGHTS)}"
+    raise InputError(message, "Sample.model_path")
 
 
 def is_weights(path):
@@ -297,7 +298,8 @@ def download(name):
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(
-            f"{name}: no such file; to take it from the hub, pip install huggingface_hub, or give a folder"
+            f"{name}: no such file; to take it from the hub, pip install huggingface_hub, or give a folder",
+            "Sample.model_path",
         ) from None
     local = {"local_files_only": True} if published.offline() else {}  # only what is in the hub's cache
     beside = [*SCHEDULERS, *(f"{place}config.json" for place in PLACES)]
@@ -310,5 +312,6 @@ def download(name):
                 if (folder / files[0]).is_file():
                     return folder
     except Exception as error:  # each version of huggingface_hub and of what it builds on raises its own
-        raise InputError(f"{name}: no such file, and huggingface_hub cannot get it: {first_line(error)}") from None
+        message = f"{name}: no such file, and huggingface_hub cannot get it: {first_line(error)}"
+        raise InputError(message, "Sample.model_path") from None
     raise InputError(f"{name}: no weights are in {folder}")

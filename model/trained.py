@@ -1,7 +1,12 @@
 """Whether a network was trained for what an experiment does with it."""
 
 from pndm.config.errors import InputError
+from pndm.config.files import ROOT
+from pndm.config.load import load
 from pndm.model import diffusers
+
+# Bundled files that do not say what their networks have learned, and the experiments that do.
+BUNDLED = {ROOT / "model" / f"{name}.safetensors": f"{name}.yml" for name in ("digits", "fashion")}
 
 
 def check_prediction(source, remedy):
@@ -26,10 +31,12 @@ def check_training(source, experiment, schedule):
         names += ["Schedule.diffusion_step"]
     if kind in ("linear", "quad"):
         names += ["Schedule.beta_start", "Schedule.beta_end"]
+    bundled = source.path and BUNDLED.get(source.path.resolve())
+    record = load(bundled).model_dump() if bundled else source.record
     for name in names:
         section, key = name.split(".")
         ours = getattr(getattr(experiment, section), key)
-        held = source.record.get(section)
+        held = record.get(section)
         if isinstance(held, dict) and held.get(key, ours) != ours:
             message = f"{name} is {ours!r}, but the network of {source.path} was trained with {held[key]!r}"
             raise InputError(message, name, "Sample.model_path")

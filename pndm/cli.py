@@ -190,8 +190,8 @@ def reproduce(args: Arguments) -> int:
     return 2 if failed else 0
 
 
-def check_or_fetch(args: Arguments) -> int:
-    """The runners check and fetch; returns the exit status."""
+def check_or_fetch(args: Arguments) -> None:
+    """The runners check and fetch."""
     from pndm.runner import needs
     from pndm.runner.table.cells import cells_of
 
@@ -205,9 +205,8 @@ def check_or_fetch(args: Arguments) -> int:
         wanted = [experiment(args)]
     elif overrides_of(args):
         raise InputError("--runner fetch: a value of an experiment is given, but no experiment; --config names one")
-    if args.runner == "check":
-        return int(needs.show(needs.needs_of(wanted)))
-    return int(needs.obtain(args.paths, wanted, args.plan))
+    found = needs.needs_of(wanted, training=not args.table)
+    needs.obtain(args.paths, found, args.plan or args.runner == "check")
 
 
 def distance(args: Arguments, resolved: Any) -> None:
@@ -243,7 +242,8 @@ def dispatch(args: Arguments) -> int:
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub's own switch, which `config/published.py` reads, too
     if args.runner in ("check", "fetch"):
-        return check_or_fetch(args)
+        check_or_fetch(args)
+        return 0
     if not args.plan and args.runner != "plan":
         refuse_missing(overrides_of(args))
     if args.runner == "reproduce":

@@ -165,7 +165,11 @@ class PNDMPipeline:
         for name in options:
             if name in ("network", "x", "schedule", "steps"):  # arguments of `solve` that are given by the pipeline
                 raise ValueError(f"the pipeline takes no {name}; num_inference_steps says the steps")
-        n = whole("batch_size", batch_size)
+        if options.get("profile") == "published" and self.prediction != "epsilon":
+            raise ValueError(
+                f"profile 'published' needs a network that predicts epsilon; this predicts {self.prediction}"
+            )
+        n, num_inference_steps = whole("batch_size", batch_size), whole("num_inference_steps", num_inference_steps)
         line: Any = method
         if solver is not None:
             line, num_inference_steps, options = self._searched(solver, any_network, method, options)

@@ -22,7 +22,7 @@ from pndm.runner.solver.events import Query
 from pndm.runner.solver.run import Run, rest_of, spans
 from pndm.runner.solver.schedule import eps_from
 from pndm.runner.solver.solve import whole
-from pndm.times import calls_of, check_method, step_options, step_times, told_times
+from pndm.times import all_times, calls_of, check_method, step_options, step_times, told_times
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin, configuration_utils
@@ -64,7 +64,7 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
     timestep_spacing: a spacing of `solve` ("uniform" is k·N/n, real numbers), or diffusers' "leading", "trailing",
         "linspace", whole numbers. use_karras_sigmas, use_exponential_sigmas: "karras", "logsnr" in place of it.
     steps_offset: added to uniform and leading times. whole_timesteps: times are rounded, so that they can be an index;
-        None: with diffusers' spacings, where the method's stages can be whole.
+        None: with diffusers' spacings, where the method's stages can be whole in that many steps.
     set_alpha_to_one: True: the last step ends in clean data (ᾱ = 1), as in the paper. False: it ends at ᾱ of t = 0.
 
     `timesteps` lists every network call. Stages of Runge–Kutta steps are calls, so there are more entries than steps.
@@ -131,7 +131,9 @@ class MethodScheduler(SchedulerMixin, ConfigMixin):
         if not self.flow:
             self.betas = torch.tensor(self.schedule.betas, dtype=torch.float32)
             self.alphas_cumprod = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
-        self._listed = torch.arange(self.schedule.diffusion_step - 1, -1, -1) + int(self.flow)
+        times = all_times(self.config, self.schedule)
+        self._listed = torch.tensor(times, dtype=torch.float32 if self.flow else torch.int64)
+        self.sigmas = torch.from_numpy(sigmas_at(self.schedule, [*times, self._end])).float()
         self.num_inference_steps: int | None = None
         self.timesteps, self._times = self._listed, self._listed.tolist()
         self._reset()

@@ -59,6 +59,8 @@ def settings_from(config: Mapping[str, Any], given: Mapping[str, Any], known: It
     for key in given:
         if key not in {*known, *found, *WORDS} and (meant := resembling(key, known)):
             raise InputError(f"MethodScheduler has no setting {key}{meant}")
+        if known and key in found and key not in {*known, *WORDS} and given[key] not in (False, None, found[key]):
+            raise InputError(f"{key} is {given[key]!r}; no method here follows this setting of {name}")
     check_followed(name or "MethodScheduler", wanted)
     said = wanted if name else given  # a configuration of `MethodScheduler` was translated before
     if "flow_shift" in said and wanted.get("use_flow_sigmas"):

@@ -42,8 +42,16 @@ def halves_alone(method: str) -> bool:
     return all(query.t == int(query.t) for query in calls_of(method, [8.0, 6.0, 4.0, 2.0, 0.0], Schedule()))
 
 
+def falling(times: list[float]) -> bool:
+    """Whether each time is below the one before."""
+    return sorted(set(times), reverse=True) == times
+
+
 def takes_whole(config: Config) -> bool:
-    """Whether times are rounded; None: where the spacing is diffusers' and the stages can be whole."""
+    """Whether times are rounded; None: where the spacing is diffusers' and the stages can be whole.
+
+    With None, steps that are too many for whole stages keep their real times.
+    """
     if config["whole_timesteps"] is None:
         return spacing_of(config) in THEIRS and halves_alone(config["method"])
     return bool(config["whole_timesteps"])
@@ -98,7 +106,7 @@ def rounded(nodes: list[float], method: str, end: float, schedule: Schedule) -> 
     Where stages lie in the middle of the first steps, these become even lengths, by 1 at most.
     """
     found: list[float] = np.round(nodes).tolist()
-    if sorted(set(found), reverse=True) != found:
+    if not falling(found):
         return found
     steps = [asked for span in spans(method, [*found, end]) for asked in span.calls(schedule)]
     if all(call.t == int(call.t) for asked in steps for call in asked):
@@ -123,7 +131,7 @@ def steps_of_calls(listed: list[float], method: str, end: float, schedule: Sched
     steps = 1 + bisect_left(able, len(listed), key=lambda steps: sum(counts(steps)))  # more steps are more calls
     if steps in able and sum(found := counts(steps)) == len(listed):
         nodes = [listed[place] for place in np.cumsum([0, *found[:-1]])]
-        if sorted(set(nodes), reverse=True) == nodes:
+        if falling(nodes):
             calls = [float(call.t) for call in calls_of(method, [*nodes, end], schedule)]
             if np.allclose(calls, listed, rtol=1e-6, atol=1e-4):
                 return nodes
@@ -162,6 +170,16 @@ def flow_sigmas(config: Config, steps: int, sigmas: Sequence[float] | None, mu: 
     return np.geomspace(found[0], found[-1], len(found)) if power == 0 else found
 
 
+def all_times(config: Config, schedule: Schedule) -> list[float]:
+    """The times that the network was trained at, falling; those of flow matching by its shift, if that is fixed."""
+    total = schedule.diffusion_step
+    if not isinstance(schedule, FlowSchedule):
+        return [float(t) for t in range(total - 1, -1, -1)]
+    shift = 1.0 if config["use_dynamic_shifting"] else config["shift"]
+    sigmas = np.arange(total, 0, -1) / total
+    return [float(t) for t in total * shift * sigmas / (1 + (shift - 1) * sigmas)]
+
+
 def step_times(
     config: Config, schedule: Schedule, end: float, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None
 ) -> list[float]:
@@ -179,10 +197,14 @@ def step_times(
         found = (flow_sigmas(config, steps, None, mu) * total).tolist()
     else:
         found = nodes_of(config, whole("num_inference_steps", steps), schedule)
-        found = rounded(found, config["method"], end, schedule) if takes_whole(config) else found
+        if takes_whole(config):
+            even = rounded(found, config["method"], end, schedule)
+            if falling(even):
+                found = even
+            elif config["whole_timesteps"]:
+                raise ValueError(f"{config['method']} has no {steps} steps at whole times; turn whole_timesteps off")
     last = schedule.last
-    falling = found and sorted(set(found), reverse=True) == found
-    if not falling or not 0 <= found[-1] <= found[0] <= last or (flow and found[-1] == 0):
+    if not found or not falling(found) or not 0 <= found[-1] <= found[0] <= last or (flow and found[-1] == 0):
         shown = ", ".join(f"{t:g}" for t in found[:4]) + (", …" if len(found) > 4 else "")
         raise ValueError(
             f"the times of the steps must fall from {last} at most to {'above 0' if flow else '0 at least'}; "

@@ -14,6 +14,7 @@ import torch
 from pndm.config import published
 from pndm.config.errors import InputError
 from pndm.config.files import bundled
+from pndm.config.keys import resembling
 from pndm.config.load import load_solver
 from pndm.config.schema import fingerprint
 from pndm.config.solver import Solver
@@ -344,4 +345,5 @@ def checkpoint_path(given):
         return given
     if found := fetch.have(given, "Sample.model_path"):
         return found
-    raise InputError(f"no file {given}; docs/networks.md names the published ones", "Sample.model_path")
+    meant = resembling(given, published.manifest()) or "; --runner fetch lists the published ones"
+    raise InputError(f"no file {given}{meant}", "Sample.model_path")

@@ -37,13 +37,16 @@ class Need(NamedTuple):
     get: Callable = lambda: None
 
 
-def needs_of(experiments):
-    """The `Need`s of some experiments, each once."""
+def needs_of(experiments, training=False):
+    """The `Need`s of some experiments, each once. training: they will train, too."""
     distinct = {}
     for e in experiments:
         s = e.Sample
         distinct[s.model_path, s.features, s.statistics, s.inception_path, repr(e.Dataset)] = e
     needs = [need for experiment in distinct.values() for need in _needs(experiment)]
+    if training:
+        starts = dict.fromkeys(e.Train.start for e in experiments if e.Train.start)
+        needs += [_file("start", "Train.start", start) for start in starts]
     return list({(need.what, need.how): need for need in needs}.values())
 
 
@@ -106,34 +109,34 @@ def _dataset(section):
 
 
 def show(needs):
-    """Print needs, a line each, and their sum; returns the exit status: 2 if something cannot be had."""
+    """Print needs, a line each, and their sum."""
     for need in needs:
         print(f"{need.state:<10}{need.what:<12}{need.how}")
     counts = [f"{sum(need.state == state for need in needs)} {state}" for state in (HERE, ONLINE, BY_HAND)]
     total = sum(need.bytes for need in needs)
     print(", ".join(counts) + f"; about {total / 1e6:,.0f} MB to download" * bool(total))
-    return 2 if any(need.state == BY_HAND for need in needs) else 0
 
 
-def obtain(names, experiments, plan):
-    """The runner fetch: print what is wanted, then download it, and verify what is there. Returns the exit status.
+def obtain(names, needs, plan):
+    """The runners check and fetch: print what is wanted, then download it, and verify what is there.
 
-    names: of the manifest. Without names and experiments, all of the manifest is printed. plan: nothing is downloaded.
-    Raises InputError.
+    names: of the manifest. needs: `Need`s of experiments. Without both, all of the manifest is printed. plan: nothing
+    is downloaded. Raises InputError, at the end if something cannot be had.
     """
-    if not names and not experiments:
+    if not names and not needs:
         for name, entry in published.manifest().items():
             state = HERE if entry.file and entry.file.is_file() else entry.weight
             print(f"{name:<36}{state:<22}{entry.what} of {entry.of}")
         print("--runner fetch NAME downloads one, --runner fetch --table T what a table needs")
-        return 0
+        return
     wanted = [published.named(name) for name in names]
-    needs = [_published(entry.what, "paths", entry) for entry in wanted] + needs_of(experiments)
-    status = show(needs)
+    needs = [*(_published(entry.what, "paths", entry) for entry in wanted), *needs]
+    show(needs)
     for need in needs:
         if not plan:
             need.get()
-    return status
+    if wrong := [need.what for need in needs if need.state == BY_HAND]:
+        raise InputError(f"{len(wrong)} of {len(needs)} cannot be had: {', '.join(wrong)}")
 
 
 def require(experiments):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pndm.config.errors import InputError
+from pndm.config.load import replaced
 from pndm.config.published import only_here
 from pndm.dataset import count_images
 from pndm.model.backend import tf32
@@ -81,7 +82,8 @@ class Meter:
         if key not in self.networks:
             try:
                 with only_here("a plan downloads nothing"):
-                    self.networks[key] = load_network(experiment, self.device).network
+                    plain = replaced(experiment, compile=False)  # compiling takes minutes
+                    self.networks[key] = load_network(plain, self.device).network
             except InputError as error:
                 print(f"not calibrated: {error}", file=sys.stderr)
                 self.networks[key] = None
@@ -183,7 +185,8 @@ def print_totals(runs, meter):
     if known:
         seconds = sum(work(e, calls) * c.seconds for e, calls, c in known)
         memory = max(c.memory + 8 * GROUPS * _features(e) ** 2 for e, _, c in known)
-        print(f"time              {_duration(seconds)} of network calls, {sample.device_name(meter.device)}")
+        how = "network calls, not compiled" if any(e.Sample.compile for e, *_ in known) else "network calls"
+        print(f"time              {_duration(seconds)} of {how}, {sample.device_name(meter.device)}")
         print(f"memory            {_size(memory)}" + " of the GPU" * (meter.device.type == "cuda"))
     if missing:
         print(f"time, memory      not calibrated for {missing} of {len(runs)} runs" if known else "not calibrated")

@@ -131,7 +131,7 @@ def drive(address, part, entry):
 SAID = {
     "timed out": "it stalled",
     "IncompleteRead": "it was cut",
-    "resol": "its name is not known here",
+    "resol": "its name cannot be resolved",
     "refused": "it refuses connections",
 }
 

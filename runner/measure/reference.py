@@ -78,7 +78,8 @@ def open_statistics(path):
     """The `Moments` of a statistics file, its record extended by the file's name and hash. Raises InputError."""
     file = bundled(path)
     if not (file and file.is_file()):
-        raise InputError(f"{path}: no such statistics file, an .npz with mu and sigma; the runner stats makes one")
+        message = f"{path}: no such statistics file, an .npz with mu and sigma; the runner stats makes one"
+        raise InputError(message, "Sample.statistics")
     moments = Moments.load(file)
     return replace(moments, record=moments.record | {"file": str(path), "file_hash": checkpoint.sha256(file)})
 

@@ -71,6 +71,8 @@ def method_named(name: str | Method) -> Method:
     """The line of `METHODS` of that name; a `Method` is itself a line. Raises ValueError."""
     if isinstance(name, Method):
         return name
-    if not isinstance(name, str) or name not in METHODS:
+    if not isinstance(name, str):
+        raise ValueError(f"method is a {type(name).__name__}, it must be a name, or a Method")
+    if name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -67,6 +67,15 @@ def test_times_are_those_of_flow_match_euler(config, given):
         assert mine.timesteps.dtype == torch.float32
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_times_and_sigmas_to_train_at_are_those_of_flow_match_euler(config):
+    config = {key: value for key, value in config.items() if key not in ("shift_terminal", "use_karras_sigmas")}
+    theirs = scheduler_of("FlowMatchEulerDiscreteScheduler", **config)
+    mine = MethodScheduler.from_config(theirs.config, method="DDIM")
+    torch.testing.assert_close(mine.sigmas[:-1], theirs.sigmas, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mine.timesteps, theirs.timesteps, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_ddim_is_euler(shift):
     """φ is a straight line in x of flow matching."""

@@ -92,7 +92,7 @@ def test_callback_and_options_of_solve(pipeline):
     [
         ({"method": "PNDM"}, "method 'PNDM' is not one of DDIM, S-PNDM, F-PNDM, FON, PF"),
         ({"num_inference_steps": 0}, "0 steps cannot be run; a whole number from 1 to 1000 can"),
-        ({"num_inference_steps": 2.5}, "steps is 2.5, it must be a whole number"),
+        ({"num_inference_steps": 2.5}, "^num_inference_steps is 2.5, it must be a whole number"),
         ({"num_inference_steps": 30, "profile": "published"}, "profile 'published' cannot run 30 steps; it can run 1"),
         ({"rtol": 1e-3}, "method F-PNDM takes no option rtol"),
         ({"steps": 5}, "the pipeline takes no steps; num_inference_steps says the steps"),
@@ -120,6 +120,15 @@ def test_a_network_that_predicts_something_else_takes_no_solver_file():
     pipeline = PNDMPipeline(lambda x, t: x, Schedule(), (1, 8, 8), prediction="v_prediction")
     with pytest.raises(ValueError, match="of a network that predicts epsilon, this one predicts v_prediction"):
         pipeline(1, solver="digits_nfe8")
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_the_released_code_is_of_networks_that_predict_epsilon(prediction):
+    pipeline = PNDMPipeline(lambda x, t: x, Schedule(), (1, 8, 8), prediction=prediction)
+    with pytest.raises(
+        ValueError, match=f"^profile 'published' needs .* predicts epsilon; this predicts {prediction}$"
+    ):
+        pipeline(1, 10, profile="published")
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
@@ -258,6 +267,7 @@ class TestFromPretrained:
             ("model/digits.safetensors", {}, "config: Schedule is missing"),
             ("model/digits.safetensors", {"Schedul": {}}, "config: "),
             ("README.md", "digits.yml", "not a checkpoint"),
+            ("model/digits.safetensors", "fashion.yml", "does not fit the Model section"),
         ],
     )
     def test_wrong_sources(self, source, config, said):

@@ -165,6 +165,24 @@ def test_its_own_times_fed_back_are_the_same_run(method, config):
         torch.testing.assert_close(drive(second, x), drive(first, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["F-PNDM", "FON", "Heun"])
+def test_steps_too_many_for_whole_stages_keep_their_times(method):
+    """diffusers' pipelines take 1,000 steps by default. A stage in the middle of a step of 1 has no whole time."""
+    taken = MethodScheduler.from_config(diffusers.DDPMScheduler().config, method=method)
+    own = begun(1000, method=method)
+    for steps in (600, 999, 1000):
+        taken.set_timesteps(steps)
+        assert taken.num_inference_steps == steps
+    torch.testing.assert_close(taken.timesteps.to(own.timesteps.dtype), own.timesteps)
+
+
+def test_sigmas_of_a_new_scheduler_are_those_of_all_training_steps():
+    scheduler = MethodScheduler()
+    levels = Schedule().alphas_cumprod[::-1].copy()
+    torch.testing.assert_close(scheduler.sigmas[:-1].double(), torch.from_numpy((1 / levels - 1) ** 0.5))
+    assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1 and scheduler.sigmas[-1] == 0
+
+
 @pytest.mark.parametrize("method", ["DDIM", "S-PNDM", "F-PNDM", "FON", "Heun"])
 @pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "linspace", "karras", "logsnr", "quad"])
 @pytest.mark.parametrize("to_one", [True, False])
@@ -175,9 +193,8 @@ def test_whole_times(method, spacing, to_one):
                 steps, method=method, timestep_spacing=spacing, whole_timesteps=True, set_alpha_to_one=to_one
             )
         except ValueError as error:
-            assert spacing in ("karras", "logsnr", "quad") and "must fall" in str(
-                error
-            )  # two steps in one training step
+            assert spacing in ("karras", "logsnr", "quad")  # two steps in one training step
+            assert f"{method} has no {steps} steps at whole times" in str(error)
             continue
         assert scheduler.timesteps.dtype == torch.int64
         real = begun(steps, method=method, timestep_spacing=spacing, set_alpha_to_one=to_one).timesteps
@@ -366,6 +383,17 @@ class TestSettingsOnTop:
         config = (MethodScheduler() if own else diffusers.UniPCMultistepScheduler()).config
         with pytest.raises(InputError, match=said):
             MethodScheduler.from_config(config, **more)
+
+    @pytest.mark.parametrize(
+        "more", [{"thresholding": True}, {"algorithm_type": "sde-dpmsolver++"}, {"solver_order": 3}]
+    )
+    def test_of_a_source_they_are_followed_or_refused(self, more):
+        config = diffusers.DPMSolverMultistepScheduler().config
+        (key,) = more
+        with pytest.raises(InputError, match=f"^{key} is .*; no method here follows this setting of DPMSolverMulti"):
+            MethodScheduler.from_config(config, **more)
+        MethodScheduler.from_config(config, **{key: config[key]})
+        MethodScheduler.from_config(diffusers.DDPMScheduler().config, clip_sample=False)  # there is no clipping here
 
     def test_arguments_of_loading_are_none_of_its_settings(self):
         assert (

@@ -5,8 +5,10 @@ import json
 import re
 
 import pytest
+import torch
 from helpers import ROOT
 
+from pndm import load_experiment, load_model
 from pndm.runner import progress
 
 
@@ -21,6 +23,22 @@ def test_file_is_small_and_the_one_in_the_docs(name):
 def silent(monkeypatch):
     """However slow the processor is, no line says how far a run is."""
     monkeypatch.setattr(progress, "EVERY", 10**6)
+
+
+@pytest.mark.parametrize("value", ["type=cosine", "type=edm", "beta_end=0.03", "diffusion_step=500"])
+@pytest.mark.parametrize("config", ["digits.yml", "fashion.yml"])
+def test_another_noise_schedule_than_the_networks_is_refused(cli, tmp_path, config, value):
+    flags = ["--config", config, "--set", f"Schedule.{value}", "--image_path", tmp_path / "run"]
+    status, _, err = cli("--total_num", 1, "--device", "cpu", *flags)
+    assert status == 2 and not (tmp_path / "run").exists()
+    assert err.startswith("main.py: --set: ") and ".safetensors was trained with" in err and err.count("\n") == 1
+
+
+def test_examples_run_wherever_the_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = load_experiment("digits.yml")
+    network = load_model(experiment.Model, experiment.Sample.model_path)
+    assert network(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
 
 
 def test_its_digits_are_near_the_data(cli, tmp_path):

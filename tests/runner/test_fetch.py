@@ -346,7 +346,8 @@ def test_offline_nothing_is_asked(made_up, server, cli):
     status, out, err = cli("--runner", "fetch", "made_up", "--offline")
     os.environ.pop("HF_HUB_OFFLINE")
     assert status == 2 and "by hand   network     no file temp/models/made_up.bin; it is at http://127.0.0.1" in out
-    assert "(127.0.0.1" in out and ": offline)" in out and err == ""
+    assert "(127.0.0.1" in out and ": offline)" in out
+    assert err == "main.py: 1 of 1 cannot be had: network\n"
     assert server.asked == [] and not made_up.exists()
 
 

@@ -35,7 +35,7 @@ def tiny_published(tiny, publish, server, tmp_path):
 
 def test_all_that_a_table_lacks_is_one_list(bare, cli):
     status, out, err = cli("--runner", "check", "--table", "celeba")
-    assert (status, err) == (2, "")
+    assert (status, err) == (2, "main.py: 3 of 3 cannot be had: network, Inception, statistics\n")
     lines = out.splitlines()
     assert [line.split()[2] for line in lines[:3]] == ["network", "Inception", "statistics"]
     for line, place in zip(
@@ -84,8 +84,17 @@ def test_with_a_connection_the_same_can_be_downloaded_and_nothing_is_asked(bare,
 )
 def test_an_experiment_is_checked(bare, cli, flags, said):
     status, out, err = cli("--runner", "check", *flags)
-    assert said.format(root=ROOT) in out and err == ""
-    assert status == (2 if "by hand   " in out else 0)
+    assert said.format(root=ROOT) in out
+    assert (status, "cannot be had: " in err) == ((2, True) if "by hand   " in out else (0, False))
+    assert err.count("\n") == bool(err)
+
+
+def test_the_network_that_training_begins_with_is_needed_too(bare, cli):
+    flags = ["--set", "Train.start=ema_cifar10"]
+    status, out, err = cli("--runner", "check", *flags)
+    assert (status, err) == (2, "main.py: 1 of 3 cannot be had: start\n")
+    assert "by hand   start       no file temp/models/ema_cifar10.ckpt; it is at https://" in out
+    assert "Train.start" not in cli("--runner", "check", "--table", "digits", *flags)[1]
 
 
 def test_the_whole_manifest_is_listed(bare, cli):

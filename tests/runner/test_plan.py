@@ -74,6 +74,17 @@ def test_a_plan_writes_nothing_and_says_what_it_costs(tiny, cli, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_compiles_nothing(tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("pndm.model.engine.frozen", lambda *_: pytest.fail("the network was compiled"))
+    status, out, _ = cli(*tiny.flags(tmp_path / "run", "--sample_speed", 5, "--plan", "--compile"))
+    assert status == 0 and "of network calls, not compiled, " in out
+
+
+def test_an_adaptive_method_needs_no_number_of_steps(tiny, cli, tmp_path):
+    flags = ["--method", "PF", "--rtol", "0.5", "--atol", "0.5", "--set", "Schedule.diffusion_step=20", "--plan"]
+    assert cli(*tiny.flags(tmp_path / "run", *flags))[0] == 0
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [

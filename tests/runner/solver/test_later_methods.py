@@ -449,8 +449,12 @@ def test_guidance_counts_two_calls(method, calls):
         ({"eta": -0.1}, "from 0 to 1"),
         ({"eta": 1.1}, "from 0 to 1"),
         ({"method": "DDPM", "eta": 0.5}, "takes no option eta"),
+        ({"method": torch.nn.Identity()}, "method is a Identity, it must be a name, or a Method"),
         ({"method": "F-PNDM", "clip": True}, r"takes no option clip; these do: DDIM, DPM-Solver\+\+2M, .*, DDPM$"),
-        ({"method": "F-PNDM", "order": 3}, "takes no option order; there are eta, clip, threshold, rtol, atol"),
+        (
+            {"method": "F-PNDM", "order": 3},
+            "there is no option order; method F-PNDM takes profile, spacing, times, sigma_min",
+        ),
         ({"clip": 1}, "clip is 1, it must be True or False"),
         ({"eta": "0.5"}, "eta is '0.5', it must be a number from 0 to 1"),
         ({"eta": None}, "eta is None, it must be a number from 0 to 1"),
