@@ -177,7 +177,7 @@ def test_public_names_are_typed(wheel, tmp_path):
 
 
 def test_every_public_name_is_documented():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "diffusers.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "python.md").read_text()
     for name in pndm.__all__:
         assert f"`{name}" in text, name
         assert getattr(pndm, name).__doc__, name

@@ -62,8 +62,8 @@ def test_its_clothes_are_near_the_data(cli, tmp_path):
     assert record["checkpoint"]["weights"] == "EMA"
 
 
-def test_the_python_in_the_readme_runs_as_written():
-    """The second snippet is given a small pipeline."""
+def test_the_python_in_the_readme_runs_as_written(monkeypatch):
+    """The second snippet is given a small pipeline in place of the published one."""
     diffusers = pytest.importorskip("diffusers")
     parts = re.split("(?m)^    from pndm", (ROOT / "README.md").read_text())[1:]
     first, second = (
@@ -82,7 +82,8 @@ def test_the_python_in_the_readme_runs_as_written():
     small.set_progress_bar_config(disable=True)
     calls = []
     unet.register_forward_hook(lambda *_: calls.append(1))
-    exec(second, names | {"pipeline": small})
+    monkeypatch.setattr(diffusers.DDPMPipeline, "from_pretrained", lambda name: small)
+    exec(second, names | {"DDPMPipeline": diffusers.DDPMPipeline})
     assert len(calls) == 59
 
 

@@ -148,7 +148,7 @@ PAGE = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>log in</html>
         ((200, {"Content-Type": "Application/XHTML+xml"}, b"<html>log in</html>"), {}, "it answers with a page"),
         ((203, {}, b"<html>log in</html>"), {}, "status 203, without the file"),
         ((206, {"Content-Range": "bytes 5-9/100"}, b"12345"), {}, "it does not go on where it was asked to"),
-        ((302, {"Location": "http://[zz/x"}, b""), {}, ""),
+        ((302, {"Location": "http://[zz/x"}, b""), {}, "made_up could not be downloaded ("),
     ],
 )
 def test_what_is_not_the_file_is_no_file(publish, server, given, keys, said):
