@@ -65,7 +65,9 @@ def gain_of(path, axes):
         axes.plot([calls, calls], [distance, below], ":", color="black", linewidth=0.9, zorder=0)
         axes.plot(calls, distance, "o", color=colour, markersize=10, markerfacecolor="none")
     axes.annotate("", (few, below), (most, below), arrowprops={"arrowstyle": "->", "color": "black"})
-    axes.text((few * most) ** 0.5, below * 0.97, f"as near in {most / few:.0f} times fewer calls", ha="center", va="top")
+    axes.text(
+        (few * most) ** 0.5, below * 0.97, f"as near in {most / few:.0f} times fewer calls", ha="center", va="top"
+    )
     axes.set_ylim(bottom=below * (low / high) ** 0.12)
     axes.set(xscale="log", yscale="log", xlabel="network calls an image", title=CALLED.get(data, data))
     axes.set_xticks(calls := [5, 10, 20, 50, 100, 250, most], [f"{n:g}" for n in calls])

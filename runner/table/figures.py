@@ -131,12 +131,12 @@ def _pictured(rows, flow):
 
 
 def families(labels):
-    """(name, labels) of each panel: all of few; else the paper's methods, and others by the first word of a name."""
+    """(name, labels) of each panel: all of few; else the paper's methods, and others by what their names begin with."""
     if len(labels) <= FEW:
         return [("", labels)]
     found = {}
     for label in labels:
-        word = re.split(r"[-\d ]", label)[0]
+        word = re.split(r"-(?!Solver)|\+|\d| ", label)[0]
         found.setdefault(PAPER if label in PUBLISHED else word, []).append(label)
     groups = []
     for name, members in found.items():
@@ -145,8 +145,10 @@ def families(labels):
             other, held = groups[fits[-1]]
             groups[fits[-1]] = (f"{other}, {name}", [*held, *members])
             continue
-        size = math.ceil(len(members) / math.ceil(len(members) / FAMILY))
-        groups += [(name, members[i : i + size]) for i in range(0, len(members), size)]
+        parts = math.ceil(len(members) / FAMILY)
+        size = math.ceil(len(members) / parts)
+        for i in range(parts):
+            groups.append((f"{name}, {i + 1} of {parts}" if parts > 1 else name, members[i * size : (i + 1) * size]))
     return groups
 
 
@@ -228,7 +230,7 @@ def finish(panel, steps=None):
         low, high = axis.get_view_interval()
         if high < 1.01 * low:  # of a single point
             low, high = limit(low / 2, 2 * high)
-        locator = LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,))
+        locator = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
         if axis is panel.yaxis and high < 30 * low:  # the best lie close together, and labels have room here
             locator = MaxNLocator(6) if high < 4 * low else LogLocator(subs=(1, 1.5, 2, 3, 5, 7))
         axis.set_major_locator(locator)

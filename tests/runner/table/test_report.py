@@ -121,8 +121,8 @@ def test_panels_are_families():
     assert figures.families(labels) == [
         ("the paper's", ["DDIM", "PF"]),
         ("iPNDM, Heun", ["iPNDM2", "iPNDM3", "Heun", "Heun karras"]),
-        ("DEIS", [f"DEIS-{i}" for i in range(4)]),
-        ("DEIS", [f"DEIS-{i}" for i in range(4, 8)]),
+        ("DEIS, 1 of 2", [f"DEIS-{i}" for i in range(4)]),
+        ("DEIS, 2 of 2", [f"DEIS-{i}" for i in range(4, 8)]),
     ]
     assert figures.families(labels[:5]) == [("", labels[:5])]
 
