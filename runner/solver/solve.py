@@ -181,7 +181,7 @@ def _changed(method: str | Method, options: dict[str, Any]) -> list[str]:
     """The names of the options that differ from their defaults. Raises ValueError for what the method cannot take."""
     for name in options:
         if name not in OPTIONS:
-            able = [*method_named(method).options, *("profile", "spacing", "times"), *GRID_OPTIONS]
+            able = [*method_named(method).options, "profile", "spacing", "times", *GRID_OPTIONS]
             raise ValueError(f"there is no option {name}; method {method} takes {', '.join(able)}")
         if name not in method_named(method).options:
             able = [other for other, line in METHODS.items() if name in line.options]

@@ -14,7 +14,6 @@ MEANING = {
     "published": "published is what the released code does, quirks included (docs/methods.md lists them)",
 }
 CLOSE = 1.05  # a distance is as near as another up to this factor
-BASELINE = "DDIM"  # whose most steps the fewest calls of the others are compared with
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -193,7 +192,7 @@ def _as_near_as_ddim(rows):
     """The fewest calls in which each method comes close to DDIM in its most steps."""
     head = ["method", "steps", "network calls", "distance"]
     mine = [row for row in rows if row.called and row.profile == rows[0].profile]
-    first = [row for row in mine if row.label == BASELINE and row.steps]
+    first = [row for row in mine if row.label == "DDIM" and row.steps]
     if len(first) < 2:
         return ResultTable("", head, [])
     target = max(first, key=lambda row: row.steps)
