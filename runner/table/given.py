@@ -13,6 +13,7 @@ from pndm.config.schema import difference
 
 OF_A_CELL = ("label", "profile", "budget", "seed", "nfe")  # columns that tell a cell from all others
 NUMBERS = ("nfe", "images", "made", "seconds", "images_per_second", "world_size")  # that every cell has
+ROUNDING = ("Sample.compile",)  # what changes images no more than another processor does
 # Columns that are the table's, not the record's.
 OF_THE_TABLE = {"label", "budget", "distance", "error", "seeds"}
 OF_THE_TABLE |= {f"{what}_over_seeds" for what in ("mean", "deviation", "least")}
@@ -62,7 +63,7 @@ def fit(record, fingerprint, measurement, place):
             raise TypeError
         if not all(record[key] for key in NUMBERS):  # 0
             raise TypeError
-        held = {key: _at(record["config"], key) for key in fingerprint if "." in key}
+        held = {key: _at(record["config"], key) for key in fingerprint if "." in key and key not in ROUNDING}
         held |= {key: record[key] for key in ("steps", "precision")} | {"checkpoint": record["checkpoint"]["sha256"]}
         if record["solver"]:
             held["solver"] = record["solver"]["sha256"]

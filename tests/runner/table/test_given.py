@@ -73,6 +73,15 @@ def test_only_the_kept_images_of_a_taken_cell_are_made(table, cli, tmp_path):
     assert images(tmp_path / "taken") == {}
 
 
+def test_a_cell_that_was_compiled_is_taken(table, cli, tmp_path):
+    keys = {"profiles": ["exact"], "methods": ["DDIM"], "steps": [4], "seeds": 1}
+    assert cli(*table("whole", **keys))[0] == 0
+    [line] = lines_of(tmp_path / "whole")
+    write(tmp_path / "given.csv", [line | {"compile": "True", "config.Sample.compile": "True"}])
+    assert cli(*table("taken", **keys), "--cells", tmp_path / "given.csv")[0] == 0
+    assert lines_of(tmp_path / "taken")[0]["compile"] == "True"
+
+
 def write(path, lines):
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, lines[0])
