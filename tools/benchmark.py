@@ -5,6 +5,7 @@
     python tools/benchmark.py network --config ddim_cifar10.yml --batch 16
     python tools/benchmark.py features --images 200
     python tools/benchmark.py precision --images 1000
+    python tools/benchmark.py training --config fashion.yml
     python tools/benchmark.py profile --config ddim_cifar10.yml --batch 16
     torchrun --nproc_per_node=2 tools/benchmark.py team
     python tools/benchmark.py gpu --json gpu.json
@@ -22,6 +23,7 @@ import warnings
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -43,8 +45,8 @@ from pndm.runner.measure.measurement import Measurement
 from pndm.runner.measure.reference import moments_of
 from pndm.runner.measure.statistics import Statistics
 from pndm.runner.processes import processes
+from pndm.tools import gpu as gpu_tool
 from pndm.tools.contenders import Stopwatch, contender, network, own_times, random_inception, shape_of
-from pndm.tools.gpu import gpu as every_gpu_figure
 
 
 def frechet(args):
@@ -131,21 +133,22 @@ def features(args):
 
 
 def precision(args):
-    """How far bfloat16 takes images and distances from float32, for the methods at several steps, on the digits.
+    """How far bfloat16 takes images and distances from float32, for the methods at several steps, on a bundled network.
 
-    The same noise in both; rms in grey levels of 255, before rounding; distances with their jackknife errors.
+    The same noise in both. What bfloat16 changes in the images is told in grey levels of 255: the rms, and the mean
+    over pixels that are black in either. Distances have their jackknife errors.
     """
     where = device("auto")
-    digits = load("digits.yml")
-    measurement = Measurement.of(digits.Dataset, digits.Sample, where)
+    experiment = load(args.config)
+    measurement = Measurement.of(experiment.Dataset, experiment.Sample, where)
     rows = []
-    print(f"{'method':8}{'steps':>6}{'rms':>7}{'float32':>18}{'bfloat16':>18}")
+    print(f"{'method':8}{'steps':>6}{'rms':>7}{'black':>8}{'float32':>18}{'bfloat16':>18}")
     for method in ("DDIM", "S-PNDM", "F-PNDM", "FON"):
         for steps in (10, 50, 250):
             images, distance = {}, {}
             for name in ("fp32", "bf16"):
                 values = {"method": method, "sample_speed": steps, "precision": name, "total_num": args.images}
-                experiment = replaced(load("digits.yml"), **values)
+                experiment = replaced(load(args.config), **values)
                 loaded, sampling = load_network(experiment, where), sampling_of(experiment)
                 measurement.reset()
                 made, size = [], experiment.Sample.batch_size
@@ -155,11 +158,32 @@ def precision(args):
                     measurement.update(ids, made[-1])
                 images[name], card = torch.cat(made), measurement.card()
                 distance[name] = {"value": card["value"], "error": card["error"]}
-            rms = float((images["fp32"].double() - images["bf16"].double()).square().mean().sqrt())
-            rows.append({"method": method, "steps": steps, "rms": rms} | distance)
+            change = images["bf16"].double() - images["fp32"].double()
+            black = (images["bf16"] == 0) | (images["fp32"] == 0)
+            rms, lighter = float(change.square().mean().sqrt()), float(change[black].mean())
+            rows.append({"method": method, "steps": steps, "rms": rms, "black": lighter} | distance)
             shown = "".join(f"{d['value']:11.4f} ± {d['error']:.4f}" for d in distance.values())
-            print(f"{method:8}{steps:6}{rms:7.2f}{shown}", flush=True)
-    return {"images": args.images, "rows": rows}
+            print(f"{method:8}{steps:6}{rms:7.2f}{lighter:8.3f}{shown}", flush=True)
+    return {"config": args.config, "images": args.images, "rows": rows}
+
+
+def training(args):
+    """Images a second of training in float32 and bfloat16, the reading of images included.
+
+    Images are noise. Figures are wall time: on a shared machine their ratio says more than they do.
+    """
+    where, rounds = device("auto"), []
+    size = SimpleNamespace(config=args.config, trained=args.batch, batch=args.batch, steps=args.steps)
+    size.training = [("fp32", False), ("bf16", False)]
+    for _ in range(args.repeat):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = gpu_tool.training(size, where, Path(folder), None)
+        rates = {row["precision"]: row["images_per_second"] for row in rows}
+        rounds.append(rates)
+        print(", ".join(f"{name} {rate:.3g} images/s" for name, rate in rates.items()), flush=True)
+    gain = statistics.median(rates["bf16"] / rates["fp32"] for rates in rounds)
+    print(f"median ratio {gain:.2f}")
+    return {"config": args.config, "batch": args.batch, "rounds": rounds, "gain": gain}
 
 
 def profile(args):
@@ -242,7 +266,7 @@ class Blank(list):
 
 def gpu(args):
     """Everything that only a GPU can tell, in at most nine minutes (tools/gpu.py)."""
-    return every_gpu_figure(args, device("auto"))
+    return gpu_tool.gpu(args, device("auto"))
 
 
 def _timed(function, *arguments):
@@ -289,7 +313,12 @@ def main(argv=None):
     command.add_argument("--batch", type=positive, metavar="N", help="images a network call (default the experiment's)")
     benchmark(team, images=(50_000, "of each side"), dimension=(2048, "of the features"))
     benchmark(features, images=(200, "to describe"))
-    benchmark(precision, images=(1000, "for each method, steps and precision"))
+    command = benchmark(precision, images=(1000, "for each method, steps and precision"))
+    command.add_argument("--config", default="digits.yml", choices=("digits.yml", "fashion.yml"), help="the network")
+    command = benchmark(training, batch=(64, "images a step"), steps=(10, "of a round, after five that are not timed"))
+    command.add_argument(
+        "--config", default="fashion.yml", metavar="NAME.yml", help="the network (default fashion.yml)"
+    )
     batch = {"batch": (16, "images a network call")}
     rounds = {"steps": (None, "network calls of a round: 4; on a GPU 50")}
     rounds |= {"side": (None, "of the square matrices: 4096; on a GPU 8192")}

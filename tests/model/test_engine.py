@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,16 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pndm.config.errors import InputError
-from pndm.config.load import load
-from pndm.dataset import encode, open_dataset
 from pndm.model import backend, engine, kernels, load_model
 from pndm.model.backend import Graphs
 from pndm.model.blocks import GroupNorm
 from pndm.model.engine import Engine, largest_batch, resolve
 from pndm.model.settings import Settings
-from pndm.runner.build import read_network
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.solver.solve import solve
+from pndm.tools import studies
 
 CPU = torch.device("cpu")
 SMALL = [name for name in MANIFEST if "small" in name]
@@ -118,33 +117,12 @@ def test_tf32_is_for_those_that_round_more_and_while_they_run(precision):
     assert [backend.allow_tf32 for backend in backends] == before
 
 
-def cut(x, bits=10):
-    """float32 to the nearest number with so many digits after the point: of TF32, what a tensor core is given."""
-    whole, dropped = x.contiguous().view(torch.int32), 23 - bits
-    return ((whole + (1 << (dropped - 1))) >> dropped << dropped).view(torch.float32)
-
-
 @pytest.mark.slow
 def test_tf32_at_the_ends_adds_little_to_the_error_of_bf16():
     """The first and the last convolution and the time's embedding, as a GPU computes them."""
-    experiment = load("digits.yml")
-    images = open_dataset(experiment.Dataset)
-    torch.manual_seed(0)
-    x0 = encode(torch.stack([images[i] for i in range(64)]), experiment.Dataset)
-    noise, networks = torch.randn_like(x0), {}
-    for name, precision in (("exact", "fp32"), ("bf16", "bf16"), ("ends", "bf16")):
-        networks[name] = Engine(read_network(experiment)[0], CPU, precision)
-    ends = networks["ends"].plain
-    for layer in (ends.conv_in, ends.conv_out, *ends.temb.dense):
-        layer.weight.data = cut(layer.weight.data)
-        layer.register_forward_pre_hook(lambda _, inputs: (cut(inputs[0]),))
-    for t in (0, 50, 500, 999):
-        alpha = Schedule().alpha_cumprod(t)
-        x = float(alpha**0.5) * x0 + float((1 - alpha) ** 0.5) * noise
-        with torch.inference_mode():
-            eps = {name: network(x, torch.tensor([float(t)])) for name, network in networks.items()}
-        assert not torch.equal(eps["ends"], eps["bf16"])
-        assert difference(eps["ends"], eps["exact"]) < 1.1 * difference(eps["bf16"], eps["exact"])
+    for bf16, with_tf32_ends, with_bf16_ends in studies.ends(SimpleNamespace(images=64)).values():
+        assert with_tf32_ends != bf16
+        assert with_tf32_ends < 1.2 * bf16 < with_bf16_ends
 
 
 class Replayed:

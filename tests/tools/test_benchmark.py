@@ -62,6 +62,18 @@ def test_team(figures):
     assert found["most MiB of a process"] > 50
 
 
+def test_training(figures):
+    found = figures("training", "--config", "digits.yml", "--batch", "8", "--steps", "1")
+    assert [list(rates) for rates in found["rounds"]] == [["fp32", "bf16"]] and found["gain"] > 0
+
+
+@pytest.mark.slow
+def test_precision(figures):
+    """What bfloat16 changes is a grey level or so."""
+    rows = figures("precision", "--images", "4")["rows"]
+    assert len(rows) == 12 and all(0 < row["rms"] < 8 and abs(row["black"]) < 1 for row in rows)
+
+
 def test_every_part_of_gpu(figures, capsys):
     """At reduced size, on any device."""
     pytest.importorskip("pytorch_fid")
