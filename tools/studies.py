@@ -39,9 +39,9 @@ def table(*names):
 
 
 def row(*cells):
-    print(
-        "| " + " | ".join(f"{cell:.2g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True
-    )
+    """Print a row; numbers that are not whole have two digits."""
+    told = [f"{cell:.2g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    print(f"| {' | '.join(told)} |", flush=True)
 
 
 @torch.inference_mode()
@@ -94,8 +94,8 @@ def preview(args):
                 asked.append(len(x))
                 return network(x, t)
 
-            begun, noise = time.process_time(), sampling_of(experiment).noise(range(args.images), CPU).to(dtype)
-            x = flow_from(noise, t, -1.0, Schedule(), counted, tolerance).double()
+            begun, x = time.process_time(), sampling_of(experiment).noise(range(args.images), CPU).to(dtype)
+            x = flow_from(x, t, -1.0, Schedule(), counted, tolerance).double()
             away = distance(x, exact.setdefault(t, x))
             calls, seconds = sum(asked) / args.images, time.process_time() - begun
             row(str(dtype).removeprefix("torch."), f"{tolerance:g}", f"{t:g}", f"{calls:.0f}", f"{seconds:.1f}", away)
