@@ -148,7 +148,7 @@ def precision(args):
             images, distance = {}, {}
             for name in ("fp32", "bf16"):
                 values = {"method": method, "sample_speed": steps, "precision": name, "total_num": args.images}
-                experiment = replaced(load(args.config), **values)
+                experiment = replaced(experiment, **values)
                 loaded, sampling = load_network(experiment, where), sampling_of(experiment)
                 measurement.reset()
                 made, size = [], experiment.Sample.batch_size

@@ -26,6 +26,7 @@ from pndm.runner.solver.flow import FlowSchedule
 from pndm.runner.solver.schedule import Schedule
 from pndm.runner.table.flow import distance, flow_from
 from pndm.scheduler import MethodScheduler
+from pndm.tools.benchmark import positive
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-7  # of the exact flow
@@ -160,12 +161,6 @@ def ends(args):
         rows[t] = [distance(engine(x, at), wanted) / wanted.std().item() for engine in engines]
         row(t, *(f"{value:.2e}" for value in rows[t]))
     return rows
-
-
-def positive(text):
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
 
 
 def main(argv=None):
