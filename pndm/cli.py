@@ -342,7 +342,7 @@ def command() -> None:
         status = complain(f"standard output: {error.strerror}")
         sys.stdout = None
     if "WORLD_SIZE" in os.environ:
-        # gloo's threads now and then abort an interpreter that is tearing down, though all its work is done.
-        sys.stderr.flush()
-        os._exit(status)
+        from pndm.runner.processes import end
+
+        end(status)
     sys.exit(status)

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -204,9 +205,19 @@ def processes(device: torch.device, timeout: float | None = None) -> Iterator[Pr
             raise InputError(f"another process did not answer ({first_line(error)})") from error
         raise
     # Only NCCL's group is taken down, and not after an error, when other ranks may be gone. gloo's teardown sometimes
-    # hangs or aborts: there the process ends with the group in place (`pndm.cli.command`).
+    # hangs or aborts: there the process ends with the group in place (`end`).
     if device.type == "cuda":
         dist.destroy_process_group()
+
+
+def end(status: int) -> NoReturn:
+    """End this process with its exit status. A program that joins `processes` ends by it."""
+    if "WORLD_SIZE" in os.environ:
+        # gloo's threads now and then abort an interpreter that is tearing down, though all its work is done.
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _number(name: str, default: int) -> int:

@@ -44,7 +44,7 @@ from pndm.runner.measure.features import EXTRACTORS, Extractor
 from pndm.runner.measure.measurement import Measurement
 from pndm.runner.measure.reference import moments_of
 from pndm.runner.measure.statistics import Statistics
-from pndm.runner.processes import processes
+from pndm.runner.processes import end, processes
 from pndm.tools import gpu as gpu_tool
 from pndm.tools.contenders import Stopwatch, contender, network, own_times, random_inception, shape_of
 
@@ -342,3 +342,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    end(0)

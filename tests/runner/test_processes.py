@@ -274,6 +274,14 @@ def test_wrong_variables_of_torchrun_are_named(monkeypatch, variables, said):
         pass
 
 
+@pytest.mark.parametrize("variables, said", [({}, b"done\ntorn down\n"), ({"WORLD_SIZE": "2"}, b"done\n")])
+def test_one_of_several_processes_ends_without_tearing_down_the_interpreter(variables, said):
+    program = "import atexit; from pndm.runner.processes import end;"
+    program += "atexit.register(print, 'torn down'); print('done'); end(3)"
+    run = subprocess.run([sys.executable, "-c", program], env=os.environ | variables, stdout=subprocess.PIPE, cwd=ROOT)
+    assert (run.returncode, run.stdout) == (3, said)
+
+
 @pytest.mark.parametrize("kind", ["xpu", "mps"])
 def test_several_processes_on_a_device_that_cannot_join_are_refused(monkeypatch, kind):
     monkeypatch.setenv("WORLD_SIZE", "2")

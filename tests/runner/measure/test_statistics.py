@@ -36,7 +36,7 @@ def test_sums_do_not_depend_on_the_order_in_which_images_come():
 GATHER = """
 import sys, torch
 from pndm.runner.measure.statistics import Statistics
-from pndm.runner.processes import processes
+from pndm.runner.processes import end, processes
 features = torch.load(sys.argv[1] + "/features.pt")
 with processes(torch.device("cpu")) as team:
     in_turn = [batch % 3 for batch in range(120)]
@@ -48,6 +48,7 @@ with processes(torch.device("cpu")) as team:
                 total.update(features[100 * batch : 100 * batch + 100], range(100 * batch, 100 * batch + 100))
         total.gather(team)
         torch.save((total.moments(), list(total.leave_one_out())), f"{sys.argv[1]}/{name} {team.rank}.pt")
+end(0)
 """
 
 
