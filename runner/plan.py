@@ -27,6 +27,7 @@ from pndm.runner.advice import few_images
 from pndm.runner.batches import steps_of
 from pndm.runner.build import adaptive, load_network, network_key, sampling_of
 from pndm.runner.checkpoints import KEEP
+from pndm.runner.measure.features import dimension_of
 from pndm.runner.measure.statistics import GROUPS
 from pndm.runner.preview import check
 from pndm.runner.solver.published import PublishedSchedule
@@ -236,8 +237,8 @@ def features_size(experiment):
 
 
 def _features(experiment):
-    """Features of an image, whose statistics are kept."""
-    return {"none": 0, "pixels": _pixels(experiment), "fashion": 128}.get(experiment.Sample.features, 2048)
+    data = experiment.Dataset
+    return dimension_of(experiment.Sample.features, (data.channels, data.image_size, data.image_size))
 
 
 def _duration(seconds):

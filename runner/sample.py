@@ -268,12 +268,17 @@ def device_name(device):
     return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def _counted(number, noun, form=","):
+    return f"{number:{form}} {noun}{'s' * (number != 1)}"
+
+
 def told(record):
     """What a person wants to know of a finished run: lines of text."""
-    how = f"{record['steps']} steps" if record["steps"] else "adaptive steps"
+    how = _counted(record["steps"], "step", "d") if record["steps"] else "adaptive steps"
     name = Path(record["solver"]["path"]).stem if record["solver"] else record["method"]
     lines = [
-        f"{record['images']:,} images by {name} in {how}, {record['nfe']:.4g} network calls an image, "
+        f"{_counted(record['images'], 'image')} by {name} in {how}, "
+        f"{_counted(record['nfe'], 'network call', '.4g')} an image, "
         f"{record['images_per_second']:.4g} images/s",
         "network from {path}: {format}; weights: {weights}".format(**record["checkpoint"]),
     ]

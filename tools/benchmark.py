@@ -40,7 +40,7 @@ from pndm.places import device
 from pndm.runner import sample
 from pndm.runner.build import load_network, sampling_of
 from pndm.runner.measure.distance import frechet_distance, standard_error
-from pndm.runner.measure.features import EXTRACTORS, Extractor
+from pndm.runner.measure.features import Extractor, make_extractor
 from pndm.runner.measure.measurement import Measurement
 from pndm.runner.measure.reference import moments_of
 from pndm.runner.measure.statistics import Statistics
@@ -124,7 +124,7 @@ def features(args):
     """Images a second through pytorch-fid's Inception, with random weights, from uint8 images of 32×32."""
     where = device("auto")
     with tempfile.TemporaryDirectory() as folder:
-        extractor = EXTRACTORS["inception"]((3, 32, 32), where, random_inception(Path(folder)))
+        extractor = make_extractor("inception", (3, 32, 32), where, random_inception(Path(folder)))
     images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
     extractor(images[:50])
     rates = [args.images / _timed(extractor, images)[0] for _ in range(args.repeat)]

@@ -32,7 +32,7 @@ from pndm.model.engine import Engine, peak
 from pndm.runner import sample
 from pndm.runner.batches import batches
 from pndm.runner.measure.distance import standard_error
-from pndm.runner.measure.features import EXTRACTORS
+from pndm.runner.measure.features import make_extractor
 from pndm.runner.measure.statistics import Statistics
 from pndm.runner.processes import Processes
 from pndm.runner.solver.schedule import Schedule
@@ -224,7 +224,7 @@ def profiled(engine, x, where):
 
 def measuring(size, where, folder, end):
     """Inception features a second, and what statistics of them cost, on the device where sums are made."""
-    extractor = EXTRACTORS["inception"]((3, 32, 32), where, random_inception(folder))
+    extractor = make_extractor("inception", (3, 32, 32), where, random_inception(folder))
     images = torch.randint(0, 256, (size.described, 3, 32, 32), dtype=torch.uint8, device=where)
     extractor.describe(images[:100])
     begun = clock(where)

@@ -10,6 +10,7 @@ the command line reads the names.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from pndm.config import published
@@ -56,7 +57,7 @@ class Extractor:
 
 def pixels(shape, device, path):
     """Grey levels in [0, 1]; for images (C, H, W) of at most 4096 values."""
-    dimension = shape[0] * shape[1] * shape[2]
+    dimension = prod(shape)
     if dimension > MOST_PIXELS:
         raise InputError(
             f"features pixels: for images of at most {MOST_PIXELS} values, not {dimension}; use inception",
@@ -71,7 +72,7 @@ def network(name, dimension, load, size, mean, std, mode="bicubic"):
     It sees levels in [0, 1], grey repeated to 3 channels, resized to size × size, less `mean`, over `std`.
     """
 
-    def extractor(shape, device, path):
+    def make(shape, device, path):
         import torch
         from torch.nn.functional import interpolate
 
@@ -87,7 +88,7 @@ def network(name, dimension, load, size, mean, std, mode="bicubic"):
 
         return Extractor(name, dimension, sha256(file), f"{mode} to {size}×{size}", function)
 
-    return extractor
+    return dimension, make
 
 
 def load_inception(path):
@@ -143,10 +144,11 @@ def fashion(shape, device, path):
     return Extractor("fashion", WIDTH, sha256(file), None, lambda images: net.features(images.to(device) / 127.5 - 1))
 
 
-# name → function (shape of an image (C, H, W), device, inception_path or None) → Extractor
+# name → features of an image (None: one for each of its values),
+#        function (shape of an image (C, H, W), device, inception_path or None) → Extractor
 EXTRACTORS = {
-    "pixels": pixels,
-    "fashion": fashion,
+    "pixels": (None, pixels),
+    "fashion": (128, fashion),
     "inception": network("inception", 2048, load_inception, 299, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear"),
 }
 # What a distance on features of that name is called, where the name alone does not say it.
@@ -157,7 +159,12 @@ def make_extractor(name, shape, device="cpu", path=None):
     """The extractor of that name for images of shape (C, H, W). Raises InputError."""
     if name not in EXTRACTORS:
         raise InputError(f"features {name!r} is not one of {', '.join(EXTRACTORS)}, none", "Sample.features")
-    return EXTRACTORS[name](shape, device, path)
+    return EXTRACTORS[name][1](shape, device, path)
+
+
+def dimension_of(name, shape):
+    """How many features by that name an image of shape (C, H, W) has; none by `none`."""
+    return 0 if name == "none" else EXTRACTORS[name][0] or prod(shape)
 
 
 def is_fid(name, digest):

@@ -40,6 +40,11 @@ def images(folder):
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]).astype(int)
 
 
+def test_one_image_in_one_step_is_told_in_the_singular(tiny, cli, tmp_path):
+    out = cli(*tiny.flags(tmp_path / "run"), "--method", "DDIM", "--sample_speed", "1", "--total_num", "1")[1]
+    assert "1 image by DDIM in 1 step, 1 network call an image, " in out
+
+
 def test_a_finished_folder_holds_what_is_promised(tiny, cli, tmp_path):
     status, out, err = cli(*tiny.flags(tmp_path / "run"))
     assert (status, err) == (0, "")
