@@ -1,13 +1,21 @@
 """Networks with a condition, and classifier-free guidance (Ho & Salimans 2022): two networks as one."""
 
+from pndm.config.errors import InputError
+
 
 class Conditional:
     """network(x, t, labels) with its labels, called like any network.
 
-    labels: classes, int64 (n,) of the images in order, or (1,) of all of them; None: no class.
+    labels: classes, int64 (n,) of the images in order, or (1,) of all of them; −1, or None for all: no class. Raises
+    InputError (a ValueError) for classes that a network of this project does not know.
     """
 
     def __init__(self, network, labels):
+        settings = getattr(getattr(network, "plain", network), "settings", None)  # `plain`: an engine's network
+        if labels is not None and settings and not bool(((labels >= -1) & (labels < settings.labels)).all()):
+            raise InputError(
+                f"labels are from 0 to {settings.labels - 1}, or -1, for a network of {settings.labels} classes"
+            )
         self.network, self.labels = network, labels
         self.broadcasts_time = getattr(network, "broadcasts_time", False)
 

@@ -12,6 +12,7 @@ from pndm.config.errors import InputError
 from pndm.config.load import load
 from pndm.model import load_model
 from pndm.model.checkpoint import closest, read
+from pndm.model.engine import Engine
 from pndm.model.guidance import Conditional, Guided
 from pndm.model.settings import settings_of
 from pndm.model.unet import UNet
@@ -87,6 +88,16 @@ def test_labels_are_for_networks_with_classes():
     network = UNet(settings_of(published_section("ddim_small")))
     with pytest.raises(ValueError, match="labels are given to a network without classes"):
         network(torch.zeros(1, 3, 16, 16), torch.tensor([5.0]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("wrong", [-2, 4])
+@pytest.mark.parametrize("engine", [False, True])
+def test_labels_are_classes_of_the_network(wrong, engine):
+    network = load_model(section("edm_ddpmpp"), weights("edm_ddpmpp"))
+    network = Engine(network, torch.device("cpu")) if engine else network
+    Conditional(network, torch.tensor([-1, 3]))
+    with pytest.raises(ValueError, match="labels are from 0 to 3, or -1, for a network of 4 classes"):
+        Conditional(network, torch.tensor([0, wrong]))
 
 
 def test_guidance_counts_its_calls():
