@@ -12,10 +12,9 @@ class Conditional:
 
     def __init__(self, network, labels):
         settings = getattr(getattr(network, "plain", network), "settings", None)  # `plain`: an engine's network
-        if labels is not None and settings and not bool(((labels >= -1) & (labels < settings.labels)).all()):
-            raise InputError(
-                f"labels are from 0 to {settings.labels - 1}, or -1, for a network of {settings.labels} classes"
-            )
+        known = getattr(settings, "labels", 0)
+        if known and labels is not None and not bool(((labels >= -1) & (labels < known)).all()):
+            raise InputError(f"labels are from 0 to {known - 1}, or -1, for a network of {known} classes")
         self.network, self.labels = network, labels
         self.broadcasts_time = getattr(network, "broadcasts_time", False)
 
