@@ -10,6 +10,7 @@ calibration with the experiment's network.
 import sys
 import time
 from datetime import timedelta
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -216,14 +217,9 @@ def show_training(experiment: Any, device: torch.device) -> None:
     few_images(steps * data.batch_size, f"{steps:,} steps of {data.batch_size} images")
 
 
-def _pixels(experiment):
-    data = experiment.Dataset
-    return data.channels * data.image_size**2
-
-
 def file_size(experiment):
     """Bytes of an image's PNG file at most."""
-    pixels = _pixels(experiment)
+    pixels = prod(experiment.Dataset.shape)
     return pixels + BESIDE_PIXELS + experiment.Dataset.image_size + 24 * (pixels // 2**14 + 1)
 
 
@@ -237,8 +233,7 @@ def features_size(experiment):
 
 
 def _features(experiment):
-    data = experiment.Dataset
-    return dimension_of(experiment.Sample.features, (data.channels, data.image_size, data.image_size))
+    return dimension_of(experiment.Sample.features, experiment.Dataset.shape)
 
 
 def _duration(seconds):

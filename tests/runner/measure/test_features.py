@@ -18,7 +18,8 @@ def test_inception_takes_grey_images_and_the_hubs_cache(weights, monkeypatch):
     extractor = features.make_extractor("inception", (1, 8, 8))
     grey = torch.from_numpy(coloured_images(0, 2)[..., :1].transpose(0, 3, 1, 2).copy())
     found = extractor(grey)
-    assert found.shape == (2, features.dimension_of("inception", (1, 8, 8))) and found.dtype == torch.float64
+    assert found.shape == (2, extractor.dimension) and found.dtype == torch.float64
+    assert extractor.dimension == features.dimension_of("inception", (1, 8, 8))
     assert torch.equal(found, extractor(grey.repeat(1, 3, 1, 1)))
     assert found.std() > 0.01
 
@@ -81,8 +82,8 @@ def test_the_classifier_of_fashion_mnist_and_its_statistics():
     extractor = features.make_extractor("fashion", (1, 28, 28))
     reference = open_statistics("model/fashion_statistics.npz")
     assert (reference.record["hash"], reference.record["images"]) == (extractor.hash, 60_000)
-    dimension = features.dimension_of("fashion", (1, 28, 28))
-    assert reference.mu.shape == (dimension,) and extractor.dimension == dimension
+    assert reference.mu.shape == (128,) and extractor.dimension == 128
+    assert features.dimension_of("fashion", (1, 28, 28)) == 128
     noise = torch.randint(0, 256, (300, 1, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     found = extractor(noise)
     far = frechet_distance(found.mean(0), found.T.cov(), reference.mu, reference.sigma)
